@@ -1,0 +1,271 @@
+"""Every error this product raises on purpose, in one tree with stable codes.
+
+An error answers three questions: what happened (and where), whose it is, and how
+it is mended. `CATALOGUE` is the one table: names, `FC-nnnn` codes, exit codes and
+gRPC statuses map one to one, and `fedcare explain`, the runbook and the docs are
+made from it. The refusal names of the protocol (docs/protocol.md, section 12) are
+rows of the same table.
+
+Codes: FC-1xxx files and arguments, FC-2xxx connections and identity, FC-3xxx a
+node's refusals, FC-4xxx the coordinator's refusals, FC-5xxx a hospital's policy,
+FC-6xxx rounds and runs, FC-7xxx state on disk, FC-9xxx our own bugs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Final
+
+
+class ExitCode(IntEnum):
+    """Process exit codes that scripts may rely on."""
+
+    OK = 0
+    REFUSED = 1
+    CONNECT = 2
+    DEADLINE = 3
+    BAD_INPUT = 4
+    INTERNAL = 5
+    WAITING = 6
+
+
+class Whose(Enum):
+    """Who has to act for the error to go away."""
+
+    CALLER = "the person or program that made the request"
+    HOSPITAL = "the hospital"
+    OPERATOR = "the consortium's operator"
+    RESEARCHER = "the researcher who owns the study"
+    PEER = "the machine at the other end"
+    PROJECT = "us, the authors"
+
+
+class Status(Enum):
+    """The gRPC status an error travels as; `common.transport.status` translates."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    DATA_LOSS = "DATA_LOSS"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """One row of the catalogue; `meaning` and `fix` are whole sentences for people."""
+
+    code: str
+    name: str
+    exit_code: ExitCode
+    status: Status
+    whose: Whose
+    meaning: str
+    fix: str
+
+
+_IN, _NO, _CON, _DL, _BUG = (
+    ExitCode.BAD_INPUT,
+    ExitCode.REFUSED,
+    ExitCode.CONNECT,
+    ExitCode.DEADLINE,
+    ExitCode.INTERNAL,
+)
+_ARG, _PRE, _DENY = Status.INVALID_ARGUMENT, Status.FAILED_PRECONDITION, Status.PERMISSION_DENIED
+_CALLER, _HOSP, _OPER, _RES, _PEER = (
+    Whose.CALLER,
+    Whose.HOSPITAL,
+    Whose.OPERATOR,
+    Whose.RESEARCHER,
+    Whose.PEER,
+)
+
+# fmt: off
+_ROWS: Final = (
+    # --- files and arguments ------------------------------------------------------
+    ErrorKind("FC-1001", "FILE_MISSING", _IN, _ARG, _CALLER, "A file that was named is not there or cannot be read.", "Check the path and its permissions."),
+    ErrorKind("FC-1002", "FILE_SYNTAX", _IN, _ARG, _CALLER, "A file is not valid YAML, JSON or CSV.", "Correct the line that is named."),
+    ErrorKind("FC-1003", "SCHEMA_VERSION", _IN, _ARG, _CALLER, "A file states a schema this version does not read.", "Use the schema named in the message, or the matching version of fedcare."),
+    ErrorKind("FC-1004", "UNKNOWN_KEY", _IN, _ARG, _CALLER, "A file has a key that the schema does not know.", "Correct the spelling or remove the key; the message names the nearest known one."),
+    ErrorKind("FC-1005", "BAD_VALUE", _IN, _ARG, _CALLER, "A value has the wrong type, unit or range, or contradicts another.", "Give a value of the kind that the message names."),
+    ErrorKind("FC-1006", "DUPLICATE_KEY", _IN, _ARG, _CALLER, "A key or an id stands twice.", "Keep one of the two."),
+    ErrorKind("FC-1007", "OUTPUT_EXISTS", _IN, _ARG, _CALLER, "The place to write to already holds something.", "Choose an empty folder or remove the old one."),
+    ErrorKind("FC-1008", "NOT_INSTALLED", _IN, _PRE, _CALLER, "The command needs an optional part that is not installed.", "Install the extra that the message names."),
+    ErrorKind("FC-1101", "DATA_COLUMN", _IN, _PRE, _HOSP, "A column of the study is not in the hospital's table.", "Map the column in the site manifest, or ask for the table to be completed."),
+    ErrorKind("FC-1102", "DATA_VALUE", _IN, _PRE, _HOSP, "A value in the hospital's table cannot be read as the study's type.", "Correct the value or declare its missing code in the study."),
+    ErrorKind("FC-1103", "DATA_LABEL", _IN, _PRE, _HOSP, "A label lies outside the levels the study declares.", "Correct the label, or the study's target."),
+    ErrorKind("FC-1104", "DATA_EMPTY", _IN, _PRE, _HOSP, "A hospital has no usable row for the study.", "Check the file, the study's rules for missing values and its split."),
+    ErrorKind("FC-1105", "DATA_CHECKSUM", _IN, Status.DATA_LOSS, _CALLER, "A data file's SHA-256 is not the expected one.", "Install the data package again at the pinned version."),
+    # --- connections and identity -------------------------------------------------
+    ErrorKind("FC-2001", "UNREACHABLE", _CON, Status.UNAVAILABLE, _PEER, "No connection to the coordinator.", "Check that it runs, the address, and the outbound firewall port."),
+    ErrorKind("FC-2002", "PORT_IN_USE", _IN, _PRE, _CALLER, "The address to listen on is taken.", "Stop the other program or choose another port."),
+    ErrorKind("FC-2003", "TLS_REFUSED", _CON, Status.UNAUTHENTICATED, _PEER, "The TLS handshake failed.", "Compare both ends' CA, certificate dates and names; `fedcare pki show` prints them."),
+    ErrorKind("FC-2004", "TLS_VERSION", _CON, Status.UNAUTHENTICATED, _PEER, "The peer negotiated less than TLS 1.3.", "Upgrade the peer's TLS library."),
+    ErrorKind("FC-2005", "CERT_INVALID", _CON, Status.UNAUTHENTICATED, _CALLER, "A certificate is unusable: wrong CA, dates, usage or key.", "Have a new one issued with `fedcare pki issue`."),
+    ErrorKind("FC-2006", "IDENTITY", _CON, Status.UNAUTHENTICATED, _PEER, "A certificate does not carry exactly one well-formed SPIFFE URI of this federation.", "Have a new one issued with `fedcare pki issue`."),
+    ErrorKind("FC-2007", "ROLE_DENIED", _NO, _DENY, _CALLER, "The caller's role may not call this method.", "Use a certificate of the role that the message names."),
+    ErrorKind("FC-2008", "KEY_PERMISSIONS", _IN, _PRE, _CALLER, "A private key is readable by others.", "chmod 600 the file that is named."),
+    ErrorKind("FC-2009", "CLOCK_OFF", _CON, _PRE, _CALLER, "This machine's clock lies outside a certificate's validity.", "Set the clock, or renew the certificate."),
+    # --- a node's refusals (protocol, section 12) -----------------------------------
+    ErrorKind("FC-3001", "CERT_CHAIN", _NO, _PRE, _PEER, "A member's certificate chain does not verify against the pinned CA.", "The member named has to renew its certificate."),
+    ErrorKind("FC-3002", "NOT_MEMBER", _NO, _PRE, _OPER, "A member of the roster is not in this hospital's pinned list.", "Add the hospital to the policy's members if the consortium admitted it."),
+    ErrorKind("FC-3003", "HEADER_FORM", _NO, _ARG, _OPER, "A round header is malformed.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3004", "HELPER_RULE", _NO, _PRE, _OPER, "The helper numbers kappa or t_h are not those of the protocol.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3005", "ADVERT_SIG", _NO, _PRE, _PEER, "A member's key advert is not signed by its certificate.", "The member or the coordinator named is faulty or hostile."),
+    ErrorKind("FC-3006", "ADVERT_DUP", _NO, _PRE, _PEER, "An id or a public key stands twice in the roster.", "Two machines may share one copied state; issue fresh certificates."),
+    ErrorKind("FC-3007", "OWN_ADVERT", _NO, _PRE, _OPER, "The roster does not carry this node's own advert as sent.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3008", "EPOCH_OLD", _NO, _PRE, _OPER, "The epoch is not greater than every epoch used before.", "The coordinator was restored from an old copy; it picks a larger epoch by itself."),
+    ErrorKind("FC-3009", "CONFIG_HASH", _NO, _PRE, _OPER, "The study hash is not the one this hospital accepted.", "Submit the changed study anew; hospitals decide on it again."),
+    ErrorKind("FC-3010", "KEM", _NO, _PRE, _PEER, "A key encapsulation is missing, malformed or wrongly signed.", "The epoch is set up again without the hospital named."),
+    ErrorKind("FC-3011", "ZERO_DH", _NO, _PRE, _PEER, "A key agreement gave the all-zero result.", "The member named sent a hostile key."),
+    ErrorKind("FC-3012", "HEADER_NONCE", _NO, _PRE, _OPER, "The header does not carry this node's latest nonce.", "The coordinator sends a header with the latest nonce."),
+    ErrorKind("FC-3013", "ROUND_OLD", _NO, _PRE, _OPER, "The round number was used before or exceeds the epoch.", "The coordinator goes on with the next round number."),
+    ErrorKind("FC-3014", "ROUND_OPEN", _NO, _PRE, _OPER, "Another header is open in this session.", "The open round ends first."),
+    ErrorKind("FC-3015", "COHORT_SMALL", _NO, _PRE, _OPER, "Fewer hospitals take part than this hospital's policy requires.", "Wait for more hospitals, or change `require.min_cohort` at this hospital."),
+    ErrorKind("FC-3016", "QUORUM_RULE", _NO, _PRE, _OPER, "The commit quorum or the colluder bound is below the rule or the policy.", "Raise `colluders` in the study to the policy's value."),
+    ErrorKind("FC-3017", "SMIN_RULE", _NO, _PRE, _OPER, "The smallest survivor set is below the rule or the policy.", "Raise `min_sites` in the study to the policy's value."),
+    ErrorKind("FC-3018", "MODEL_HASH", _NO, Status.DATA_LOSS, _OPER, "The model received is not the one the header names.", "The node fetches it again; a lasting mismatch means a faulty or hostile coordinator."),
+    ErrorKind("FC-3019", "LAYOUT", _NO, _PRE, _OPER, "The layout is not the one the study implies.", "Run the same version of fedcare at the coordinator and the hospitals."),
+    ErrorKind("FC-3020", "MODEL_RANGE", _NO, _PRE, _OPER, "The model holds non-finite values or moved further than the policy allows.", "Lower the learning rate, or raise the policy's limit."),
+    ErrorKind("FC-3021", "OVERFLOW_BOUND", _NO, _PRE, _OPER, "An honest sum could wrap around the ring.", "Use a wider ring or a smaller cohort."),
+    ErrorKind("FC-3022", "DP_WEAK", _NO, _PRE, _RES, "The privacy terms are weaker than the study or the policy demands, or not supported.", "Use terms within the policy."),
+    ErrorKind("FC-3023", "BUDGET", _NO, _PRE, _HOSP, "The round would pass the hospital's privacy limit.", "The hospital decides whether to raise its limit."),
+    ErrorKind("FC-3024", "RERUN", _NO, _PRE, _OPER, "Another survivor set was already accepted for the same model.", "Run with the same hospitals as before; otherwise the hospital's operator may unlock one round."),
+    ErrorKind("FC-3025", "NOT_IN_SET", _NO, _PRE, _OPER, "The survivor set leaves this hospital out.", "Nothing; the hospital takes part in the next round."),
+    ErrorKind("FC-3026", "SET_SMALL", _NO, _PRE, _OPER, "The survivor set is smaller than the smallest allowed.", "Wait for more hospitals."),
+    ErrorKind("FC-3027", "SET_CONFLICT", _NO, _PRE, _OPER, "A second survivor set was proposed for one round.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3028", "DIGEST", _NO, _PRE, _OPER, "The list of upload digests is wrong or incomplete.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3029", "CERT_SIG", _NO, _PRE, _OPER, "A signature in the quorum certificate is wrong.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3030", "CERT_QUORUM", _NO, _PRE, _OPER, "The certificate carries fewer signatures than the quorum.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3031", "RELEASE_OUTSIDE", _NO, _PRE, _OPER, "Secrets were asked for outside the certified set.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3032", "RECOVER_OUTSIDE", _NO, _PRE, _OPER, "Shares were asked for a hospital outside the certified set.", "The coordinator is faulty or hostile; keep its log."),
+    ErrorKind("FC-3033", "SHARE_OPEN", _NO, _PRE, _PEER, "A sealed share does not open.", "The hospital named sent a bad share; other helpers are asked."),
+    ErrorKind("FC-3034", "CLOSED", _NO, _PRE, _OPER, "The round is closed and its keys are erased.", "Nothing; the next round follows."),
+    ErrorKind("FC-3035", "INPUT_NAN", _NO, _PRE, _HOSP, "Local training gave a value that is not finite.", "Lower the learning rate or check the data."),
+    # --- the coordinator's refusals (protocol, section 12) -------------------------------
+    ErrorKind("FC-4001", "UPLOAD_SIG", _NO, _ARG, _HOSP, "An upload's end record is wrongly signed.", "The node sends it again; a lasting failure means a faulty node."),
+    ErrorKind("FC-4002", "UPLOAD_DIGEST", _NO, Status.DATA_LOSS, _HOSP, "An upload's bytes do not match its digest.", "The node sends it again from the start."),
+    ErrorKind("FC-4003", "UPLOAD_LATE", _NO, _PRE, _HOSP, "The upload came after the round's survivor set was fixed.", "Nothing; the hospital takes part in the next round."),
+    ErrorKind("FC-4004", "UPLOAD_SIZE", _NO, _ARG, _HOSP, "An upload is longer or shorter than the layout says.", "Run the same version of fedcare at both ends."),
+    ErrorKind("FC-4005", "TAG_MISMATCH", _NO, _PRE, _HOSP, "The two ends of an edge used different keys or headers.", "The pair is left out as the protocol says; compare both hospitals' logs."),
+    ErrorKind("FC-4006", "COMMIT_SIG", _NO, _ARG, _HOSP, "A commit is wrongly signed.", "The node is faulty or hostile."),
+    ErrorKind("FC-4007", "RELEASE_BAD", _NO, _ARG, _HOSP, "Released seeds do not match what was committed.", "The node's shares are recovered from its helpers."),
+    ErrorKind("FC-4008", "SHARE_BAD", _NO, _ARG, _HOSP, "Recovered shares do not fit together.", "Other helpers are asked; if nothing fits the round is voided."),
+    ErrorKind("FC-4009", "SUM_RANGE", _NO, _PRE, _OPER, "The opened sum lies outside its bound.", "An input was corrupt; the round is voided and the model unchanged."),
+    ErrorKind("FC-4010", "NOT_ENOUGH", _DL, _PRE, _OPER, "Fewer hospitals than the quorum remain.", "Wait for hospitals to return; the model is unchanged."),
+    ErrorKind("FC-4011", "KEY_ADVERT", _NO, _ARG, _HOSP, "A node's key advert, encapsulation or confirmation is not acceptable.", "The node starts a fresh epoch."),
+    ErrorKind("FC-4012", "OUT_OF_TURN", _NO, _PRE, _PEER, "A message does not fit the state it arrived in.", "Nothing if it is a late duplicate; otherwise run the same version at both ends."),
+    ErrorKind("FC-4101", "BAD_MESSAGE", _NO, _ARG, _PEER, "A message from a peer is malformed or over its size cap.", "Run the same version of fedcare at both ends."),
+    # --- a hospital's policy ---------------------------------------------------------------
+    ErrorKind("FC-5001", "POLICY_PURPOSE", _NO, _DENY, _RES, "The study's purpose is not allowed at the hospital.", "Ask the hospital to add the purpose to its policy."),
+    ErrorKind("FC-5002", "POLICY_OWNER", _NO, _DENY, _RES, "Neither the study's owner nor its hash is allowed at the hospital.", "Ask the hospital to list the owner or the study's hash."),
+    ErrorKind("FC-5003", "POLICY_DATASET", _NO, _DENY, _RES, "The data set is not offered by the hospital.", "Ask the hospital to list the data set in policy and manifest."),
+    ErrorKind("FC-5004", "POLICY_MODEL", _NO, _DENY, _RES, "The model kind is not allowed at the hospital.", "Use a model kind that the policy lists."),
+    ErrorKind("FC-5005", "POLICY_STRATEGY", _NO, _DENY, _RES, "The strategy is not allowed at the hospital.", "Use a strategy that the policy lists."),
+    ErrorKind("FC-5006", "POLICY_WEIGHTS", _NO, _DENY, _RES, "The weighting is not allowed at the hospital.", "Use size_class or equal weights, or ask the hospital."),
+    ErrorKind("FC-5007", "POLICY_COHORT", _NO, _DENY, _RES, "The study asks for fewer hospitals or colluders than the policy requires.", "Raise min_sites or colluders in the study."),
+    ErrorKind("FC-5008", "POLICY_TWO_PARTY", _NO, _DENY, _HOSP, "A two-hospital run needs `allow_two_party: true` at both hospitals.", "Each hospital decides; the other one can compute its update."),
+    ErrorKind("FC-5009", "POLICY_UNSUPPORTED", _IN, _PRE, _HOSP, "The policy sets a rule that this version cannot enforce yet.", "Remove the key, or wait for the version that enforces it; it is never ignored."),
+    ErrorKind("FC-5010", "POLICY_RELEASE", _NO, _DENY, _RES, "The hospital's policy does not release what the study asks for.", "Leave the item out of the study, or ask the hospital."),
+    # --- rounds and runs --------------------------------------------------------------------------
+    ErrorKind("FC-6001", "ROUND_VOID", _DL, Status.DEADLINE_EXCEEDED, _OPER, "A round was voided below its quorum; the model is unchanged.", "See which hospitals were missing; the run goes on when they return."),
+    ErrorKind("FC-6002", "RUN_FAILED", _NO, _PRE, _OPER, "A run ended without a model.", "`fedcare run show` says which round failed and why."),
+    ErrorKind("FC-6003", "RUN_CANCELLED", _NO, _PRE, _CALLER, "A run was cancelled by a person.", "Submit the study again if it should run."),
+    ErrorKind("FC-6004", "NOT_FOUND", _NO, Status.NOT_FOUND, _CALLER, "No study, run or model of that name.", "`fedcare study list` shows what there is."),
+    ErrorKind("FC-6005", "ENROLMENT", _DL, Status.DEADLINE_EXCEEDED, _OPER, "Too few hospitals accepted the study in time.", "The message names who refused and why, and who did not answer."),
+    ErrorKind("FC-6006", "DEADLINE", _DL, Status.DEADLINE_EXCEEDED, _PEER, "An answer did not come in time.", "Try again; if it lasts, look at the coordinator's status."),
+    ErrorKind("FC-6007", "ALREADY_EXISTS", _NO, Status.ALREADY_EXISTS, _CALLER, "Something of that name is already there with other contents.", "Choose another id."),
+    ErrorKind("FC-6008", "BUSY", _NO, Status.RESOURCE_EXHAUSTED, _CALLER, "The coordinator admits no more of these calls just now.", "Try again after the delay that is named."),
+    # --- state on disk and models --------------------------------------------------------------------
+    ErrorKind("FC-7001", "STATE_DAMAGED", _IN, Status.DATA_LOSS, _OPER, "State on disk is damaged or was altered.", "Restore it from a backup; nothing is repaired silently."),
+    ErrorKind("FC-7002", "STATE_LOCKED", _IN, _PRE, _CALLER, "Another process uses the state directory.", "Stop the other process."),
+    ErrorKind("FC-7003", "DISK", _NO, Status.RESOURCE_EXHAUSTED, _OPER, "Writing to disk failed.", "Free space or replace the disk; nothing acknowledged is lost."),
+    ErrorKind("FC-7101", "MODEL_INVALID", _IN, Status.DATA_LOSS, _CALLER, "A model file is truncated, altered or not of the manifest.", "Pull the model again."),
+    ErrorKind("FC-7102", "MANIFEST_SIGNATURE", _IN, Status.DATA_LOSS, _CALLER, "A model manifest is not signed by a coordinator of the pinned CA.", "Do not use the model; ask the operator where it came from."),
+    # --- ours ------------------------------------------------------------------------------------------
+    ErrorKind("FC-9001", "INTERNAL", _BUG, Status.INTERNAL, Whose.PROJECT, "Something happened that should not be possible.", "Please report it with the output of --debug."),
+)
+# fmt: on
+
+CATALOGUE: Final[dict[str, ErrorKind]] = {row.name: row for row in _ROWS}
+BY_CODE: Final[dict[str, ErrorKind]] = {row.code: row for row in _ROWS}
+
+
+class FedError(Exception):
+    """An expected failure.
+
+    `detail` says what happened and where, in one line; `fix` overrides the
+    catalogue's advice where the raiser knows better. Neither ever holds a patient
+    value, a tensor value, a secret or a stack trace: both may reach a log.
+
+    Raises:
+        KeyError: `name` is not in the catalogue (a bug of the raiser's).
+    """
+
+    def __init__(self, name: str, detail: str, *, fix: str | None = None) -> None:
+        super().__init__(detail)
+        self.kind: ErrorKind = CATALOGUE[name]
+        self.detail = " ".join(detail.split())
+        self.fix = fix or self.kind.fix
+
+    @property
+    def name(self) -> str:
+        """The stable upper-case name, for example `RERUN`."""
+        return self.kind.name
+
+    @property
+    def code(self) -> str:
+        """The stable code, for example `FC-3024`."""
+        return self.kind.code
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.name}: {self.detail}"
+
+
+class ConfigError(FedError):
+    """A file, key, value or argument is wrong (FC-1xxx)."""
+
+
+class DataError(FedError):
+    """A hospital's table does not fit the study (FC-11xx)."""
+
+
+class IdentityError(FedError):
+    """A certificate, key or peer is not who it should be (FC-2xxx)."""
+
+
+class ConnectError(FedError):
+    """No usable connection (FC-2xxx)."""
+
+
+class Refusal(FedError):
+    """A protocol refusal of docs/protocol.md, section 12 (FC-3xxx, FC-4xxx).
+
+    State is unchanged when it is raised; the driver logs it and reports name and
+    detail to the other side.
+    """
+
+
+class PolicyRefusal(FedError):
+    """The hospital's own policy says no (FC-5xxx); `detail` cites file and line."""
+
+
+class RoundError(FedError):
+    """A round or run cannot go on (FC-6xxx)."""
+
+
+class StateError(FedError):
+    """State or a model on disk cannot be trusted (FC-7xxx)."""
+
+
+class InternalError(FedError):
+    """A bug of ours (FC-9001)."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("INTERNAL", detail)

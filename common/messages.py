@@ -1,0 +1,139 @@
+"""What travels beside the secure aggregation protocol: offers, decisions, releases.
+
+`common.secagg.messages` holds the protocol's own steps. Both are domain objects:
+`common.wire` is the one place that makes them from a peer's bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from common.ids import ConfigHash, Epoch, HeaderDigest, RunId, Sha256
+
+PROTOCOL_VERSION: Final = 1
+CHUNK_BYTES: Final = 1 << 20
+"""Bulk data travels in pieces of 1 MiB; only the last one of a stream is shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a node's stream; `tasks` are those with a confirmed session."""
+
+    software: str
+    protocol_version: int
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The coordinator's answer to `Hello`."""
+
+    federation: str
+    heartbeat_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Shows that the process, not only its kernel, is alive."""
+
+    counter: int
+
+
+@dataclass(frozen=True, slots=True)
+class StudyOffer:
+    """A study somebody submitted; `study` is its canonical JSON, not yet trusted."""
+
+    run_id: RunId
+    study: bytes
+    config_hash: ConfigHash
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """One reason for a refusal: a catalogue name and one line for people."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyDecision:
+    """What a hospital says to an offer."""
+
+    run_id: RunId
+    config_hash: ConfigHash
+    accepted: bool
+    objections: tuple[Objection, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeginEpoch:
+    """Asks an accepting node for fresh keys; times are Unix seconds."""
+
+    run_id: RunId
+    task: str
+    epoch: Epoch
+    not_before: int
+    not_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseNotice:
+    """A signed model release, to be fetched, verified and kept."""
+
+    run_id: RunId
+    manifest: bytes
+    signature: bytes
+    cert_chain: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseReceipt:
+    """The node verified a release and keeps it durably."""
+
+    run_id: RunId
+    manifest_sha256: Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A run is over; `state` is finished, failed or cancelled."""
+
+    run_id: RunId
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UploadStart:
+    """Opens an upload stream at chunk `first_chunk`."""
+
+    task: str
+    hd: HeaderDigest
+    first_chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadChunk:
+    """Chunk `index` of a masked vector: 1 MiB of little-endian words, the last one shorter."""
+
+    index: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UploadAck:
+    """The upload is durable at the coordinator."""
+
+    hd: HeaderDigest
+    ydig: Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadChunk:
+    """A piece of a stored object; `total` is the whole object's size in bytes."""
+
+    offset: int
+    total: int
+    data: bytes
