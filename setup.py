@@ -8,8 +8,9 @@ package (`fedcare.v1`), so no import is ever rewritten. They are git-ignored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build import build
@@ -88,7 +89,7 @@ class BuildProtos(Command):
 class BuildWithProtos(build):
     """The standard build, with the protos first."""
 
-    sub_commands: ClassVar[list[tuple[str, object]]] = [("build_protos", None), *build.sub_commands]
+    sub_commands: ClassVar[list[tuple[str, Callable[[Any], bool] | None]]] = [("build_protos", None), *build.sub_commands]
 
 
 setup(cmdclass={"build_protos": BuildProtos, "build": BuildWithProtos})

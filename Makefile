@@ -1,0 +1,112 @@
+# Every target sets up what it needs, from a fresh clone, and is fast the second time.
+#
+#   PYTHON       the interpreter to make .venv from; must be 3.11 or newer
+#   TORCH_INDEX  the index torch comes from; empty means the one pip is configured for. On
+#                Linux PyPI's own build is the CUDA one, some GB; the CPU build, which is all
+#                that the demo and the tests need, is at https://download.pytorch.org/whl/cpu
+#   OUT          where `make demo` writes; TESTS what `make test` runs
+
+PYTHON      ?= python3
+TORCH_INDEX ?=
+OUT         ?= build/demo
+TESTS       ?= tests
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMPS  := $(VENV)/.stamps
+PIP     := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PROTOS  := $(wildcard protos/fedcare/*/*.proto)
+GENERATED := $(PROTOS:.proto=_pb2.py)
+UV      := uv==0.13.9
+
+# A generated file that somebody deleted is made again.
+ifneq ($(words $(wildcard $(GENERATED))),$(words $(GENERATED)))
+$(shell rm -f $(STAMPS)/protos)
+endif
+
+.PHONY: help install demo test lint bench protos lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+
+install: $(STAMPS)/package protos ## Make .venv with everything in it, from the lock
+
+demo: install ## Four hospitals train one model on this machine; report in build/demo
+	$(BIN)/fedcare demo --out $(OUT)
+
+test: install ## Run every test, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal --session-timeout=480 $(TESTS)
+
+lint: install ## ruff, mypy strict, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install ## Measure the rounds of docs/benchmarks.md
+	@mkdir -p build/bench
+	$(BIN)/fedcare bench round --sites 4 --params 5000 --rounds 20
+	$(BIN)/fedcare bench round --sites 4 --params 5000 --rounds 20 --dropouts 1
+	$(BIN)/fedcare bench round --sites 4 --params 25000000 --rounds 3
+	$(BIN)/fedcare bench round --sites 4 --params 25000000 --rounds 3 --dropouts 1
+	$(BIN)/fedcare bench round --sites 8 --params 25000000 --rounds 3
+
+protos: $(STAMPS)/protos ## Generate fedcare.v1 where a .proto is newer
+
+lock: ## Resolve requirements.lock anew, keeping pins that still fit (UPGRADE=1: the newest)
+	$(MAKE) --no-print-directory build/lock/bin/uv
+	echo "torch ; sys_platform == 'never'" > build/lock/no-torch.txt
+	build/lock/bin/uv pip compile --quiet --no-config --default-index https://pypi.org/simple \
+	    --universal --python-version 3.11 --generate-hashes --only-binary :all: \
+	    --no-emit-index-url --no-emit-find-links --no-emit-package torch --no-annotate \
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
+	    --override build/lock/no-torch.txt --extra demo --extra dev \
+	    --output-file requirements.lock pyproject.toml requirements.in
+
+clean: ## Remove .venv, generated code, caches and build results
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	    .import_linter_cache .hypothesis
+	find protos -name '*_pb2*' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- how .venv comes about; a stamp is newer than what it was made from
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "FedCare needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	    echo "Install one, or name it: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
+	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/lock: requirements.lock $(STAMPS)/venv
+	@echo "Installing the locked packages into $(VENV) (about a minute, once)"
+	@$(PIP) install --quiet --require-hashes --no-deps --only-binary :all: -r requirements.lock
+	@touch $@
+
+$(STAMPS)/torch: requirements-torch.txt $(STAMPS)/lock
+	@echo "Installing torch into $(VENV)"
+	@$(PIP) install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements-torch.txt
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
+	    echo "This torch is the CUDA build: fetching its libraries, some GB."; \
+	    echo "Smaller: make clean install TORCH_INDEX=https://download.pytorch.org/whl/cpu"; \
+	    $(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements-torch.txt; \
+	    $(BIN)/python -c 'import torch'; }
+	@touch $@
+
+$(STAMPS)/package: pyproject.toml setup.py $(STAMPS)/torch
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/protos: $(PROTOS) $(STAMPS)/package
+	@$(BIN)/python setup.py --quiet build_protos
+	@touch $@
+
+build/lock/bin/uv:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip --disable-pip-version-check install --quiet $(UV)
