@@ -1,0 +1,377 @@
+"""Makes the certificates of a federation, and shows them.
+
+Folder layout, as `fedcare pki init` and `fedcare pki issue` write it:
+
+    pki/                      0700
+      ca.crt  ca.key          the consortium's CA; the key 0600, best kept offline
+      hospital-cleveland/     0700; everything one machine needs, handed over whole
+        tls.crt tls.key ca.crt
+
+A folder appears complete or not at all: it is written under a temporary name,
+flushed, then renamed. Nothing is overwritten: replacing moves the old folder aside.
+
+What a certificate must look like is in `common.certificates`, loading one in
+`common.identity`; their names that users of an identity need are repeated here.
+Enrolment without handling keys comes later and replaces `issue` by a signing request.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from common.certificates import (
+    ChainTrust,
+    Role,
+    SpiffeId,
+    parse_spiffe,
+    read_leaf,
+    stamp,
+    verify_chain,
+    verify_manifest,
+    verify_signature,
+)
+from common.errors import ConfigError, IdentityError, StateError
+from common.identity import (
+    Identity,
+    check_match,
+    key_pem_bytes,
+    load_certificates,
+    load_identity,
+    load_key,
+    sign_manifest,
+    to_pem,
+)
+from common.ids import check_name
+
+__all__ = [
+    "CertificateFacts",
+    "ChainTrust",
+    "Identity",
+    "Role",
+    "SpiffeId",
+    "create_ca",
+    "describe",
+    "issue",
+    "load_identity",
+    "parse_spiffe",
+    "sign_manifest",
+    "verify_chain",
+    "verify_manifest",
+    "verify_signature",
+]
+
+CA_DAYS: Final = 3650
+LEAF_DAYS: Final = 90
+MAX_LEAF_DAYS: Final = 825
+
+BACKDATE: Final = timedelta(minutes=5)
+"""New certificates begin this long before now, for peers whose clocks lag a little."""
+
+_HOST = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
+)
+
+
+# ------------------------------------------------------------------ making certificates
+
+
+def create_ca(
+    folder: Path, federation: str, *, now_unix: float, days: int = CA_DAYS, force: bool = False
+) -> CertificateFacts:
+    """Make a consortium's CA in `folder` (`ca.crt`, `ca.key`).
+
+    With `force` a folder that is there is moved aside whole, never deleted.
+
+    Raises:
+        FedError: IDENTITY for a bad federation name, BAD_VALUE for the days,
+            OUTPUT_EXISTS if the folder holds anything, DISK.
+    """
+    check_name(federation, "federation")
+    _check_days(days, MAX_LEAF_DAYS, 100 * 365)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, federation),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"{federation} CA"),
+        ]
+    )
+    now = datetime.fromtimestamp(now_unix, UTC)
+    certificate = (
+        _builder(name, name, key.public_key(), now - BACKDATE, now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(ca=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = {"ca.crt": to_pem(certificate), "ca.key": key_pem_bytes(key)}
+    _install_folder(folder, files, force=force, now=now)
+    return _facts(certificate)
+
+
+def issue(
+    pki: Path,
+    role: Role,
+    name: str,
+    *,
+    now_unix: float,
+    hosts: Sequence[str] = (),
+    days: int = LEAF_DAYS,
+    out: Path | None = None,
+    force: bool = False,
+) -> CertificateFacts:
+    """Issue one leaf from the CA in `pki`, into `out` or `pki/<role>-<name>`.
+
+    `hosts` are the DNS names and IP addresses that peers dial: at least one for a
+    coordinator, none for the other roles.
+
+    Raises:
+        FedError: FILE_MISSING, KEY_PERMISSIONS or CERT_INVALID for the CA's files,
+            IDENTITY for the name, BAD_VALUE for hosts and days, OUTPUT_EXISTS, DISK.
+    """
+    check_name(name, role.value)
+    _check_days(days, 1, MAX_LEAF_DAYS)
+    names = _host_names(role, hosts)
+    ca, ca_key = _load_ca(pki)
+    federation = _ca_federation(ca)
+    spiffe = parse_spiffe(f"spiffe://{federation}/{role}/{name}")
+    now = datetime.fromtimestamp(now_unix, UTC)
+    begin, end = max(now - BACKDATE, ca.not_valid_before_utc), now + timedelta(days=days)
+    if end > ca.not_valid_after_utc or now < ca.not_valid_before_utc:
+        raise IdentityError(
+            "CERT_INVALID",
+            f"the CA is valid from {stamp(ca.not_valid_before_utc)} to "
+            f"{stamp(ca.not_valid_after_utc)}, which does not cover {days} days from now",
+            fix="Check this machine's clock, ask for fewer days, or make a new CA.",
+        )
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{role} {name}"[:64])])
+    certificate = (
+        _builder(ca.subject, subject, key.public_key(), begin, end)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(_purposes(role)), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
+        )
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe.uri), *names]),
+            critical=False,
+        )
+        .sign(ca_key, hashes.SHA256())
+    )
+    target = out if out is not None else pki / f"{role}-{name}"
+    files = {"tls.crt": to_pem(certificate), "tls.key": key_pem_bytes(key), "ca.crt": to_pem(ca)}
+    _install_folder(target, files, force=force, now=now)
+    return _facts(certificate)
+
+
+def _builder(
+    issuer: x509.Name,
+    subject: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    begin: datetime,
+    end: datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .issuer_name(issuer)
+        .subject_name(subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _purposes(role: Role) -> list[x509.ObjectIdentifier]:
+    if role is Role.COORDINATOR:
+        return [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    return [ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
+def _host_names(role: Role, hosts: Sequence[str]) -> list[x509.DNSName | x509.IPAddress]:
+    if role is not Role.COORDINATOR:
+        if hosts:
+            raise ConfigError(
+                "BAD_VALUE", f"a {role}'s certificate carries no host names; it only dials out"
+            )
+        return []
+    if not hosts:
+        raise ConfigError(
+            "BAD_VALUE",
+            "a coordinator's certificate needs the DNS names or IP addresses its peers dial",
+            fix="Give each with --host, for example --host coordinator.example.org.",
+        )
+    return [_host_name(host) for host in dict.fromkeys(hosts)]
+
+
+def _host_name(host: str) -> x509.DNSName | x509.IPAddress:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    if not _HOST.fullmatch(host):
+        raise ConfigError(
+            "BAD_VALUE", f"{host[:120]!a} is neither an IP address nor a lower-case DNS name"
+        )
+    return x509.DNSName(host)
+
+
+def _check_days(days: int, least: int, most: int) -> None:
+    if not least <= days <= most:
+        raise ConfigError("BAD_VALUE", f"{days} days; expected {least} to {most}")
+
+
+def _load_ca(pki: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    certificate = load_certificates(pki / "ca.crt")[0]
+    key = load_key(pki / "ca.key")
+    check_match(certificate, key, pki / "ca.key")
+    return certificate, key
+
+
+def _ca_federation(ca: x509.Certificate) -> str:
+    names = ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    if len(names) != 1:
+        raise IdentityError("CERT_INVALID", "the CA was not made by `fedcare pki init`")
+    return check_name(str(names[0].value), "the CA's federation")
+
+
+# ------------------------------------------------------------------ showing
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What `fedcare pki show` prints; public items only."""
+
+    spiffe: str | None
+    names: tuple[str, ...]
+    issuer: str
+    serial: str
+    not_before: str
+    not_after: str
+    sha256: str
+
+
+def describe(path: Path) -> list[CertificateFacts]:
+    """Return the facts of every certificate in a PEM file, well-formed or not.
+
+    Raises:
+        FedError: FILE_MISSING or CERT_INVALID.
+    """
+    return [_facts(certificate) for certificate in load_certificates(path)]
+
+
+def _facts(certificate: x509.Certificate) -> CertificateFacts:
+    try:
+        spiffe = read_leaf(certificate).spiffe.uri
+    except IdentityError:
+        spiffe = None
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = tuple(_printable(str(name.value)) for name in extension.value)
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        names = ()
+    return CertificateFacts(
+        spiffe=spiffe,
+        names=names,
+        issuer=_printable(certificate.issuer.rfc4514_string()),
+        serial=f"{certificate.serial_number:x}",
+        not_before=stamp(certificate.not_valid_before_utc),
+        not_after=stamp(certificate.not_valid_after_utc),
+        sha256=certificate.fingerprint(hashes.SHA256()).hex(),
+    )
+
+
+def _printable(text: str) -> str:
+    """Escape what could forge a line on a terminal or in a log (fault F83)."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:200])
+
+
+# ------------------------------------------------------------------ files
+
+
+def _install_folder(folder: Path, files: dict[str, bytes], *, force: bool, now: datetime) -> None:
+    """Make `folder` appear with all `files` at once; mode 0700, keys 0600."""
+    folder = folder.absolute()
+    if _occupied(folder) and not force:
+        raise ConfigError(
+            "OUTPUT_EXISTS",
+            f"{folder} already holds something",
+            fix="Choose another folder, or --force to move the old one aside.",
+        )
+    staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged.mkdir(mode=0o700)
+        for name, data in files.items():
+            _write(staged / name, data, 0o600 if name.endswith(".key") else 0o644)
+        _sync_folder(staged)
+        if _occupied(folder):
+            folder.rename(_aside(folder, now))
+        staged.rename(folder)  # also replaces an empty folder; fails on a filled one
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise StateError("DISK", f"{folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _occupied(folder: Path) -> bool:
+    try:
+        return (
+            folder.is_symlink()
+            or (folder.exists() and not folder.is_dir())
+            or any(folder.iterdir())
+        )
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ConfigError("FILE_MISSING", f"{folder}: {error.strerror}") from None
+
+
+def _aside(folder: Path, now: datetime) -> Path:
+    return folder.with_name(f"{folder.name}.replaced-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
