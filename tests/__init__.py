@@ -1,0 +1,1 @@
+"""Tests; what is shared between them is imported as `tests.<package>`."""
