@@ -143,6 +143,8 @@ class RoundStart:
     """Coordinator -> members of U."""
 
     header: Header
+    model_stream_id: bytes = b""
+    """Content address (32 bytes) of the object that holds the model; the driver's affair."""
 
 
 @dataclass(frozen=True, slots=True)

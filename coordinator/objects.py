@@ -1,0 +1,135 @@
+"""Content-addressed files: an object's name is the SHA-256 of its bytes.
+
+An object appears under its name only when all of its bytes are durable (temporary
+file, fsync, rename, fsync of the folder), so a name that exists can be trusted to be
+whole, and writing the same object twice is harmless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+
+from common.errors import RoundError
+from common.ids import Sha256
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class ObjectWriter:
+    """Receives an object's bytes in order; nothing is visible before `commit`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._temp = root / f".{secrets.token_hex(8)}.part"
+        self._file = self._temp.open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append `data`."""
+        self._hash.update(data)
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self._file.write(view) :]
+
+    def commit(self) -> Sha256:
+        """Make the object durable under its digest and return that."""
+        digest = self._hash.digest()
+        os.fdatasync(self._file.fileno())
+        self._file.close()
+        self._temp.rename(self._root / digest.hex())
+        fsync_folder(self._root)
+        return Sha256(digest)
+
+    def discard(self) -> None:
+        """Forget what was written."""
+        self._file.close()
+        self._temp.unlink(missing_ok=True)
+
+    def __enter__(self) -> ObjectWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._file.closed:
+            self.discard()
+
+
+class ObjectReader:
+    """Reads one object by offset."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._fd).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`; fewer only at the object's end."""
+        return os.pread(self._fd, length, offset)
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> ObjectReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ObjectStore:
+    """The folder `objects/` of the coordinator's state directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob(".*.part"):
+            leftover.unlink()
+
+    def writer(self) -> ObjectWriter:
+        """Begin a new object."""
+        return ObjectWriter(self._root)
+
+    def put(self, data: bytes) -> Sha256:
+        """Store a small object whole."""
+        with self.writer() as writer:
+            writer.write(data)
+            return writer.commit()
+
+    def path(self, digest: Sha256) -> Path:
+        """Return where the object lies, whether it exists or not."""
+        return self._root / digest.hex()
+
+    def open(self, digest: Sha256) -> ObjectReader:
+        """Open an object for reading.
+
+        Raises:
+            RoundError: NOT_FOUND, no such object.
+        """
+        try:
+            return ObjectReader(self.path(digest))
+        except FileNotFoundError:
+            raise RoundError("NOT_FOUND", f"no stored object {digest.hex()[:16]}") from None
+
+    def remove(self, digest: Sha256) -> None:
+        """Delete an object; one that is not there is no error."""
+        self.path(digest).unlink(missing_ok=True)

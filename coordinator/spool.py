@@ -1,0 +1,149 @@
+"""Uploads in flight: masked vectors on disk, from the first chunk until they are summed.
+
+A spool file grows chunk by chunk and only by the next expected chunk, so its length
+alone says where a broken upload goes on. The running SHA-256 must end as the digest
+the node signed. After a crash the hash is computed again over what the file holds.
+Nothing here is secret: a masked vector alone is uniform noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+from common.errors import Refusal
+from common.ids import HeaderDigest, NodeId, Sha256, site_name
+from common.messages import CHUNK_BYTES
+from coordinator.objects import fsync_folder
+
+_BLOCK: Final = 1 << 20
+
+
+class SpoolFile:
+    """One node's upload of one round."""
+
+    def __init__(self, path: Path, expected_bytes: int) -> None:
+        self.path = path
+        self.expected_bytes = expected_bytes
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._hash = hashlib.sha256()
+        self._length = self._rehash()
+
+    def _rehash(self) -> int:
+        """Hash the whole chunks already present and drop what is beyond them."""
+        size = min(os.fstat(self._fd).st_size, self.expected_bytes)
+        keep = size if size == self.expected_bytes else size - size % CHUNK_BYTES
+        os.ftruncate(self._fd, keep)
+        for offset in range(0, keep, _BLOCK):
+            self._hash.update(os.pread(self._fd, min(_BLOCK, keep - offset), offset))
+        return keep
+
+    @property
+    def next_chunk(self) -> int:
+        """Index of the first chunk that is not here yet."""
+        return -(-self._length // CHUNK_BYTES)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte that the layout implies has come."""
+        return self._length == self.expected_bytes
+
+    def append(self, index: int, data: bytes) -> None:
+        """Take chunk `index`; one that is already here is passed over.
+
+        Raises:
+            Refusal: UPLOAD_SIZE, a chunk out of order, of a wrong size, or beyond the end.
+        """
+        if index < self.next_chunk:
+            return
+        wanted = min(CHUNK_BYTES, self.expected_bytes - self._length)
+        if index > self.next_chunk or len(data) != wanted:
+            raise Refusal(
+                "UPLOAD_SIZE",
+                f"chunk {index} of {len(data)} bytes; expected chunk {self.next_chunk}"
+                f" of {wanted} bytes",
+            )
+        os.pwrite(self._fd, data, self._length)
+        self._hash.update(data)
+        self._length += len(data)
+
+    def finish(self, claimed: Sha256) -> Sha256:
+        """Make a complete upload durable and return its digest.
+
+        Raises:
+            Refusal: UPLOAD_SIZE, bytes are missing; UPLOAD_DIGEST, they are not the
+                signed ones, and the spool is emptied for another attempt.
+        """
+        if not self.complete:
+            raise Refusal(
+                "UPLOAD_SIZE", f"{self._length} bytes came, {self.expected_bytes} were expected"
+            )
+        if self._hash.digest() != claimed:
+            self.reset()
+            raise Refusal("UPLOAD_DIGEST", "the bytes that came have another SHA-256")
+        os.fdatasync(self._fd)
+        return claimed
+
+    def reset(self) -> None:
+        """Empty the spool: the next chunk expected is the first."""
+        os.ftruncate(self._fd, 0)
+        self._hash = hashlib.sha256()
+        self._length = 0
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from byte `offset` on.
+
+        Raises:
+            Refusal: UPLOAD_SIZE, the file is shorter than it was.
+        """
+        if os.preadv(self._fd, [buffer], offset) != len(buffer):
+            raise Refusal("UPLOAD_SIZE", f"{self.path.name} is shorter than when it was received")
+
+    def close(self) -> None:
+        """Release the file, keeping its bytes."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Spool:
+    """The folder `spool/`: one sub-folder a round, one file a node."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+        self._open: dict[tuple[HeaderDigest, NodeId], SpoolFile] = {}
+
+    def file(self, hd: HeaderDigest, node: NodeId, expected_bytes: int) -> SpoolFile:
+        """Return the spool of `node` in round `hd`, opening or creating it."""
+        key = (hd, node)
+        if key not in self._open:
+            folder = self._root / hd.hex()
+            if not folder.is_dir():
+                folder.mkdir()
+                fsync_folder(self._root)
+            self._open[key] = SpoolFile(folder / site_name(node), expected_bytes)
+        return self._open[key]
+
+    def sync_round(self, hd: HeaderDigest) -> None:
+        """Make the names of a round's files durable, before an upload is acknowledged."""
+        fsync_folder(self._root / hd.hex())
+
+    def drop(self, hd: HeaderDigest) -> None:
+        """Delete a round's files: it is closed or voided."""
+        for key in [key for key in self._open if key[0] == hd]:
+            self._open.pop(key).close()
+        folder = self._root / hd.hex()
+        if folder.is_dir():
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+
+    def drop_all_but(self, keep: frozenset[HeaderDigest]) -> None:
+        """Delete what rounds that are no longer open left behind."""
+        names = {hd.hex() for hd in keep}
+        for folder in self._root.iterdir():
+            if folder.name not in names:
+                self.drop(HeaderDigest(bytes.fromhex(folder.name)))
