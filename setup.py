@@ -89,7 +89,10 @@ class BuildProtos(Command):
 class BuildWithProtos(build):
     """The standard build, with the protos first."""
 
-    sub_commands: ClassVar[list[tuple[str, Callable[[Any], bool] | None]]] = [("build_protos", None), *build.sub_commands]
+    sub_commands: ClassVar[list[tuple[str, Callable[[Any], bool] | None]]] = [
+        ("build_protos", None),
+        *build.sub_commands,
+    ]
 
 
 setup(cmdclass={"build_protos": BuildProtos, "build": BuildWithProtos})
