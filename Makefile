@@ -77,7 +77,8 @@ clean: ## Remove .venv, generated code, caches and build results
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "FedCare needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	    echo "FedCare needs Python 3.11 or newer, and '$(PYTHON)' is" \
+	        "$$($(PYTHON) --version 2>/dev/null || echo not there)." >&2; \
 	    echo "Install one, or name it: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
 	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
