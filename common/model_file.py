@@ -22,14 +22,14 @@ def model_header(schema: ParameterSchema) -> bytes:
     """Return everything of the file that comes before the tensor data.
 
     The file is this, followed by each tensor's little-endian row-major data in layout
-    order without gaps; its size is `len(model_header(schema)) + schema.model_bytes`.
+    order without gaps; its size is `len(model_header(schema)) + schema.byte_size`.
     """
     entries: dict[str, object] = {}
     offset = 0
     for tensor in schema.tensors:
-        end = offset + tensor.nbytes
+        end = offset + tensor.byte_size
         entries[tensor.name] = {
-            "dtype": _TYPES[tensor.dtype],
+            "dtype": _TYPES[tensor.dtype.value],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
@@ -37,3 +37,16 @@ def model_header(schema: ParameterSchema) -> bytes:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=True).encode("ascii")
     text += b" " * (-len(text) % _ALIGN)
     return len(text).to_bytes(8, "little") + text
+
+
+CONSTANT_PREFIX: Final = "preprocess."
+
+
+def is_constant(name: str) -> bool:
+    """Whether a tensor holds constants of the run that no round changes.
+
+    Standardisation and imputation values travel inside the model, so that the header's
+    `model_sha256` binds them and no hospital can be given others; every hospital's
+    update to them is zero and the coordinator never applies one.
+    """
+    return name.startswith(CONSTANT_PREFIX)

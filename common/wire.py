@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from typing import Final, TypeVar, assert_never
 
 from common.errors import CATALOGUE, Refusal
@@ -45,7 +46,7 @@ from common.messages import (
     UploadStart,
     Welcome,
 )
-from common.secagg.header import Header, RoundKind
+from common.secagg.header import DpMode, DpTerms, Header, Rounding, RoundKind
 from common.secagg.messages import (
     Certificate,
     Commit,
@@ -104,6 +105,7 @@ _MAX_UINT: Final = (1 << 63) - 1
 _NODE_ID = re.compile(rf"spiffe://{NAME_PATTERN}/hospital/{NAME_PATTERN}")
 _T = TypeVar("_T")
 _P = TypeVar("_P")
+_E = TypeVar("_E", bound=StrEnum)
 
 
 # --- checks -------------------------------------------------------------------------
@@ -251,21 +253,34 @@ def _decode_kem_forward(m: sa.KemForward) -> KemForward:
 
 def _encode_header(h: Header) -> sa.Header:
     return sa.Header(
-        version=h.version, session_id=h.session_id, r=h.r, kind=h.kind, group=h.group,
+        version=h.version, session_id=h.session_id, r=h.r, kind=h.kind.value, group=h.group,
         model_sha256=h.model_sha256, layout_sha256=h.layout_sha256, config_hash=h.config_hash,
         members=[sa.HeaderMember(id=node, nonce=nonce) for node, nonce in h.members],
         d=h.d, w=h.w, c=h.c, q=h.q, s_min=h.s_min, t_h=h.t_h, kappa=h.kappa, ranges=h.ranges,
-        w_max=h.w_max, rounding=h.rounding, dp_mode=h.dp_mode, z=h.z, clip=h.clip,
-        delta_int=h.delta_int, sigma_loc=h.sigma_loc, noise_bound=h.noise_bound, p=h.p,
-        m_max=h.m_max, deadline_ms=h.deadline_ms,
+        w_max=h.w_max, rounding=h.rounding.value, dp_mode=h.dp.mode.value, z=h.dp.z,
+        clip=h.dp.clip, delta_int=h.dp.delta_int, sigma_loc=h.dp.sigma_loc,
+        noise_cap=h.dp.noise_cap, p=h.dp.p, m_max=h.dp.m_max, deadline_ms=h.deadline_ms,
     )  # fmt: skip
 
 
-def _kind(value: str) -> RoundKind:
+def _member(kind: type[_E], value: str, field: str) -> _E:
     try:
-        return RoundKind(value)
+        return kind(value)
     except ValueError:
-        raise _bad("header.kind", "is not train, evaluate, statistics or vote") from None
+        raise _bad(field, f"is not one of {', '.join(kind)}") from None
+
+
+def _decode_dp(h: sa.Header) -> DpTerms:
+    return DpTerms(
+        mode=_member(DpMode, h.dp_mode, "header.dp_mode"),
+        z=_float(h.z, "header.z"),
+        clip=_float(h.clip, "header.clip"),
+        delta_int=_uint(h.delta_int, "header.delta_int"),
+        sigma_loc=_float(h.sigma_loc, "header.sigma_loc"),
+        noise_cap=_uint(h.noise_cap, "header.noise_cap"),
+        p=_float(h.p, "header.p"),
+        m_max=_uint(h.m_max, "header.m_max"),
+    )
 
 
 def _decode_header(h: sa.Header) -> Header:
@@ -273,7 +288,7 @@ def _decode_header(h: sa.Header) -> Header:
         version=_uint(h.version, "header.version"),
         session_id=SessionId(_bytes(h.session_id, "header.session_id", 32)),
         r=RoundNo(_uint(h.r, "header.r")),
-        kind=_kind(h.kind),
+        kind=_member(RoundKind, h.kind, "header.kind"),
         group=_uint(h.group, "header.group"),
         model_sha256=_digest(h.model_sha256, "header.model_sha256"),
         layout_sha256=_digest(h.layout_sha256, "header.layout_sha256"),
@@ -292,15 +307,8 @@ def _decode_header(h: sa.Header) -> Header:
         kappa=_uint(h.kappa, "header.kappa", MAX_MEMBERS),
         ranges=_many(h.ranges, "header.ranges", lambda x: _float(x, "header.ranges"), MAX_RANGES),
         w_max=_uint(h.w_max, "header.w_max"),
-        rounding=_text(h.rounding, "header.rounding", 16),
-        dp_mode=_text(h.dp_mode, "header.dp_mode", 32),
-        z=_float(h.z, "header.z"),
-        clip=_float(h.clip, "header.clip"),
-        delta_int=_uint(h.delta_int, "header.delta_int"),
-        sigma_loc=_float(h.sigma_loc, "header.sigma_loc"),
-        noise_bound=_uint(h.noise_bound, "header.noise_bound"),
-        p=_float(h.p, "header.p"),
-        m_max=_uint(h.m_max, "header.m_max"),
+        rounding=_member(Rounding, h.rounding, "header.rounding"),
+        dp=_decode_dp(h),
         deadline_ms=_uint(h.deadline_ms, "header.deadline_ms"),
     )
 

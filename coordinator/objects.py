@@ -12,6 +12,7 @@ import os
 import secrets
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from common.errors import RoundError
 from common.ids import Sha256
@@ -56,7 +57,7 @@ class ObjectWriter:
         self._file.close()
         self._temp.unlink(missing_ok=True)
 
-    def __enter__(self) -> ObjectWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -84,7 +85,7 @@ class ObjectReader:
         """Release the file."""
         os.close(self._fd)
 
-    def __enter__(self) -> ObjectReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,109 @@
+"""From an opened sum to the next model (protocol, section 8).
+
+    next = model + lr * ((sum * R_l) / weight_sum)
+
+in float64, in this order, cast once to the tensor's type (ties to even). FedAvg is the
+only server step of this version (McMahan et al. 2017, algorithm 1); `lr` is its step
+size, 1 by default. Tensors whose name begins with `preprocess.` are constants of the
+run: their words are passed over and their bytes copied.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from common.errors import InternalError, Refusal
+from common.ids import Sha256
+from common.model_file import is_constant, model_header
+from common.secagg.ring import SignedWords
+from common.vectors import ModelHasher, ParameterSchema
+from coordinator.objects import ObjectReader, ObjectWriter
+
+SERVER_LR: Final = 1.0
+MIN_WEIGHT_SHARE: Final = 2.0**-10
+"""Below `s_min * B * MIN_WEIGHT_SHARE` the summed weight voids the round (section 8)."""
+
+
+def check_weight_sum(weight_sum: int, s_min: int, bound: int) -> None:
+    """Refuse a summed weight too small to divide by.
+
+    Raises:
+        Refusal: SUM_RANGE.
+    """
+    if weight_sum < s_min * bound * MIN_WEIGHT_SHARE:
+        raise Refusal("SUM_RANGE", "the summed weight is below 2^-10 of the smallest set's")
+
+
+@dataclass(frozen=True, slots=True)
+class NextModel:
+    """The next model: its file's address, its protocol digest, and how far it moved.
+
+    `rms` holds, per tensor, the root mean square of the applied update; the next round's
+    ranges follow from it.
+    """
+
+    object_sha256: Sha256
+    model_sha256: Sha256
+    rms: tuple[float, ...]
+
+
+class ModelUpdate:
+    """A sink that writes the next model while the sum is being opened.
+
+    `previous` is read by offset, `writer` receives the file in order. `ranges` are
+    `R_l` per tensor. Only float32 layouts exist in this version's catalogue.
+    """
+
+    def __init__(
+        self,
+        schema: ParameterSchema,
+        ranges: tuple[float, ...],
+        weight_sum: int,
+        previous: ObjectReader,
+        writer: ObjectWriter,
+    ) -> None:
+        if not schema.is_flat_float32:
+            raise InternalError("the server step is written for float32 layouts")
+        self._schema = schema
+        self._ranges = ranges
+        self._weight_sum = float(weight_sum)
+        self._previous = previous
+        self._writer = writer
+        self._header = model_header(schema)
+        self._hasher = ModelHasher(schema)
+        self._squares = [0.0] * len(schema.tensors)
+        writer.write(self._header)
+
+    def take(self, start: int, words: SignedWords) -> None:
+        """See `coordinator.opening.Sink`."""
+        count = min(words.size, self._schema.parameters - start)
+        if count <= 0:
+            return
+        data = self._previous.read(len(self._header) + 4 * start, 4 * count)
+        model = np.frombuffer(data, "<f4").astype(np.float64)
+        for index, segment in enumerate(self._schema.segments()):
+            low, high = max(segment.start, start) - start, min(segment.stop, start + count) - start
+            if low < high and not is_constant(self._schema.tensors[index].name):
+                self._step(index, model[low:high], words[low:high])
+        out = model.astype("<f4").data.cast("B")
+        self._hasher.update(out)
+        self._writer.write(out)
+
+    def _step(self, index: int, model: np.ndarray, words: SignedWords) -> None:
+        step = words * self._ranges[index]
+        step /= self._weight_sum
+        step *= SERVER_LR
+        self._squares[index] += float(np.dot(step, step))
+        model += step
+
+    def finish(self) -> NextModel:
+        """Make the next model durable and describe it."""
+        sizes = (max(tensor.size, 1) for tensor in self._schema.tensors)
+        rms = tuple(
+            math.sqrt(square / size) for square, size in zip(self._squares, sizes, strict=True)
+        )
+        return NextModel(self._writer.commit(), self._hasher.finish(), rms)

@@ -1,0 +1,131 @@
+"""Opens a round's sum from the spools, block by block (protocol, section 4.7).
+
+    sum of v_i = sum over S of [ y_i - PRG(b_i) ] - sum of sign(i,j) PRG(e_ij)   mod 2^w
+
+All uploads of the survivors are read side by side, one block of 1 MiB at a time, added,
+and freed of the masks that remain; no more than two blocks are ever in memory, whatever
+the number of hospitals or the size of the model. Blocks go to a `Sink` in order, which
+for training makes the next model in the same pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import Refusal
+from common.ids import Sha256
+from common.secagg.masking import MaskStream, OpeningPlan
+from common.secagg.ring import (
+    SignedWords,
+    Words,
+    check_sum_range,
+    signed_view,
+    word_bytes,
+    word_dtype,
+)
+from coordinator.spool import SpoolFile
+
+BLOCK_BYTES: Final = 1 << 20
+_MASK_ALIGN: Final = 16
+"""Keystreams start at multiples of 16 bytes (section 4.3)."""
+
+
+class Sink(Protocol):
+    """Takes the opened words in order; see `coordinator.aggregate`."""
+
+    def take(self, start: int, words: SignedWords) -> None:
+        """Take the words from index `start` on; the array is reused afterwards."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is opened: the survivors' spools, the seeds, the vector's shape and bound.
+
+    `words` is `d`; `bound` is `|S| * M`, beyond which no honest sum lies.
+    """
+
+    spools: Sequence[SpoolFile]
+    plan: OpeningPlan
+    words: int
+    bound: int
+
+
+class _Blocks:
+    """Opens any range of words; keeps the buffers and the ciphers between calls."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._width = word_bytes(opening.plan.ring_bits)
+        dtype = word_dtype(opening.plan.ring_bits)
+        self.size = BLOCK_BYTES // self._width
+        self._total: Words = np.empty(self.size, dtype)
+        self._part: Words = np.empty(self.size, dtype)
+        self._masks: MaskStream = opening.plan.stream()
+
+    def open(self, start: int, count: int) -> Words:
+        """Return `count` opened words from `start`, valid until the next call.
+
+        Raises:
+            Refusal: SUM_RANGE, a word lies outside the bound.
+        """
+        total, part = self._total[:count], self._part[:count]
+        offset = start * self._width
+        first, *others = self._opening.spools
+        first.read_into(total.data.cast("B"), offset)
+        for spool in others:
+            spool.read_into(part.data.cast("B"), offset)
+            np.add(total, part, out=total)
+        self._masks.apply(total, start)
+        check_sum_range(total, self._opening.bound)
+        return total
+
+
+def open_tail(opening: Opening, first_word: int) -> tuple[int, ...]:
+    """Return the opened words from `first_word` to the end: weight and metric words.
+
+    Raises:
+        Refusal: SUM_RANGE.
+    """
+    blocks = _Blocks(opening)
+    align = _MASK_ALIGN // word_bytes(opening.plan.ring_bits)
+    start = first_word - first_word % align
+    out: list[int] = []
+    for at in range(start, opening.words, blocks.size):
+        out += signed_view(blocks.open(at, min(blocks.size, opening.words - at))).tolist()
+    return tuple(out[first_word - start :])
+
+
+def open_sum(opening: Opening, sink: Sink) -> Sha256:
+    """Open every word, hand the blocks to `sink`, return the SHA-256 of the words.
+
+    Raises:
+        Refusal: SUM_RANGE, an input was corrupt or a mask did not cancel; what the sink
+            received must then be thrown away. NOT_ENOUGH: no survivor.
+    """
+    if not opening.spools:
+        raise Refusal("NOT_ENOUGH", "no upload survived")
+    blocks = _Blocks(opening)
+    digest = hashlib.sha256()
+    for start in range(0, opening.words, blocks.size):
+        words = blocks.open(start, min(blocks.size, opening.words - start))
+        digest.update(words.data)
+        sink.take(start, signed_view(words))
+    return Sha256(digest.digest())
+
+
+class Collect:
+    """A sink that keeps the whole opened vector: for small rounds only."""
+
+    def __init__(self, words: int) -> None:
+        self.words: NDArray[np.int64] = np.empty(words, np.int64)
+
+    def take(self, start: int, words: SignedWords) -> None:
+        """See `Sink`."""
+        self.words[start : start + words.size] = words

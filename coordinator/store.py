@@ -1,0 +1,333 @@
+"""The coordinator's durable memory: what was submitted, and every fact of every run.
+
+A run's state is never stored; its *facts* are, in the order in which they happened,
+and the state is what replaying them gives. A fact is one row that is only ever
+inserted, so a crash leaves a prefix of the truth and never a mixture. `append` makes a
+group of facts durable in one transaction before it returns: that is the "persist" of
+"persist, then send".
+
+SQLite runs in WAL mode with `synchronous=FULL`; PostgreSQL is used by URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import sqlalchemy as sql
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from common.errors import RoundError, StateError
+from common.ids import ConfigHash, Epoch, RunId, StudyId
+
+_METADATA: Final = sql.MetaData()
+
+STUDIES: Final = sql.Table(
+    "studies",
+    _METADATA,
+    sql.Column("config_hash", sql.LargeBinary(32), primary_key=True),
+    sql.Column("study_id", sql.String(63), nullable=False, index=True),
+    sql.Column("content", sql.LargeBinary, nullable=False),
+)
+RUNS: Final = sql.Table(
+    "runs",
+    _METADATA,
+    sql.Column("run_id", sql.String(63), primary_key=True),
+    sql.Column("study_id", sql.String(63), nullable=False),
+    sql.Column("config_hash", sql.LargeBinary(32), nullable=False),
+    sql.Column("seed", sql.BigInteger, nullable=False),
+    sql.Column("request", sql.String(200), nullable=False, unique=True),
+    sql.Column("created_unix", sql.Float, nullable=False),
+    sql.Column("ended", sql.Boolean, nullable=False),
+)
+FACTS: Final = sql.Table(
+    "facts",
+    _METADATA,
+    sql.Column("run_id", sql.String(63), primary_key=True),
+    sql.Column("seq", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("body", sql.LargeBinary, nullable=False),
+)
+EPOCHS: Final = sql.Table(
+    "epochs",
+    _METADATA,
+    sql.Column("task", sql.String(63), primary_key=True),
+    sql.Column("epoch", sql.BigInteger, nullable=False),
+)
+RELEASES: Final = sql.Table(
+    "releases",
+    _METADATA,
+    sql.Column("run_id", sql.String(63), primary_key=True),
+    sql.Column("manifest", sql.LargeBinary, nullable=False),
+    sql.Column("signature", sql.LargeBinary, nullable=False),
+    sql.Column("chain", sql.LargeBinary, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStudy:
+    """A study as submitted: its canonical bytes and their hash."""
+
+    study_id: StudyId
+    config_hash: ConfigHash
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """One submission of a study. `request` names it, so that a retry finds the same run."""
+
+    run_id: RunId
+    study_id: StudyId
+    config_hash: ConfigHash
+    seed: int
+    request: str
+    created_unix: float
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRelease:
+    """A signed manifest; `chain` is the signer's certificates in PEM, leaf first."""
+
+    manifest: bytes
+    signature: bytes
+    chain: bytes
+
+
+class Store(Protocol):
+    """What the coordinator remembers. Every method that changes something is durable
+    when it returns."""  # noqa: D205, D209 - one sentence
+
+    def add_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
+        """Store a submission; the same `request` again returns the run stored first."""
+        ...
+
+    def studies(self) -> list[StoredStudy]:
+        """Return every study, by id and hash."""
+        ...
+
+    def study(self, config_hash: ConfigHash) -> StoredStudy:
+        """Return one study; RoundError NOT_FOUND if there is none of that hash."""
+        ...
+
+    def runs(self) -> list[StoredRun]:
+        """Return every run, oldest first."""
+        ...
+
+    def append(self, run_id: RunId, first_seq: int, bodies: Sequence[bytes]) -> None:
+        """Add facts `first_seq`, `first_seq + 1`, ... of a run in one transaction."""
+        ...
+
+    def facts(self, run_id: RunId) -> list[bytes]:
+        """Return a run's facts in order."""
+        ...
+
+    def end_run(self, run_id: RunId) -> None:
+        """Mark a run as ended: it is not resumed at the next start."""
+        ...
+
+    def next_epoch(self, task: str, at_least: int) -> Epoch:
+        """Reserve an epoch number larger than every one before, and at least `at_least`."""
+        ...
+
+    def put_release(self, run_id: RunId, release: StoredRelease) -> None:
+        """Store a run's signed release; storing it again changes nothing."""
+        ...
+
+    def release(self, run_id: RunId) -> StoredRelease:
+        """Return a run's release; RoundError NOT_FOUND while there is none."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the database."""
+        ...
+
+
+def default_url(state_dir: Path) -> str:
+    """Return the URL of the embedded database of a state directory."""
+    return f"sqlite:///{state_dir / 'coordinator.db'}"
+
+
+def open_engine(url: str) -> Engine:
+    """Open the database, with full durability where it is SQLite."""
+    engine = sql.create_engine(url)
+    if engine.dialect.name == "sqlite":
+        sql.event.listen(engine, "connect", _sqlite_settings)
+    return engine
+
+
+def _sqlite_settings(connection: object, _record: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]  # the DBAPI's own connection
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {setting}")
+    cursor.close()
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the database to this version's tables.
+
+    Raises:
+        StateError: STATE_DAMAGED, it is not a database of ours or is damaged.
+    """
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise StateError("STATE_DAMAGED", f"{engine.url.database}: {error.orig}") from error
+
+
+class SqlStore:
+    """`Store` on a relational database, see the module's docstring."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
+        """See `Store`."""
+        with self._engine.begin() as db:
+            known = db.execute(sql.select(RUNS).where(RUNS.c.request == run.request)).first()
+            if known is not None:
+                return _run(known)
+            where = STUDIES.c.config_hash == study.config_hash
+            if db.execute(sql.select(STUDIES.c.study_id).where(where)).first() is None:
+                db.execute(
+                    STUDIES.insert().values(
+                        config_hash=study.config_hash,
+                        study_id=study.study_id,
+                        content=study.content,
+                    )
+                )
+            db.execute(
+                RUNS.insert().values(
+                    run_id=run.run_id,
+                    study_id=run.study_id,
+                    config_hash=run.config_hash,
+                    seed=run.seed,
+                    request=run.request,
+                    created_unix=run.created_unix,
+                    ended=run.ended,
+                )
+            )
+        return run
+
+    def studies(self) -> list[StoredStudy]:
+        """See `Store`."""
+        query = sql.select(STUDIES).order_by(STUDIES.c.study_id, STUDIES.c.config_hash)
+        with self._engine.connect() as db:
+            return [_study(row) for row in db.execute(query)]
+
+    def study(self, config_hash: ConfigHash) -> StoredStudy:
+        """See `Store`."""
+        with self._engine.connect() as db:
+            query = sql.select(STUDIES).where(STUDIES.c.config_hash == config_hash)
+            row = db.execute(query).first()
+        if row is None:
+            raise RoundError("NOT_FOUND", f"no study of hash {config_hash.hex()[:16]}")
+        return _study(row)
+
+    def runs(self) -> list[StoredRun]:
+        """See `Store`."""
+        query = sql.select(RUNS).order_by(RUNS.c.created_unix, RUNS.c.run_id)
+        with self._engine.connect() as db:
+            return [_run(row) for row in db.execute(query)]
+
+    def append(self, run_id: RunId, first_seq: int, bodies: Sequence[bytes]) -> None:
+        """See `Store`."""
+        rows = [
+            {"run_id": run_id, "seq": first_seq + index, "body": body}
+            for index, body in enumerate(bodies)
+        ]
+        try:
+            with self._engine.begin() as db:
+                db.execute(FACTS.insert(), rows)
+        except SQLAlchemyError as error:
+            raise StateError("DISK", f"run {run_id}: facts were not stored: {error}") from error
+
+    def facts(self, run_id: RunId) -> list[bytes]:
+        """See `Store`.
+
+        Raises:
+            StateError: STATE_DAMAGED, a fact is missing.
+        """
+        query = sql.select(FACTS).where(FACTS.c.run_id == run_id).order_by(FACTS.c.seq)
+        with self._engine.connect() as db:
+            rows = db.execute(query).all()
+        if [row.seq for row in rows] != list(range(len(rows))):
+            raise StateError("STATE_DAMAGED", f"run {run_id}: a fact is missing from the store")
+        return [bytes(row.body) for row in rows]
+
+    def end_run(self, run_id: RunId) -> None:
+        """See `Store`."""
+        with self._engine.begin() as db:
+            db.execute(RUNS.update().where(RUNS.c.run_id == run_id).values(ended=True))
+
+    def next_epoch(self, task: str, at_least: int) -> Epoch:
+        """See `Store`."""
+        with self._engine.begin() as db:
+            row = db.execute(sql.select(EPOCHS).where(EPOCHS.c.task == task)).first()
+            epoch = max(at_least, row.epoch + 1 if row is not None else 1)
+            if row is None:
+                db.execute(EPOCHS.insert().values(task=task, epoch=epoch))
+            else:
+                db.execute(EPOCHS.update().where(EPOCHS.c.task == task).values(epoch=epoch))
+        return Epoch(epoch)
+
+    def put_release(self, run_id: RunId, release: StoredRelease) -> None:
+        """See `Store`."""
+        with self._engine.begin() as db:
+            known = sql.select(RELEASES.c.run_id).where(RELEASES.c.run_id == run_id)
+            if db.execute(known).first() is None:
+                db.execute(
+                    RELEASES.insert().values(
+                        run_id=run_id,
+                        manifest=release.manifest,
+                        signature=release.signature,
+                        chain=release.chain,
+                    )
+                )
+
+    def release(self, run_id: RunId) -> StoredRelease:
+        """See `Store`."""
+        with self._engine.connect() as db:
+            row = db.execute(sql.select(RELEASES).where(RELEASES.c.run_id == run_id)).first()
+        if row is None:
+            raise RoundError("NOT_FOUND", f"run {run_id} has no released model")
+        return StoredRelease(bytes(row.manifest), bytes(row.signature), bytes(row.chain))
+
+    def close(self) -> None:
+        """See `Store`."""
+        self._engine.dispose()
+
+
+def _study(row: sql.Row[tuple[object, ...]]) -> StoredStudy:
+    return StoredStudy(
+        StudyId(row.study_id), ConfigHash(bytes(row.config_hash)), bytes(row.content)
+    )
+
+
+def _run(row: sql.Row[tuple[object, ...]]) -> StoredRun:
+    return StoredRun(
+        RunId(row.run_id),
+        StudyId(row.study_id),
+        ConfigHash(bytes(row.config_hash)),
+        row.seed,
+        row.request,
+        row.created_unix,
+        row.ended,
+    )
+
+
+def open_store(url: str) -> SqlStore:
+    """Open and migrate the database at `url`."""
+    engine = open_engine(url)
+    migrate(engine)
+    return SqlStore(engine)
