@@ -156,7 +156,7 @@ class AgreementKeys:
         """Return the X25519 result with a peer's raw public key.
 
         Raises:
-            Refusal: ZERO_DH, the result is all zero; ADVERT_SIG, not a public key.
+            Refusal: ZERO_DH, the result is all zero; KEY_ADVERT, not a public key.
         """
         if len(peer_x25519) != KEY_BYTES:
             raise Refusal("KEY_ADVERT", "an X25519 public key has 32 bytes")
