@@ -1,0 +1,352 @@
+"""A study: what a researcher asks hospitals to train, as data and never as code.
+
+The schema is `fedcare.study/v1`. `parse_study` fills in every default, so that the
+result says all there is to say; `canonical_json` writes that down in one way only
+(sorted keys, no spaces, ASCII escapes, shortest floats: docs/protocol.md, section 3.3)
+and `config_hash` is its SHA-256: what hospitals approve and every round header carries.
+
+    study = load_study(Path("heart-disease.yaml"))
+    config_hash(study).hex()
+
+A `statistics` study has neither target nor model; those sections then hold their
+`none` form, are refused in the file and absent from the canonical form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from common.config import Label, Name, Section, Text, problem, validate
+from common.documents import Document, dump_yaml, parse_json, parse_yaml, read_text
+from common.errors import ConfigError
+from common.ids import ConfigHash
+from common.study_sections import (
+    DEFAULT_METRICS,
+    DP_MODES,
+    LATER_MODEL_KINDS,
+    LATER_STRATEGIES,
+    METRICS,
+    MODEL_KINDS,
+    STRATEGIES,
+    WEIGHT_RULES,
+    BinaryTarget,
+    ColumnSplit,
+    ContinuousTarget,
+    DifferentialPrivacy,
+    Evaluate,
+    Feature,
+    Federation,
+    LogisticModel,
+    MlpModel,
+    Model,
+    MulticlassTarget,
+    NoModel,
+    NoTarget,
+    Owner,
+    Privacy,
+    RandomSplit,
+    SecureAggregation,
+    Split,
+    Strategy,
+    SurvivalTarget,
+    Target,
+    Train,
+    split_form,
+)
+from common.text import listed, nearest, show
+
+SCHEMA: Final = "fedcare.study/v1"
+
+_TRAINING_ONLY: Final = ("target", "split", "normalise", "model", "train", "evaluate")
+_STUDY_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+
+__all__ = [
+    "DP_MODES", "LATER_MODEL_KINDS", "LATER_STRATEGIES", "METRICS", "MODEL_KINDS", "SCHEMA",
+    "STRATEGIES", "WEIGHT_RULES", "BinaryTarget", "ColumnSplit", "ContinuousTarget",
+    "DifferentialPrivacy", "Evaluate", "Feature", "Federation", "LogisticModel", "MlpModel",
+    "MulticlassTarget", "NoModel", "NoTarget", "Owner", "Privacy", "RandomSplit",
+    "SecureAggregation", "Strategy", "Study", "SurvivalTarget", "Train", "canonical_json",
+    "completed", "completed_yaml", "config_hash", "load_study", "parse_study",
+    "study_from_canonical", "warnings",
+]  # fmt: skip
+
+
+# --- the study ------------------------------------------------------------------------------
+
+
+def _study_id(value: str) -> str:
+    if not _STUDY_ID.fullmatch(value):
+        raise ValueError(f"must be 3 to 63 of a-z, 0-9 and inner hyphens, not {show(value)}")
+    return value
+
+
+class Study(Section):
+    """A completed study: every default is filled in and every cross-check has passed."""
+
+    schema_: Literal["fedcare.study/v1"] = Field(alias="schema")
+    id: Annotated[str, AfterValidator(_study_id)]
+    kind: Literal["training", "statistics"] = "training"
+    title: Annotated[Text, Field(max_length=300)] = ""
+    purpose: Label
+    dataset: Label
+    owner: Owner
+    features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=100_000)]
+    target: Target = NoTarget()
+    split: Split = RandomSplit()
+    patient_key: Name | None = None
+    normalise: Literal["federated", "fixed", "none"] = "federated"
+    model: Model = NoModel()
+    train: Train = Train(local_epochs=1)
+    federation: Federation = Federation()
+    privacy: Privacy = Privacy()
+    evaluate: Evaluate = Evaluate()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def complete(cls, data: object) -> object:
+        """Fill in the defaults that depend on the target."""
+        if not isinstance(data, dict) or data.get("kind") == "statistics":
+            return data
+        target = data.get("target")
+        target_type = target.get("type") if isinstance(target, dict) else None
+        full = dict(data)
+        split = full.get("split", {})
+        if isinstance(split, dict) and split_form(split) == "random" and "stratify" not in split:
+            full["split"] = {**split, "stratify": target_type in ("binary", "multiclass")}
+        evaluate = full.get("evaluate", {})
+        if isinstance(evaluate, dict) and "metrics" not in evaluate:
+            full["evaluate"] = {**evaluate, "metrics": DEFAULT_METRICS.get(str(target_type), ())}
+        return full
+
+    @field_validator("features")
+    @classmethod
+    def distinct(cls, value: tuple[Feature, ...]) -> tuple[Feature, ...]:
+        """Refuse two features of one name."""
+        names: set[str] = set()
+        for index, feature in enumerate(value):
+            if feature.name in names:
+                raise problem(
+                    f"is {show(feature.name)}, as an earlier feature is",
+                    index,
+                    "name",
+                    name="DUPLICATE_KEY",
+                )
+            names.add(feature.name)
+        return value
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Run the checks across sections."""
+        self._check_columns()
+        self._check_sites()
+        if self.kind == "statistics":
+            self._check_statistics()
+        else:
+            self._check_training()
+            self._check_normalise()
+        return self
+
+    def columns(self) -> tuple[str, ...]:
+        """Return every column the study reads, features first, each once."""
+        target: tuple[str, ...]
+        match self.target:
+            case NoTarget():
+                target = ()
+            case SurvivalTarget():
+                target = (self.target.time, self.target.event)
+            case _:
+                target = (self.target.name,)
+        split = (self.split.column,) if isinstance(self.split, ColumnSplit) else ()
+        key = (self.patient_key,) if self.patient_key is not None else ()
+        return (*(feature.name for feature in self.features), *target, *split, *key)
+
+    def colluders(self, roster_size: int) -> int:
+        """Return `c` for a roster of that many hospitals: as stated, or by the protocol's rule."""
+        stated = self.privacy.secure_aggregation.colluders
+        if stated is not None:
+            return stated
+        from common.secagg.params import default_colluders  # it brings numpy
+
+        return default_colluders(roster_size)
+
+    def _check_columns(self) -> None:
+        names: set[str] = set()
+        for name in self.columns():
+            if name in names:
+                raise problem(
+                    f"uses the column {show(name)} twice: features, target, split and "
+                    "patient_key must be different columns",
+                    name="DUPLICATE_KEY",
+                )
+            names.add(name)
+
+    def _check_sites(self) -> None:
+        federation = self.federation
+        colluders = self.privacy.secure_aggregation.colluders
+        if colluders is not None and federation.min_sites < colluders + 2:
+            raise problem(
+                f"is {federation.min_sites}, but with {colluders} colluders it must be at least "
+                f"{colluders + 2}: two honest hospitals must remain in every sum",
+                "federation",
+                "min_sites",
+            )
+        if federation.weight_rule == "public" and len(federation.weights) < federation.min_sites:
+            raise problem(
+                f"names {len(federation.weights)} sites, fewer than min_sites "
+                f"{federation.min_sites}",
+                "federation",
+                "weights",
+            )
+
+    def _check_statistics(self) -> None:
+        stated = [key for key in _TRAINING_ONLY if key in self.model_fields_set]
+        if stated:
+            raise problem("does not belong to a study of kind statistics", stated[0])
+
+    def _check_training(self) -> None:
+        target = self.target.type
+        if target == "none":
+            raise ValueError("is of kind training and needs the key 'target'")
+        if self.model.kind == "none":
+            raise ValueError("is of kind training and needs the key 'model'")
+        if target == "survival":
+            raise problem(
+                "is survival, for which this version has no model",
+                "target",
+                "type",
+                name="NOT_SUPPORTED",
+            )
+        if target == "continuous" and self.model.kind == "logistic":
+            raise problem("is logistic, which cannot predict a number; use mlp", "model", "kind")
+        if isinstance(self.split, RandomSplit) and self.split.stratify and target == "continuous":
+            raise problem("must be false for a continuous target", "split", "stratify")
+        for index, metric in enumerate(self.evaluate.metrics):
+            if metric not in METRICS[target]:
+                guess = nearest(metric, METRICS[target])
+                hint = f"; did you mean '{guess}'?" if guess else ""
+                raise problem(
+                    f"is {show(metric)}, but a {target} target has {listed(METRICS[target])}{hint}",
+                    "evaluate",
+                    "metrics",
+                    index,
+                )
+
+    def _check_normalise(self) -> None:
+        for index, feature in enumerate(self.features):
+            if not feature.numeric:
+                continue
+            if self.normalise == "fixed" and feature.scale is None:
+                raise problem(
+                    "needs 'centre' and 'scale', because normalise is fixed", "features", index
+                )
+            if self.normalise != "fixed" and feature.scale is not None:
+                raise problem(
+                    f"belongs to normalise: fixed, and normalise is {self.normalise}",
+                    "features",
+                    index,
+                    "scale",
+                )
+
+
+# --- reading, completing, hashing -----------------------------------------------------------
+
+
+def _study(document: Document) -> Study:
+    return validate(document, Study, SCHEMA)
+
+
+def parse_study(text: str, name: str = "study") -> Study:
+    """Return the completed study of a YAML text; `name` is how messages call it.
+
+    Raises:
+        ConfigError: the first problem, with its line.
+    """
+    return _study(parse_yaml(text, name))
+
+
+def load_study(path: Path) -> Study:
+    """Return the completed study of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing or wrong; the message names file and line.
+    """
+    return _study(parse_yaml(read_text(path), str(path)))
+
+
+def study_from_canonical(raw: bytes, name: str = "study") -> Study:
+    """Return the study whose canonical form a peer sent.
+
+    Raises:
+        ConfigError: it is not valid, or not byte for byte canonical (BAD_VALUE): then its
+            hash would not be the SHA-256 of what was sent.
+    """
+    study = _study(parse_json(raw, name))
+    if canonical_json(study) != raw:
+        raise ConfigError("BAD_VALUE", f"{name}: not in canonical form")
+    return study
+
+
+def completed(study: Study) -> dict[str, Any]:
+    """Return the study as plain data in the schema's order, every default filled in."""
+    data = study.model_dump(mode="json", by_alias=True)
+    if study.kind == "statistics":
+        for key in _TRAINING_ONLY:
+            del data[key]
+    return data
+
+
+def completed_yaml(study: Study) -> str:
+    """Return the completed study as YAML; it reads back as an equal study."""
+    data = completed(study)
+    data["features"] = [_stated(feature) for feature in data["features"]]
+    return dump_yaml(data)
+
+
+def _stated(feature: dict[str, Any]) -> dict[str, Any]:
+    """Drop what a feature does not have, so that a line holds it."""
+    return {key: value for key, value in feature.items() if value is not None and value != []}
+
+
+def canonical_json(study: Study) -> bytes:
+    """Return the canonical form: JSON, sorted keys, no spaces, ASCII, shortest floats."""
+    return json.dumps(
+        completed(study), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode("ascii")
+
+
+def config_hash(study: Study) -> ConfigHash:
+    """Return the SHA-256 of the canonical form (docs/protocol.md, section 3.3)."""
+    return ConfigHash(hashlib.sha256(canonical_json(study)).digest())
+
+
+def warnings(study: Study) -> tuple[str, ...]:
+    """Return what a careful reader of the study should know before submitting it."""
+    found: list[str] = []
+    federation, secure = study.federation, study.privacy.secure_aggregation
+    if federation.min_sites == 2:  # noqa: PLR2004
+        found.append(
+            "federation.min_sites is 2: where only two hospitals take part, each can compute the "
+            "other's update; both must set allow_two_party in their policy"
+        )
+    if secure.colluders == 0:
+        found.append(
+            "privacy.secure_aggregation.colluders is 0: nothing is promised if one hospital helps "
+            "the coordinator"
+        )
+    if secure.suite == "classical":
+        found.append("suite classical: recorded traffic is open to a future quantum computer")
+    if federation.weight_rule == "samples":
+        found.append(
+            "federation.weights is samples: two rounds with different hospitals reveal the exact "
+            "row count of the one that left; size_class reveals its power of two only"
+        )
+    if study.kind == "training" and isinstance(study.split, RandomSplit) and study.split.test == 0:
+        found.append("split.test is 0: no rows are left to evaluate the model on")
+    return tuple(found)
