@@ -41,11 +41,9 @@ demo: install ## Four hospitals train one model on this machine; report in build
 test: install ## Run every test, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal --session-timeout=480 $(TESTS)
 
-lint: install ## ruff, mypy strict, import rules
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+lint: install ## ruff, mypy strict, import rules; all of them run, whichever fails
+	@status=0; for check in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+	    echo "== $$check"; $(BIN)/$$check || status=1; done; exit $$status
 
 bench: install ## Measure the rounds of docs/benchmarks.md
 	@mkdir -p build/bench
