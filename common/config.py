@@ -174,13 +174,11 @@ def _follow(loc: Iterable[str | int], data: object) -> tuple[KeyPath, object]:
     """
     path: list[str | int] = []
     for part in loc:
-        if isinstance(part, int):
-            inside = isinstance(data, tuple) and part < len(data)
-        else:
-            inside = isinstance(data, dict) and part in data
-        if inside:
+        if (isinstance(part, int) and isinstance(data, tuple) and part < len(data)) or (isinstance(data, dict) and part in data):
             data = data[part]
-            path.append(part)
+        else:
+            continue
+        path.append(part)
     return tuple(path), data
 
 
@@ -220,7 +218,8 @@ def _phrase(kind: str, context: Mapping[str, Any], value: object, message: str) 
         case "union_tag_invalid":
             tag = str(context["discriminator"]).strip("'")
             stated = value.get(tag) if isinstance(value, dict) else value
-            choices = re.findall(r"'([^']*)'", str(context["expected_tags"]))
+            tags = re.findall(r"'([^']*)'", str(context["expected_tags"]))
+            choices = [choice for choice in tags if choice != "none"]  # the absent form
             return f"has an unknown {tag}: {_choices(stated, choices)}"
         case "union_tag_not_found":
             return f"needs the key {context['discriminator']}"

@@ -177,15 +177,28 @@ class Study(Section):
         return default_colluders(roster_size)
 
     def _check_columns(self) -> None:
-        names: set[str] = set()
-        for name in self.columns():
-            if name in names:
+        used: dict[str, str] = {feature.name: "a feature" for feature in self.features}
+        others: list[tuple[str, tuple[str, ...]]] = []
+        match self.target:
+            case NoTarget():
+                pass
+            case SurvivalTarget():
+                others += [(self.target.time, ("target", "time"))]
+                others += [(self.target.event, ("target", "event"))]
+            case _:
+                others += [(self.target.name, ("target", "name"))]
+        if isinstance(self.split, ColumnSplit):
+            others += [(self.split.column, ("split", "column"))]
+        if self.patient_key is not None:
+            others += [(self.patient_key, ("patient_key",))]
+        for column, path in others:
+            if column in used:
                 raise problem(
-                    f"uses the column {show(name)} twice: features, target, split and "
-                    "patient_key must be different columns",
+                    f"is the column {show(column)}, which is {used[column]} already",
+                    *path,
                     name="DUPLICATE_KEY",
                 )
-            names.add(name)
+            used[column] = ".".join(path)
 
     def _check_sites(self) -> None:
         federation = self.federation

@@ -23,7 +23,16 @@ from pydantic import (
     model_validator,
 )
 
-from common.config import Name, Number, Seconds, Section, Text, no_repeats, problem
+from common.config import (
+    Name,
+    Number,
+    Seconds,
+    Section,
+    Text,
+    format_duration,
+    no_repeats,
+    problem,
+)
 from common.ids import NAME_PATTERN
 from common.positive import PositiveRule, parse_positive
 from common.text import listed, nearest, show
@@ -62,6 +71,7 @@ DEFAULT_MAX_WEIGHT: Final = 4096
 
 A round is void when its hospitals' mean weight is below W_max/1024 rows, so this default
 carries hospitals of a handful of rows; studies with larger hospitals raise it."""
+_LONGEST_ROUND_S: Final = 7 * 86_400.0
 _SITE: Final = re.compile(NAME_PATTERN)
 
 
@@ -231,13 +241,13 @@ class ColumnSplit(Section):
 
 
 def split_form(value: object) -> str:
-    """Return which of the two forms raw data states: `column` or `random`."""
+    """Return which of the two forms raw data states: `by-column` or `random`."""
     has_column = isinstance(value, ColumnSplit) or (isinstance(value, dict) and "column" in value)
-    return "column" if has_column else "random"
+    return "by-column" if has_column else "random"
 
 
 Split = Annotated[
-    Annotated[RandomSplit, Tag("random")] | Annotated[ColumnSplit, Tag("column")],
+    Annotated[RandomSplit, Tag("random")] | Annotated[ColumnSplit, Tag("by-column")],
     Discriminator(split_form),
 ]
 
@@ -355,6 +365,12 @@ def _weights(value: object) -> object:
     )
 
 
+def _deadline(seconds: float) -> float:
+    if not 1 <= seconds <= _LONGEST_ROUND_S:
+        raise ValueError(f"must be 1s to {format_duration(_LONGEST_ROUND_S)}")
+    return seconds
+
+
 class Federation(Section):
     """Who takes part and how long.
 
@@ -372,7 +388,7 @@ class Federation(Section):
     max_weight: Annotated[int, Field(ge=1, le=2**31)] = DEFAULT_MAX_WEIGHT
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
     min_sites: Annotated[int, Field(ge=2, le=10_000)] = 3
-    round_deadline: Annotated[Seconds, Field(ge=1, le=7 * 86_400)] = 600.0
+    round_deadline: Annotated[Seconds, AfterValidator(_deadline)] = 600.0
 
     @property
     def weight_rule(self) -> str:
