@@ -8,7 +8,7 @@ word `rint(u_i * B)` follows the tensors, and the metric words follow it. The or
 operations is part of the protocol: another order may round otherwise, and then two
 implementations would disagree about the same update.
 
-Blocks of 64K values keep all passes in a core's cache; nothing is allocated per block.
+Blocks of 64K values and reused buffers keep all passes in a core's cache.
 A value that is not finite is refused before anything is written.
 """
 
@@ -108,7 +108,7 @@ def check_weight_sum(weight_sum: int, s_min: int, bound: int) -> None:
 class Quantiser:
     """Turns blocks of values into words; owns its buffers. Not thread-safe."""
 
-    __slots__ = ("_coding", "_float", "_random", "_signed", "_stream", "_threshold")
+    __slots__ = ("_coding", "_float", "_random", "_signed", "_spare", "_stream")
 
     def __init__(self, coding: Coding) -> None:
         self._coding = coding
@@ -121,7 +121,7 @@ class Quantiser:
             self._stream = Keystream.of_rounding(coding.round_seed)
             # One word more: the keystream is read from even word offsets (16 bytes).
             self._random = np.empty(BLOCK_WORDS + 1, np.dtype("<u8"))
-            self._threshold = np.empty(BLOCK_WORDS, np.float64)
+            self._spare = np.empty(BLOCK_WORDS, np.float64)
 
     def quantise(
         self,
@@ -148,9 +148,7 @@ class Quantiser:
         clipped = 0
         for start in range(0, x.size, BLOCK_WORDS):
             stop = start + BLOCK_WORDS
-            clipped += self._block(
-                x[start:stop], scale, words[start:stop], u, word_offset + start
-            )
+            clipped += self._block(x[start:stop], scale, words[start:stop], u, word_offset + start)
         return clipped
 
     def _block(self, x: Values, scale: float, out: SignedWords, u: float, place: int) -> int:
@@ -166,8 +164,11 @@ class Quantiser:
             clipped = int(np.count_nonzero(np.abs(z) > scale))
             np.clip(z, -scale, scale, out=z)
         bound = float(self._coding.bound)
-        np.multiply(z, bound, out=z)
-        np.divide(z, scale, out=z)
+        if math.isfinite(scale * bound):
+            np.multiply(z, bound, out=z)
+            np.divide(z, scale, out=z)
+        else:
+            self._scale_beyond_binary64(z, scale, bound)
         if self._stream is None:
             np.rint(z, out=z)
         else:
@@ -178,26 +179,38 @@ class Quantiser:
         np.copyto(out, z, casting="unsafe")
         return clipped
 
-    def _round_stochastically(
-        self, z: NDArray[np.float64], stream: Keystream, place: int
-    ) -> None:
+    @staticmethod
+    def _scale_beyond_binary64(z: NDArray[np.float64], scale: float, bound: float) -> None:
+        """Scale where `R * B` overflows: an infinite product is clamped before it is rounded."""
+        with np.errstate(over="ignore"):
+            np.multiply(z, bound, out=z)
+        np.divide(z, scale, out=z)
+        np.clip(z, -bound, bound, out=z)
+
+    def _round_stochastically(self, z: NDArray[np.float64], stream: Keystream, place: int) -> None:
         """Replace z by floor(z), plus 1 where the next word is below frac(z) * 2^64.
 
-        The comparison is exact: for an integer word, `word < t` is `word < ceil(t)`.
-        frac(z) is computed in float64; where it rounds to 1 the result is floor(z) + 1.
+        Exact also where float64 cannot hold frac(z), that is for z just below 0. With
+        G = frac(|z|) * 2^64, which it always holds: a z >= 0 goes up, away from 0, if
+        word < ceil(G); a z < 0 goes down, away from 0, if ~word < floor(G), since
+        not (word < 2^64 - G) says the same of integer words.
         """
         skip = place % _STREAM_ALIGN
         random = self._random[: skip + z.size]
         stream.words_into(random, place - skip)
-        threshold = self._threshold[: z.size]
-        np.floor(z, out=threshold)
-        np.subtract(z, threshold, out=z)  # frac
+        word = random[skip:]
+        spare = self._spare[: z.size]
+        flips = spare.view(np.int64)
+        np.right_shift(z.view(np.int64), 63, out=flips)  # all ones where z < 0
+        np.bitwise_xor(word, flips.view(np.uint64), out=word)
+        np.trunc(z, out=spare)  # carries z's sign, also as -0.0
+        np.subtract(z, spare, out=z)
         np.multiply(z, _FULL, out=z)
-        np.ceil(z, out=z)
-        sure = z >= _FULL
-        z[sure] = 0.0  # 2^64 is no 64-bit integer; `sure` stands in for it
-        up = (random[skip:] < z.astype(np.uint64)) | sure
-        np.add(threshold, up, out=z)
+        np.ceil(z, out=z)  # for z < 0 this is -floor(G)
+        np.abs(z, out=z)
+        away = word < z.astype(np.uint64)
+        np.copysign(away.astype(np.float64), spare, out=z)
+        np.add(z, spare, out=z)
 
 
 def quantise_value(x: float, scale: float, bound: int) -> int:
@@ -208,8 +221,8 @@ def quantise_value(x: float, scale: float, bound: int) -> int:
     """
     if not math.isfinite(x):
         raise Refusal("INPUT_NAN", "a metric is not finite")
-    level = round((min(max(x, -scale), scale) * float(bound)) / scale)
-    return min(max(level, -bound), bound)
+    level = (min(max(x, -scale), scale) * float(bound)) / scale
+    return round(min(max(level, float(-bound)), float(bound)))  # R * B may be infinite
 
 
 class VectorEncoder:
@@ -222,7 +235,7 @@ class VectorEncoder:
 
     __slots__ = ("_metrics", "_parts", "_quantiser", "_schema", "_u", "_update", "_weight")
 
-    def __init__(  # noqa: PLR0913 - the inputs of 7.1, each by name
+    def __init__(
         self,
         schema: ParameterSchema,
         update: Values,
@@ -313,9 +326,7 @@ class VectorEncoder:
 # --- back to floats ------------------------------------------------------------------------
 
 
-def weighted_mean(
-    total: SignedWords, scale: float, weight_sum: int
-) -> NDArray[np.float64]:
+def weighted_mean(total: SignedWords, scale: float, weight_sum: int) -> NDArray[np.float64]:
     """Return `(sum * R_l) / weight_sum` of opened words, a new float64 array.
 
     Raises:
@@ -334,7 +345,7 @@ def metric_sum(word: int, scale: float, bound: int) -> float:
     return float(word) if scale == bound else (word * scale) / bound
 
 
-def apply_mean(  # noqa: PLR0913 - the equation's terms, each by name
+def apply_mean(
     model: NDArray[np.floating[Any]],
     total: SignedWords,
     *,

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ _ITEM_BYTES: Final = {
     TensorType.FLOAT32: 4,
     TensorType.FLOAT64: 8,
 }
-_NUMPY: Final = {
+_NUMPY: Final[dict[TensorType, np.dtype[Any]]] = {
     TensorType.FLOAT16: np.dtype("<f2"),
     TensorType.FLOAT32: np.dtype("<f4"),
     TensorType.FLOAT64: np.dtype("<f8"),
@@ -301,5 +301,6 @@ def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.uint16]:
     exponent = np.maximum(np.frexp(values)[1] - 8, -133)
     step = np.ldexp(1.0, exponent)
     with np.errstate(over="ignore", invalid="ignore"):
-        exact = (np.rint(values / step) * step).astype("<f4")
-    return (exact.view("<u4") >> np.uint32(16)).astype("<u2")
+        exact = (np.rint(values / step) * step).astype(np.float32)
+    halves: NDArray[np.uint16] = (exact.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return halves

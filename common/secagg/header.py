@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final
 
 from common.encoding import MAX_INTEGER, Item, Label, hash_label
@@ -88,7 +89,7 @@ def quant_bound(n: int, ring_bits: int) -> int:
     Raises:
         Refusal: OVERFLOW_BOUND, not one level is left.
     """
-    bound = (2 ** (ring_bits - 1) - 1) // (4 * n)
+    bound = ((1 << (ring_bits - 1)) - 1) // (4 * n)
     if bound < 1:
         raise Refusal("OVERFLOW_BOUND", f"a ring of {ring_bits} bits is too small for n={n}")
     return min(bound, EXACT_FLOAT_BOUND)
@@ -224,7 +225,7 @@ class Header:
 
     def _check_members(self) -> None:
         names = [node.encode() for node in self.ids]
-        if any(first >= second for first, second in zip(names, names[1:], strict=False)):
+        if any(first >= second for first, second in pairwise(names)):
             raise Refusal("HEADER_FORM", "the members are not strictly increasing")
         if any(len(nonce) != NONCE_BYTES for _, nonce in self.members):
             raise Refusal("HEADER_FORM", "a member's nonce does not have 32 bytes")

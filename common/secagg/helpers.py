@@ -40,10 +40,7 @@ def helper_threshold(n: int, c: int) -> int:
     Raises:
         Refusal: HELPER_RULE, no threshold up to `kappa` is safe.
     """
-    if n <= ALL_HELP_LIMIT:
-        threshold = c + 1
-    else:
-        threshold = _smallest_safe(n, c)
+    threshold = c + 1 if n <= ALL_HELP_LIMIT else _smallest_safe(n, c)
     if not 1 <= threshold <= helper_count(n):
         raise Refusal("HELPER_RULE", f"no safe helper threshold for n={n}, c={c}")
     return threshold

@@ -144,7 +144,11 @@ class AgreementKeys:
 
     def x25519_public(self) -> bytes:
         """Return the raw public key, 32 bytes."""
-        return X25519PrivateKey.from_private_bytes(self.x25519.reveal()).public_key().public_bytes_raw()
+        return (
+            X25519PrivateKey.from_private_bytes(self.x25519.reveal())
+            .public_key()
+            .public_bytes_raw()
+        )
 
     def mlkem_public(self) -> bytes:
         """Return the raw encapsulation key, 1,184 bytes; empty in the classical suite."""

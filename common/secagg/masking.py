@@ -76,9 +76,7 @@ class MaskStream:
 
     __slots__ = ("_buffer", "_dtype", "_terms")
 
-    def __init__(
-        self, terms: Sequence[tuple[EdgeSeed | SelfSeed, Sign]], ring_bits: int
-    ) -> None:
+    def __init__(self, terms: Sequence[tuple[EdgeSeed | SelfSeed, Sign]], ring_bits: int) -> None:
         self._dtype = word_dtype(ring_bits)
         self._terms = tuple(
             (Keystream.of_mask(seed, ring_bits), np.add if sign == 1 else np.subtract)

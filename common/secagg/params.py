@@ -98,9 +98,7 @@ class SecAggParams:
         if n < _TWO_PARTY:
             raise Refusal("COHORT_SMALL", f"a round of {n} members hides nothing")
         if c < 0 or self.q != quorum(n, c) or self.q > n:
-            raise Refusal(
-                "QUORUM_RULE", f"q={self.q} is not floor((n + c)/2) + 1 for n={n}, c={c}"
-            )
+            raise Refusal("QUORUM_RULE", f"q={self.q} is not floor((n + c)/2) + 1 for n={n}, c={c}")
         if not smallest_set(n, c) <= self.s_min <= n:
             raise Refusal(
                 "SMIN_RULE", f"s_min={self.s_min} is not from {smallest_set(n, c)} to n={n}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Self
 
+import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
@@ -56,7 +57,10 @@ class Keystream:
             InternalError: the offset neither continues the last call nor is a
                 multiple of 16.
         """
-        view = memoryview(buffer).cast("B")
+        raw = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
+        if not raw.nbytes:
+            return
+        view = raw.cast("B")
         cipher = self._at(byte_offset)
         size = len(view)
         for start in range(0, size, PIECE_BYTES):

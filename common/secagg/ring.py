@@ -19,8 +19,16 @@ RING_BITS: Final = (16, 32, 64)
 Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
 SignedWords: TypeAlias = NDArray[np.signedinteger[Any]]
 
-_UNSIGNED: Final = {16: np.dtype("<u2"), 32: np.dtype("<u4"), 64: np.dtype("<u8")}
-_SIGNED: Final = {16: np.dtype("<i2"), 32: np.dtype("<i4"), 64: np.dtype("<i8")}
+_UNSIGNED: Final[dict[int, np.dtype[Any]]] = {
+    16: np.dtype("<u2"),
+    32: np.dtype("<u4"),
+    64: np.dtype("<u8"),
+}
+_SIGNED: Final[_DTypes] = {
+    16: np.dtype("<i2"),
+    32: np.dtype("<i4"),
+    64: np.dtype("<i8"),
+}
 
 
 def word_bytes(ring_bits: int) -> int:

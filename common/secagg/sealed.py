@@ -32,7 +32,7 @@ class Sealed:
     ct: bytes
 
 
-def seal(  # noqa: PLR0913 - key, context (three names), contents, randomness
+def seal(
     key: ShareKey,
     hd: HeaderDigest,
     sender: NodeId,

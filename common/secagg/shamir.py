@@ -65,9 +65,9 @@ def share_secrets(
     threshold: int,
     points: Sequence[int],
 ) -> tuple[Secret, ...]:
-    """Return each point's bundle: its shares of all `secrets`, in order, end to end.
+    r"""Return each point's bundle: its shares of all `secrets`, in order, end to end.
 
-    `secrets`: `("self", b_i)`, then `(j, e_ij)` for j in sorted `U\\{i}`.
+    `secrets`: `("self", b_i)`, then `(j, e_ij)` for j in sorted `U\{i}`.
 
     Raises:
         InternalError: see `split`.
