@@ -19,16 +19,10 @@ RING_BITS: Final = (16, 32, 64)
 Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
 SignedWords: TypeAlias = NDArray[np.signedinteger[Any]]
 
-_UNSIGNED: Final[dict[int, np.dtype[Any]]] = {
-    16: np.dtype("<u2"),
-    32: np.dtype("<u4"),
-    64: np.dtype("<u8"),
-}
-_SIGNED: Final[_DTypes] = {
-    16: np.dtype("<i2"),
-    32: np.dtype("<i4"),
-    64: np.dtype("<i8"),
-}
+_DTypes: TypeAlias = dict[int, np.dtype[Any]]
+
+_UNSIGNED: Final[_DTypes] = {16: np.dtype("<u2"), 32: np.dtype("<u4"), 64: np.dtype("<u8")}
+_SIGNED: Final[_DTypes] = {16: np.dtype("<i2"), 32: np.dtype("<i4"), 64: np.dtype("<i8")}
 
 
 def word_bytes(ring_bits: int) -> int:
