@@ -38,8 +38,9 @@ install: $(STAMPS)/package protos ## Make .venv with everything in it, from the 
 demo: install ## Four hospitals train one model on this machine; report in build/demo
 	$(BIN)/fedcare demo --out $(OUT)
 
+# One thread a worker: two workers with two threads each would fight over two cores.
 test: install ## Run every test, two at a time
-	$(BIN)/python -m pytest -n 2 --dist worksteal --session-timeout=480 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --session-timeout=480 $(TESTS)
 
 lint: install ## ruff, mypy strict, import rules; all of them run, whichever fails
 	@status=0; for check in "ruff check ." "ruff format --check ." mypy lint-imports; do \
