@@ -36,7 +36,7 @@ WEIGHT_FLOOR: Final = 2.0**-10
 """A weight sum below `s_min * B` times this aborts the round (section 8)."""
 
 _STREAM_ALIGN: Final = 2
-_CLAMP_FROM: Final = 2**50
+_EXACT: Final = 2**50
 _FULL: Final = 2.0**64
 
 Values: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
@@ -164,28 +164,19 @@ class Quantiser:
             clipped = int(np.count_nonzero(np.abs(z) > scale))
             np.clip(z, -scale, scale, out=z)
         bound = float(self._coding.bound)
-        if math.isfinite(scale * bound):
+        with np.errstate(over="ignore"):  # R * B may pass binary64; the clamp decides
             np.multiply(z, bound, out=z)
-            np.divide(z, scale, out=z)
-        else:
-            self._scale_beyond_binary64(z, scale, bound)
+        np.divide(z, scale, out=z)
+        if bound > _EXACT or self._stream is not None or math.isinf(scale * bound):
+            # The bound is an integer, so a clamp before rounding equals the one after;
+            # in the other cases rint undoes what two roundings can add to the bound.
+            np.clip(z, -bound, bound, out=z)
         if self._stream is None:
             np.rint(z, out=z)
         else:
             self._round_stochastically(z, self._stream, place)
-        if self._coding.bound > _CLAMP_FROM or self._stream is not None:
-            # With rint and fewer levels the two roundings above cannot pass the bound.
-            np.clip(z, -bound, bound, out=z)
         np.copyto(out, z, casting="unsafe")
         return clipped
-
-    @staticmethod
-    def _scale_beyond_binary64(z: NDArray[np.float64], scale: float, bound: float) -> None:
-        """Scale where `R * B` overflows: an infinite product is clamped before it is rounded."""
-        with np.errstate(over="ignore"):
-            np.multiply(z, bound, out=z)
-        np.divide(z, scale, out=z)
-        np.clip(z, -bound, bound, out=z)
 
     def _round_stochastically(self, z: NDArray[np.float64], stream: Keystream, place: int) -> None:
         """Replace z by floor(z), plus 1 where the next word is below frac(z) * 2^64.
@@ -314,7 +305,7 @@ class VectorEncoder:
         if self._weight.size and word_offset <= first:
             signed_view(out)[first - word_offset] = self._weight[0]
         values, scales = self._metrics
-        for index, scale in enumerate(scales, start=0):
+        for index, scale in enumerate(scales):
             place = first + 1 + index
             if word_offset <= place < end:
                 at = place - word_offset
