@@ -167,6 +167,9 @@ def _explain_one(
     return path, (source.line(*path) or 0, name, f"{source.where(*path)}: {message}")
 
 
+_ABSENT: Final = object()
+
+
 def _follow(loc: Iterable[str | int], data: object) -> tuple[KeyPath, object]:
     """Return the part of a pydantic location that exists in the file, and the value there.
 
@@ -174,12 +177,19 @@ def _follow(loc: Iterable[str | int], data: object) -> tuple[KeyPath, object]:
     """
     path: list[str | int] = []
     for part in loc:
-        if (isinstance(part, int) and isinstance(data, tuple) and part < len(data)) or (isinstance(data, dict) and part in data):
-            data = data[part]
-        else:
-            continue
-        path.append(part)
+        inner = _step(data, part)
+        if inner is not _ABSENT:
+            data = inner
+            path.append(part)
     return tuple(path), data
+
+
+def _step(data: object, part: str | int) -> object:
+    if isinstance(data, dict):
+        return data.get(part, _ABSENT)
+    if isinstance(data, tuple) and isinstance(part, int) and part < len(data):
+        return data[part]
+    return _ABSENT
 
 
 _WANTED: Final[Mapping[str, str]] = {

@@ -238,6 +238,10 @@ def read_text(path: Path, name: str | None = None) -> str:
 # --- data to YAML ---------------------------------------------------------------------
 
 
+_WIDTH: Final = 120
+"""Longest list or section, in characters, that is written on one line."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that our reader would take for something else; writes no aliases."""
 
@@ -254,13 +258,17 @@ def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 def _represent_list(dumper: yaml.SafeDumper, value: Iterable[object]) -> yaml.SequenceNode:
     items = list(value)
-    flow = not any(isinstance(item, (dict, list, tuple)) for item in items)
+    flow = not any(isinstance(item, (dict, list, tuple)) for item in items) and _short(items)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flow)
 
 
 def _represent_dict(dumper: yaml.SafeDumper, value: Mapping[str, object]) -> yaml.MappingNode:
-    flow = not any(_holds_mapping(item) for item in value.values())
+    flow = not any(_holds_mapping(item) for item in value.values()) and _short(value)
     return dumper.represent_mapping("tag:yaml.org,2002:map", value, flow_style=flow)
+
+
+def _short(value: object) -> bool:
+    return len(repr(value)) <= _WIDTH
 
 
 def _holds_mapping(value: object) -> bool:
@@ -278,5 +286,7 @@ _Dumper.add_representer(dict, _represent_dict)
 def dump_yaml(data: Mapping[str, object]) -> str:
     """Return plain data as YAML that `parse_yaml` reads back equal; keys keep their order."""
     return str(
-        yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        yaml.dump(
+            dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH + 20
+        )
     )

@@ -1,0 +1,268 @@
+"""A hospital's own word: which studies its node runs, with whom, on what terms.
+
+The schema is `fedcare.policy/v1`. The file belongs to the hospital and its node enforces
+it (docs/protocol.md, section 10.1); a coordinator may be stricter, never laxer. What is
+not listed under `allow` is not allowed. `require.dp` and `require.approval` come with a
+later version and are refused as POLICY_UNSUPPORTED when set: a rule that is not enforced
+must not look as if it were.
+
+Defaults of `require`: `min_cohort` and `min_sites` 3 (2 in a federation of two that
+`allow_two_party`), `colluders` by the protocol's rule for the number of members: 0 for
+two, 1 for three to five, a quarter beyond; never 0 for three or more unless written down.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from common.config import Label, Loaded, Section, Text, load, no_repeats, problem, validate
+from common.documents import dump_yaml, parse_yaml
+from common.ids import ConfigHash
+from common.site import SiteId
+from common.study_sections import (
+    LATER_MODEL_KINDS,
+    LATER_STRATEGIES,
+    MODEL_KINDS,
+    STRATEGIES,
+    WEIGHT_RULES,
+)
+from common.text import listed, nearest, show
+
+SCHEMA: Final = "fedcare.policy/v1"
+
+STATISTICS: Final = "statistics"
+"""What `allow.model_kinds` lists to allow studies that fit no model."""
+
+PUBLIC_WEIGHTS: Final = "public"
+"""What `allow.weights` lists to allow a public constant per site."""
+
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
+_ADDRESS: Final = re.compile(
+    r"(?P<host>[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>\d{1,5})"
+)
+_HIGHEST_PORT: Final = 65_535
+_TWO: Final = 2
+
+
+def _fingerprint(value: str) -> str:
+    """Return 64 lower-case hex digits; colons, as openssl prints them, are taken out."""
+    digits = value.removeprefix("sha256:").replace(":", "").lower()
+    if not _FINGERPRINT.fullmatch(digits):
+        raise ValueError(
+            "must be the CA certificate's SHA-256 fingerprint, 64 hexadecimal digits in quotes "
+            f"(`fedcare pki show` prints it), not {show(value)}"
+        )
+    return digits
+
+
+def _address(value: str) -> str:
+    found = _ADDRESS.fullmatch(value)
+    if found is None or not 1 <= int(found["port"]) <= _HIGHEST_PORT:
+        raise ValueError(
+            f"must be host:port, such as coordinator.example.org:443, not {show(value)}"
+        )
+    return value
+
+
+def _proxy(value: str) -> str:
+    try:
+        return "http://" + _address(value.removeprefix("http://").removesuffix("/"))
+    except ValueError:
+        raise ValueError(f"must be http://host:port or null, not {show(value)}") from None
+
+
+def _known(*groups: tuple[str, ...]) -> AfterValidator:
+    """Return a validator of words that some version of the product knows."""
+    known = tuple(word for group in groups for word in group)
+
+    def check(value: str) -> str:
+        if value not in known:
+            guess = nearest(value, known)
+            hint = f"did you mean '{guess}'?" if guess else f"known: {listed(known)}"
+            raise ValueError(f"is {show(value)}, which no version knows; {hint}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _study_hash(value: str) -> str:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
+        raise ValueError(
+            "must be sha256: and the 64 hexadecimal digits that `fedcare study lint` prints, "
+            f"not {show(value)}"
+        )
+    return value
+
+
+def _unsupported(value: object) -> object:
+    if value is not None:
+        raise problem(
+            "is set, but this version cannot enforce it yet; remove it, or wait for the version "
+            "that does (it is refused, not ignored)",
+            name="POLICY_UNSUPPORTED",
+        )
+    return value
+
+
+Distinct = AfterValidator(no_repeats)
+Unsupported = Annotated[None, BeforeValidator(_unsupported)]
+
+
+class PinnedFederation(Section):
+    """Whom the hospital trusts: one CA by fingerprint, and the members by name.
+
+    `ca_sha256` is the SHA-256 of the CA certificate in DER. A certificate that verifies
+    but names nobody of `members` is refused all the same.
+    """
+
+    id: SiteId
+    ca_sha256: Annotated[str, AfterValidator(_fingerprint)]
+    members: Annotated[tuple[SiteId, ...], Field(min_length=2, max_length=10_000), Distinct]
+
+
+class Coordinator(Section):
+    """Where the node dials; `proxy: null` means the environment's https_proxy, if any."""
+
+    address: Annotated[str, AfterValidator(_address)]
+    proxy: Annotated[str, AfterValidator(_proxy)] | None = None
+
+
+class Allow(Section):
+    """What may run here. A study must be of one of `owners` or one of `studies` (by hash)."""
+
+    purposes: Annotated[tuple[Label, ...], Distinct]
+    owners: Annotated[tuple[Text, ...], Distinct] = ()
+    studies: Annotated[tuple[Annotated[str, AfterValidator(_study_hash)], ...], Distinct] = ()
+    datasets: Annotated[tuple[Label, ...], Distinct]
+    model_kinds: Annotated[
+        tuple[Annotated[str, _known(MODEL_KINDS, (STATISTICS,), LATER_MODEL_KINDS)], ...], Distinct
+    ]
+    strategies: Annotated[
+        tuple[Annotated[str, _known(STRATEGIES, LATER_STRATEGIES)], ...], Distinct
+    ] = ("fedavg",)
+    weights: Annotated[
+        tuple[Annotated[str, _known(WEIGHT_RULES, (PUBLIC_WEIGHTS,))], ...], Distinct
+    ] = ("size_class", "equal")
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse a policy that forgot to say whose studies may run."""
+        if not self.model_fields_set & {"owners", "studies"}:
+            raise ValueError("must list 'owners' or 'studies' (by hash); an empty list allows none")
+        return self
+
+    def lists_study(self, digest: ConfigHash) -> bool:
+        """Return whether the study of that hash is allowed by hash."""
+        return f"sha256:{digest.hex()}" in self.studies
+
+
+class Require(Section):
+    """The least the hospital insists on. Completed by `Policy`, so that no value is open."""
+
+    min_cohort: Annotated[int, Field(ge=2, le=10_000)] = 3
+    min_sites: Annotated[int, Field(ge=2, le=10_000)] = 3
+    colluders: Annotated[int, Field(ge=0, le=10_000)] = 1
+    allow_two_party: bool = False
+    dp: Unsupported = None
+    approval: Unsupported = None
+
+
+class Release(Section):
+    """What may leave besides masked sums.
+
+    `min_cell`: pooled figures over fewer rows are withheld. `site_metrics`: whether the
+    hospital's own metrics may be sent to the study's owner.
+    """
+
+    min_cell: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    site_metrics: bool = False
+
+
+class Policy(Section):
+    """A hospital's policy, completed and cross-checked."""
+
+    schema_: Literal["fedcare.policy/v1"] = Field(alias="schema")
+    site: SiteId
+    federation: PinnedFederation
+    coordinator: Coordinator
+    allow: Allow
+    require: Require = Require()
+    release: Release = Release()
+
+    @model_validator(mode="before")
+    @classmethod
+    def complete(cls, data: object) -> object:
+        """Fill in the defaults of `require` that depend on the number of members."""
+        if not isinstance(data, dict):
+            return data
+        federation, require = data.get("federation"), data.get("require", {})
+        members = federation.get("members") if isinstance(federation, dict) else None
+        if not isinstance(members, tuple) or not isinstance(require, dict):
+            return data
+        from common.secagg.params import default_colluders  # it brings numpy
+
+        two = len(members) == _TWO and require.get("allow_two_party") is True
+        defaults: dict[str, Any] = {
+            "min_cohort": 2 if two else 3,
+            "min_sites": 2 if two else 3,
+            "colluders": default_colluders(len(members)),
+        }
+        return {**data, "require": {**defaults, **require}}
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse rules that contradict each other."""
+        members, require = self.federation.members, self.require
+        if self.site not in members:
+            raise problem(f"lacks this hospital, '{self.site}'", "federation", "members")
+        if require.min_cohort == _TWO and not require.allow_two_party:
+            raise problem(
+                "is 2, which needs allow_two_party: true (each hospital can then compute the "
+                "other's update)",
+                "require",
+                "min_cohort",
+            )
+        for key in ("min_cohort", "min_sites"):
+            wanted = getattr(require, key)
+            if key in require.model_fields_set and wanted > max(3, len(members)):
+                raise problem(
+                    f"is {wanted}, but the federation has {len(members)} members", "require", key
+                )
+        if require.colluders > len(members) - _TWO:
+            raise problem(
+                f"is {require.colluders}, but of {len(members)} members at least 2 must be honest",
+                "require",
+                "colluders",
+            )
+        return self
+
+
+def parse_policy(text: str, name: str = "policy") -> Loaded[Policy]:
+    """Return the policy of a YAML text and its lines.
+
+    Raises:
+        FedError: as `load_policy`.
+    """
+    document = parse_yaml(text, name)
+    return Loaded(validate(document, Policy, SCHEMA), document.source)
+
+
+def load_policy(path: Path) -> Loaded[Policy]:
+    """Return a hospital's policy and where each of its rules stands.
+
+    Raises:
+        ConfigError: the file is missing or wrong.
+        PolicyRefusal: POLICY_UNSUPPORTED, a rule is set that this version cannot enforce.
+    """
+    return load(path, Policy, SCHEMA)
+
+
+def policy_yaml(policy: Policy) -> str:
+    """Return the completed policy as YAML; it reads back as an equal policy."""
+    data = policy.model_dump(mode="json", by_alias=True)
+    del data["require"]["dp"], data["require"]["approval"]
+    return dump_yaml(data)
