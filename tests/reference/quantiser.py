@@ -28,7 +28,10 @@ def scaled(x: float, range_: float, b: int) -> float:
 
 def even(x: float, range_: float, b: int) -> int:
     """Return one word, rounded half to even."""
-    return min(max(round(scaled(x, range_, b)), -b), b)
+    z = scaled(x, range_, b)
+    if math.isinf(z):  # R * B beyond binary64: the clamp decides
+        return b if z > 0 else -b
+    return min(max(round(z), -b), b)
 
 
 def draws(seed: bytes) -> Iterator[int]:
@@ -42,7 +45,10 @@ def draws(seed: bytes) -> Iterator[int]:
 
 def stochastic(x: float, range_: float, b: int, u: int) -> int:
     """Return one word: the floor, plus 1 if u < frac * 2^64."""
-    z = Fraction(scaled(x, range_, b))
+    wide = scaled(x, range_, b)
+    if math.isinf(wide):
+        return b if wide > 0 else -b
+    z = Fraction(wide)
     low = math.floor(z)
     return min(max(low + (u < (z - low) * 2**64), -b), b)
 

@@ -1,0 +1,116 @@
+"""Invariant 8: |v| <= M for all inputs, and no sum over any S can wrap (7.2)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import Refusal
+from common.quantise import Coding, Quantiser, VectorEncoder, quantise_value
+from common.secagg.header import Rounding, default_rounding, quant_bound, sum_bound
+from common.secagg.keys import CoefficientSeed
+from common.secagg.ring import check_sum_range, signed_view, word_dtype
+from common.vectors import ParameterSchema, TensorSpec, TensorType
+from tests.properties.profile import bounded
+from tests.reference import quantiser as reference
+
+SEED = CoefficientSeed(bytes(range(32)))
+RINGS = st.sampled_from([(2, 16), (64, 16), (3, 32), (10, 32), (1000, 32), (3, 64), (2000, 64)])
+RANGES = st.one_of(
+    st.floats(min_value=5e-324, max_value=1.7e308),
+    st.sampled_from([5e-324, 1e-310, 0.3, 1.0, 1e300, 1.7e308]),
+)
+ANY = st.floats(allow_nan=True, allow_infinity=True)
+AWKWARD = st.sampled_from([math.nan, math.inf, -math.inf, 5e-324, -5e-324, -0.0, 1.7e308])
+
+
+@given(RINGS, RANGES, st.lists(st.one_of(ANY, AWKWARD), max_size=12), st.sampled_from(Rounding))
+@bounded(300)
+def test_every_value_is_refused_or_within_the_bound(
+    ring: tuple[int, int], scale: float, values: list[float], rounding: Rounding
+) -> None:
+    n, w = ring
+    bound = quant_bound(n, w)
+    out = np.zeros(len(values), word_dtype(w))
+    quantiser = Quantiser(Coding(bound, w, rounding, SEED))
+    if not all(map(math.isfinite, values)):
+        with pytest.raises(Refusal) as refused:
+            quantiser.quantise(np.array(values), scale, out)
+        assert refused.value.name == "INPUT_NAN"
+        return
+    quantiser.quantise(np.array(values, np.float64), scale, out)
+    words = [int(x) for x in signed_view(out)]
+    assert all(abs(word) <= bound for word in words)
+    if rounding is Rounding.EVEN:
+        assert words == [reference.even(x, scale, bound) for x in values]
+        assert words == [quantise_value(x, scale, bound) for x in values]
+    else:
+        draws = reference.draws(SEED.reveal())
+        expected = [reference.stochastic(x, scale, bound, next(draws)) for x in values]
+        assert words == expected
+
+
+@given(RINGS, st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=12))
+@bounded(100)
+def test_float32_updates_are_quantised_as_binary64(
+    ring: tuple[int, int], values: list[float]
+) -> None:
+    n, w = ring
+    bound = quant_bound(n, w)
+    wide, narrow = np.zeros((2, len(values)), word_dtype(w))
+    coding = Coding(bound, w, default_rounding(n, w), SEED)
+    Quantiser(coding).quantise(np.array(values, np.float64), 0.3, wide)
+    Quantiser(coding).quantise(np.array(values, np.float32), 0.3, narrow)
+    assert wide.tolist() == narrow.tolist()
+
+
+@given(st.integers(2, 10**6), st.sampled_from([16, 32, 64]))
+@bounded(300)
+def test_no_sum_over_any_set_can_wrap_and_two_bits_stay_spare(n: int, w: int) -> None:
+    try:
+        bound = quant_bound(n, w)
+    except Refusal as refusal:
+        assert refusal.name == "OVERFLOW_BOUND"
+        assert (2 ** (w - 1) - 1) // (4 * n) == 0
+        return
+    assert bound == reference.levels(n, w)
+    assert n * bound < 2 ** (w - 3)
+    assert bound <= 2**52
+
+
+@given(RINGS, st.data())
+@bounded(60)
+def test_extreme_inputs_sum_exactly_and_pass_the_range_check(
+    ring: tuple[int, int], data: st.DataObject
+) -> None:
+    n, w = ring
+    bound = quant_bound(n, w)
+    survivors = data.draw(st.integers(1, n))
+    sign = data.draw(st.sampled_from([1.0, -1.0]))
+    out = np.zeros(1, word_dtype(w))
+    Quantiser(Coding(bound, w, Rounding.EVEN)).quantise(np.array([sign * 1e30]), 1.0, out)
+    total = np.zeros(1, word_dtype(w))
+    for _ in range(survivors):
+        total += out
+    assert int(signed_view(total)[0]) == int(sign) * survivors * bound
+    check_sum_range(total, sum_bound(survivors, bound))
+    above = total + np.array([1 if sign > 0 else -1]).astype(word_dtype(w))
+    with pytest.raises(Refusal) as refused:
+        check_sum_range(above, sum_bound(survivors, bound))
+    assert refused.value.name == "SUM_RANGE"
+
+
+def test_empty_tensors_make_empty_vectors() -> None:
+    empty = TensorSpec("none", TensorType.FLOAT32, (0, 3))
+    layout = ParameterSchema((empty, TensorSpec("w", TensorType.FLOAT32, (2,))), ())
+    encoder = VectorEncoder(
+        layout, np.array([1.0, -1.0]), ranges=(1.0, 1.0), coding=Coding(100, 32, Rounding.EVEN)
+    )
+    out = np.zeros(3, word_dtype(32))
+    encoder.fill(out, 0)
+    assert signed_view(out).tolist() == [100, -100, 100]
+    Quantiser(Coding(100, 32, Rounding.EVEN)).quantise(np.zeros(0), 1.0, out[:0])
