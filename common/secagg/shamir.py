@@ -186,7 +186,7 @@ def _by_subsets(
         chosen = {x: values[x] for x in points}
         secret = _as_secret(_value_at_zero(chosen))
         if secret is not None and matches(secret):
-            return _interpolate(chosen)
+            return _interpolate(chosen) or [0]  # a hostile node may share zeros
     return None
 
 
