@@ -38,7 +38,6 @@ RUNS: Final = sql.Table(
     sql.Column("run_id", sql.String(63), primary_key=True),
     sql.Column("study_id", sql.String(63), nullable=False),
     sql.Column("config_hash", sql.LargeBinary(32), nullable=False),
-    sql.Column("seed", sql.BigInteger, nullable=False),
     sql.Column("request", sql.String(200), nullable=False, unique=True),
     sql.Column("created_unix", sql.Float, nullable=False),
     sql.Column("ended", sql.Boolean, nullable=False),
@@ -82,7 +81,6 @@ class StoredRun:
     run_id: RunId
     study_id: StudyId
     config_hash: ConfigHash
-    seed: int
     request: str
     created_unix: float
     ended: bool
@@ -211,7 +209,6 @@ class SqlStore:
                     run_id=run.run_id,
                     study_id=run.study_id,
                     config_hash=run.config_hash,
-                    seed=run.seed,
                     request=run.request,
                     created_unix=run.created_unix,
                     ended=run.ended,
@@ -319,7 +316,6 @@ def _run(row: sql.Row[tuple[object, ...]]) -> StoredRun:
         RunId(row.run_id),
         StudyId(row.study_id),
         ConfigHash(bytes(row.config_hash)),
-        row.seed,
         row.request,
         row.created_unix,
         row.ended,

@@ -1,0 +1,95 @@
+"""What people see of studies and runs: plain facts, the same for screen and script.
+
+Nothing here is confidential among the consortium: states, names, durations, digests
+and pooled figures; never one hospital's count, loss or metric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from common.ids import ConfigHash, RunId, SiteName, StudyId
+
+
+class RunPhase(StrEnum):
+    """Where a run stands; the last three are final."""
+
+    ENROLLING = "enrolling"
+    SETTING_UP = "setting-up"
+    RUNNING = "running"
+    RELEASING = "releasing"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will happen."""
+        return self in (RunPhase.FINISHED, RunPhase.FAILED, RunPhase.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyView:
+    """A study somebody submitted."""
+
+    study_id: StudyId
+    config_hash: ConfigHash
+    title: str
+    owner: str
+    run_ids: tuple[RunId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteView:
+    """One hospital: what it does and what it waits for, in words for people."""
+
+    site: SiteName
+    connected: bool
+    state: str
+    waiting_for: str
+    objection: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """One round of a run; `number` counts from 1 within the run, `seconds` is its duration."""
+
+    number: int
+    kind: str
+    state: str
+    survivors: tuple[SiteName, ...]
+    dropped: tuple[SiteName, ...]
+    seconds: float
+    reason: str
+    header_digest: bytes
+    sum_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run as its owner and the operators see it."""
+
+    run_id: RunId
+    study_id: StudyId
+    state: RunPhase
+    round: int
+    rounds: int
+    sites: tuple[SiteView, ...]
+    history: tuple[RoundView, ...]
+    pooled: tuple[tuple[str, float], ...]
+    model_sha256: str
+    reason: str
+    seconds: float
+    seconds_to_first_round: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    """The coordinator on one screen."""
+
+    federation: str
+    software: str
+    sites: tuple[SiteView, ...]
+    runs: tuple[RunView, ...]
+    uptime_s: float
