@@ -98,6 +98,7 @@ _ROWS: Final = (
     ErrorKind("FC-1007", "OUTPUT_EXISTS", _IN, _ARG, _CALLER, "The place to write to already holds something.", "Choose an empty folder or remove the old one."),
     ErrorKind("FC-1008", "NOT_INSTALLED", _IN, _PRE, _CALLER, "The command needs an optional part that is not installed.", "Install the extra that the message names."),
     ErrorKind("FC-1009", "NOT_SUPPORTED", _IN, _ARG, _CALLER, "A file asks for something that this version knows by name but cannot do yet.", "Use one of the choices that the message names; nothing is ever ignored silently."),
+    ErrorKind("FC-1010", "BAD_ARGUMENT", _IN, _ARG, _CALLER, "A command was called with arguments it does not take, or without one it needs.", "`--help` after the command lists its arguments."),
     ErrorKind("FC-1101", "DATA_COLUMN", _IN, _PRE, _HOSP, "A column of the study is not in the hospital's table.", "Map the column in the site manifest, or ask for the table to be completed."),
     ErrorKind("FC-1102", "DATA_VALUE", _IN, _PRE, _HOSP, "A value in the hospital's table cannot be read as the study's type.", "Correct the value or declare its missing code in the study."),
     ErrorKind("FC-1103", "DATA_LABEL", _IN, _PRE, _HOSP, "A label lies outside the levels the study declares.", "Correct the label, or the study's target."),
