@@ -1,0 +1,201 @@
+"""What the rounds of a study add up: both sides derive it from the study alone.
+
+A run is a row of rounds of three kinds. Each has a layout of its own (the tensors of
+the vector `v`), a ring, and rules for its ranges; a header that differs is refused by
+every hospital. The *model* that travels is the same throughout: first the constants of
+preprocessing, as tensors named `preprocess.*`, then the weights. Because the constants
+are part of the model, the header's `model_sha256` binds them, and no hospital can be
+made to scale its data differently from the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import evaluation, models, statistics
+from common.errors import InternalError
+from common.features import encoded_columns
+from common.model_file import CONSTANT_PREFIX
+from common.preprocessing import Preprocessing
+from common.secagg.header import RoundKind
+from common.secagg.node_state import HeaderExpectation, RangeRule, SessionExpectation
+from common.study import Study, VectorModel
+from common.vectors import ParameterSchema, TensorSpec, TensorType
+
+TRAIN_RING_BITS: Final = 32
+FIRST_RANGE: Final = 1.0
+"""Range of a weight's update before any aggregate is known, and the least one ever."""
+
+RANGE_FACTOR: Final = 8.0
+"""`R_l` is this many times the root mean square of the last aggregate (section 7.2)."""
+
+_CENTRE, _SCALE, _IMPUTE = (f"{CONSTANT_PREFIX}{name}" for name in ("centre", "scale", "impute"))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundLayout:
+    """The vector of one kind of round: its schema, its ring, its rules for the ranges."""
+
+    kind: RoundKind
+    schema: ParameterSchema
+    ring_bits: int
+    ranges: tuple[RangeRule, ...]
+
+
+def has_constants(study: Study) -> bool:
+    """Whether the study's model carries preprocessing; a `vector` has no data at all."""
+    return not isinstance(study.model, VectorModel)
+
+
+def round_kinds(study: Study) -> tuple[RoundKind, ...]:
+    """Return the kinds of a run's rounds, in order."""
+    if study.kind == "statistics":
+        return (RoundKind.STATISTICS,)
+    trained = (RoundKind.TRAIN,) * study.federation.rounds
+    if not has_constants(study):
+        return trained
+    first = (RoundKind.STATISTICS,) if statistics.needed(study) else ()
+    return (*first, *trained, RoundKind.EVALUATE)
+
+
+def model_schema(study: Study) -> ParameterSchema:
+    """Return the layout of the model that travels, which is also a training round's."""
+    weights = models.layout(study)
+    return ParameterSchema((*_constants(study), *weights.tensors), weights.metrics)
+
+
+def _constants(study: Study) -> tuple[TensorSpec, ...]:
+    if not has_constants(study):
+        return ()
+    columns = (len(encoded_columns(study)),)
+    return (
+        TensorSpec(_CENTRE, TensorType.FLOAT32, columns),
+        TensorSpec(_SCALE, TensorType.FLOAT32, columns),
+        TensorSpec(_IMPUTE, TensorType.FLOAT32, (len(study.features),)),
+    )
+
+
+def constant_count(study: Study) -> int:
+    """Return how many of the model's first values are constants of the run."""
+    return sum(tensor.size for tensor in _constants(study))
+
+
+def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
+    """Return the layout of one kind of round.
+
+    Raises:
+        InternalError: the study has no such rounds.
+    """
+    match kind:
+        case RoundKind.STATISTICS:
+            # `low` holds what `high` left over; its range follows from the members' number.
+            return RoundLayout(kind, statistics.layout(study), statistics.RING_BITS, (1.0, "free"))
+        case RoundKind.TRAIN:
+            return _train_layout(study)
+        case RoundKind.EVALUATE:
+            ranges = evaluation.ranges(study)
+            return RoundLayout(kind, evaluation.layout(study), evaluation.RING_BITS, ranges)
+        case _:
+            raise InternalError(f"no study has rounds of kind {kind}")
+
+
+def _train_layout(study: Study) -> RoundLayout:
+    schema = model_schema(study)
+    tensors: list[RangeRule] = [
+        FIRST_RANGE if tensor.name.startswith(CONSTANT_PREFIX) else "free"
+        for tensor in schema.tensors
+    ]
+    rules: dict[str, RangeRule] = {"loss": models.LOSS_LIMIT, "clipped": "count"}
+    metrics = [rules[name] for name in schema.metrics]
+    return RoundLayout(RoundKind.TRAIN, schema, TRAIN_RING_BITS, (*tensors, *metrics))
+
+
+def session_expectation(study: Study, roster_size: int) -> SessionExpectation:
+    """Return what a hospital holds every header of the study against."""
+    layouts = [round_layout(study, kind) for kind in dict.fromkeys(round_kinds(study))]
+    return SessionExpectation(
+        rounds=tuple(_expectation(study, layout) for layout in layouts),
+        colluders=study.colluders(roster_size),
+        max_deadline_ms=round(study.federation.round_deadline * 1000),
+    )
+
+
+def _expectation(study: Study, layout: RoundLayout) -> HeaderExpectation:
+    return HeaderExpectation(
+        kind=layout.kind,
+        layout_sha256=layout.schema.layout_sha256,
+        d=layout.schema.words,
+        ranges=layout.ranges,
+        w_max=study.federation.max_weight,
+        w=layout.ring_bits,
+        s_min=study.federation.min_sites,
+    )
+
+
+def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tuple[float, ...]:
+    """Return `R_1 .. R_L` of a header with `B` = `bound`.
+
+    `rms` holds the root mean square of the last aggregate per tensor, empty before the
+    first; free ranges of a training round follow it, never below `FIRST_RANGE`.
+    """
+    out: list[float] = []
+    for place, rule in enumerate(layout.ranges):
+        if rule == "count":
+            out.append(float(bound))
+        elif rule != "free":
+            out.append(float(rule))
+        elif layout.kind is RoundKind.STATISTICS:
+            out.append(statistics.ranges(bound)[place])
+        else:
+            last = rms[place] if place < len(rms) else 0.0
+            out.append(max(FIRST_RANGE, RANGE_FACTOR * last))
+    return tuple(out)
+
+
+# --- the model that travels ---------------------------------------------------------------
+
+
+def first_model(study: Study, preprocessing: Preprocessing | None) -> NDArray[np.float32]:
+    """Return the first model, float32 [model_schema.parameters].
+
+    `preprocessing` is None only for a study without data (`has_constants`).
+    """
+    weights = models.initial(study)
+    if preprocessing is None:
+        return weights
+    impute = [0.0 if value is None else value for value in preprocessing.impute]
+    constants = (preprocessing.centre, preprocessing.scale, impute)
+    return np.concatenate([*(np.asarray(row, np.float32) for row in constants), weights])
+
+
+def split_model(
+    study: Study, model: NDArray[np.float32]
+) -> tuple[Preprocessing, NDArray[np.float32]]:
+    """Return a received model's constants and its weights (a view).
+
+    Raises:
+        StateError: MODEL_INVALID, a scale is not positive or a constant not finite.
+    """
+    columns = encoded_columns(study)
+    count = len(columns)
+    size = constant_count(study)
+    impute = model[2 * count : size].tolist()
+    preprocessing = Preprocessing(
+        columns=tuple(column.name for column in columns),
+        centre=tuple(model[:count].tolist()),
+        scale=tuple(model[count : 2 * count].tolist()),
+        impute=tuple(
+            value if feature.impute not in ("none", "drop-row") else None
+            for feature, value in zip(study.features, impute, strict=True)
+        ),
+    )
+    return preprocessing, model[size:]
+
+
+def with_constants(study: Study, delta: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an update of the weights as an update of the whole model: constants stay."""
+    return np.concatenate([np.zeros(constant_count(study), np.float32), delta])
