@@ -233,7 +233,7 @@ def _check_dates(leaf: Leaf, now_unix: float) -> None:
             f"behind: the certificate of {leaf.spiffe} begins "
             f"{stamp(datetime.fromtimestamp(leaf.not_before, UTC))}",
         )
-    if now_unix > leaf.not_after:
+    if int(now_unix) > leaf.not_after:
         raise IdentityError(
             "CERT_INVALID",
             f"the certificate of {leaf.spiffe} expired {_span(now_unix - leaf.not_after)} ago by "
