@@ -22,6 +22,9 @@ BINS: Final = 1024
 LOGIT_LIMIT: Final = 16.0
 """Logits beyond +-16 (probabilities within 1.2e-7 of 0 or 1) share the outer bins."""
 
+THRESHOLD: Final = 0.5
+"""A probability above this says yes."""
+
 PROBABILITY_FLOOR: Final = 1e-7
 """Log-loss sees probabilities within [1e-7, 1 - 1e-7]: a row costs at most 16.2."""
 
@@ -44,9 +47,7 @@ def auroc(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> float | N
     return (rank_sum - sick * (sick + 1) / 2.0) / (sick * healthy)
 
 
-def auroc_from_histogram(
-    healthy: NDArray[np.float64], sick: NDArray[np.float64]
-) -> float | None:
+def auroc_from_histogram(healthy: NDArray[np.float64], sick: NDArray[np.float64]) -> float | None:
     """Return the AUROC of two score histograms with common bins, lowest score first.
 
     Pairs inside one bin count one half. Bins hold counts or weighted counts; values
@@ -81,7 +82,7 @@ def score_histogram(
 
 def accuracy(probabilities: NDArray[np.float64], labels: NDArray[np.float64]) -> float | None:
     """Return the share of rows whose p > 0.5 agrees with the label; `None` without rows."""
-    return float(np.mean((probabilities > 0.5) == (labels > 0))) if len(labels) else None
+    return float(np.mean((probabilities > THRESHOLD) == (labels > 0))) if len(labels) else None
 
 
 def brier(probabilities: NDArray[np.float64], labels: NDArray[np.float64]) -> float | None:

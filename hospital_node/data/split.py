@@ -58,9 +58,7 @@ def _stratified(
     return np.concatenate(train), np.concatenate(test)
 
 
-def _shares(
-    counts: NDArray[np.int64], draws: int, rng: np.random.RandomState
-) -> NDArray[np.int64]:
+def _shares(counts: NDArray[np.int64], draws: int, rng: np.random.RandomState) -> NDArray[np.int64]:
     """Split `draws` over classes in proportion to `counts`.
 
     Each class gets its share rounded down; what is left goes to the largest
@@ -77,4 +75,5 @@ def _shares(
         chosen = rng.choice(tied, size=min(len(tied), left), replace=False)
         shares[chosen] += 1
         left -= len(chosen)
-    return shares.astype(np.int64)
+    whole: NDArray[np.int64] = shares.astype(np.int64)
+    return whole

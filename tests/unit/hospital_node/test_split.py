@@ -19,8 +19,9 @@ def test_equals_scikit_learn(rows: int, classes: int, seed: int, stratify: bool)
     labels = np.random.default_rng(seed).permutation(np.arange(rows) % classes).astype(float)
     for share in (0.2, 1 - 0.66):
         train, test = train_test(labels, share, seed, stratify=stratify)
+        by = labels if stratify else None
         expected = train_test_split(
-            np.arange(rows), test_size=share, random_state=seed, stratify=labels if stratify else None
+            np.arange(rows), test_size=share, random_state=seed, stratify=by
         )
         assert train.tolist() == sorted(expected[0].tolist())
         assert test.tolist() == sorted(expected[1].tolist())

@@ -1,0 +1,29 @@
+"""The model catalogue as data: what tensors a study's model has and how they begin.
+
+    schema = layout(study)            # names, shapes, metric words of a training round
+    model = initial(study)            # float32 [schema.parameters]
+
+No torch and no files: the coordinator starts a model and adds to it without ever being
+able to run one. A hospital's `hospital_node.models` builds the module of the same name
+and tensor names.
+"""
+
+from common.models.catalogue import (
+    LOSS_LIMIT,
+    METRIC_WORDS,
+    initial,
+    layer_widths,
+    layout,
+    metric_ranges,
+    output_count,
+)
+
+__all__ = [
+    "LOSS_LIMIT",
+    "METRIC_WORDS",
+    "initial",
+    "layer_widths",
+    "layout",
+    "metric_ranges",
+    "output_count",
+]

@@ -1,0 +1,297 @@
+"""Federated standardisation and imputation: one masked sum before the first round.
+
+Scaling each hospital's columns by its own mean and spread throws away what differs
+between hospitals; pooled constants keep it. They come out of one `statistics` round:
+
+1. Each hospital computes, over its training rows and per feature, the share of rows
+   where it is present, the mean of z and of z^2 (missing counts as 0), with
+   z = (x - middle) / half of the public range; of a category its levels' shares; for a
+   median also the shares in the bins of a histogram over the range.
+2. It multiplies all by its weight u and sends them masked (`contribution`).
+3. From the opened sums everybody computes the same constants (`pooled`): weighted
+   means of shares. With weights `samples` these are the statistics of the pooled rows,
+   with `size_class` nothing but the power of two of a row count could ever leak.
+
+A feature may have no range, or one far wider than its values; z^2 is then tiny. So each
+number is sent in two words ("limbs"): `high` with range 1, and what its rounding left
+over as `low` with range 1/B, together about 104 bits (w = 64).
+
+No constant is ever NaN or divides by zero: a column that is constant, or missing at
+every hospital, is scaled by 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError, InternalError
+from common.features import Table, encoded_columns, level_count
+from common.preprocessing import Preprocessing
+from common.study import Feature, Study
+from common.vectors import ParameterSchema, TensorSpec, TensorType
+
+UNRANGED: Final = 2.0**32
+"""A feature without a range holds values within +-UNRANGED; the data contract checks it."""
+
+BINS: Final = 1024
+"""Bins of a median's histogram; whole numbers over a narrower range get a bin each."""
+
+RING_BITS: Final = 64
+"""Ring of a statistics round."""
+
+SMALLEST_INDICATOR_SCALE: Final = 0.1
+"""An indicator's scale is at least this, so that a rare level (below 1 in 100) is not
+blown up into a value that throws a training step off."""
+
+_CONSTANT: Final = 1e-12
+"""A variance below this share of the mean square is rounding: the column is constant."""
+
+_SMALLEST_SCALE: Final = 1e-30
+
+_ABSENT: Final = 2.0**-60
+"""A weighted share below this is no row at all."""
+
+_MOMENTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Where a feature's numbers stand: `start`, then 3 moments and `bins`, or k level shares."""
+
+    feature: Feature
+    start: int
+    bins: int
+
+    @property
+    def size(self) -> int:
+        return level_count(self.feature) or _MOMENTS + self.bins
+
+
+def needed(study: Study) -> bool:
+    """Return whether the study's constants need a statistics round at all."""
+    return study.normalise == "federated" or any(
+        feature.impute in ("mean", "median", "most-frequent") for feature in study.features
+    )
+
+
+def layout(study: Study) -> ParameterSchema:
+    """Return the layout of the statistics round: two tensors, `high` and `low`, k words each."""
+    size = (sum(block.size for block in _blocks(study)),)
+    return ParameterSchema(
+        (
+            TensorSpec("high", TensorType.FLOAT64, size),
+            TensorSpec("low", TensorType.FLOAT64, size),
+        )
+    )
+
+
+def ranges(levels: int) -> tuple[float, float]:
+    """Return R of `high` and `low` for a quantiser with `levels` = B (section 7.2)."""
+    return 1.0, 1.0 / levels
+
+
+def contribution(study: Study, table: Table, weight: float, levels: int) -> NDArray[np.float64]:
+    """Return a hospital's vector, float64 [2 k]: `high`, then `low`, already times `weight`.
+
+    `table` holds the training rows. The values are ready to be quantised with `ranges`;
+    the weight word is u = `weight` as in every round.
+
+    Raises:
+        DataError: DATA_EMPTY, the hospital has no training row.
+    """
+    if table.rows == 0:
+        raise DataError("DATA_EMPTY", "there is no training row to compute statistics from")
+    shares = [
+        _level_shares(block, table.values[:, place])
+        if level_count(block.feature)
+        else _moments(block, table.values[:, place])
+        for place, block in enumerate(_blocks(study))
+    ]
+    value = np.clip(np.concatenate(shares) * weight, -1.0, 1.0)
+    high = np.rint(value * levels) / levels
+    return np.concatenate([value, value - high])
+
+
+def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Preprocessing:
+    """Return the study's constants from the opened sum of the tensor words, int64 [2 k].
+
+    The weight word is not needed: every constant is a ratio of two sums.
+
+    Raises:
+        InternalError: `opened` has not the layout's length.
+    """
+    blocks = _blocks(study)
+    size = sum(block.size for block in blocks)
+    if opened.shape != (2 * size,):
+        raise InternalError(f"a statistics sum has {2 * size} words, not {opened.shape}")
+    words = opened.astype(np.float64)
+    sums = words[:size] / levels + words[size:] / levels / levels
+    found = [_constants(block, sums[block.start : block.start + block.size]) for block in blocks]
+    return _assemble(study, found)
+
+
+def without_statistics(study: Study) -> Preprocessing:
+    """Return the constants of a study that needs no statistics round (`needed` is false)."""
+    return _assemble(study, [_Constants((), (), None) for _ in study.features])
+
+
+# --- at the hospital ----------------------------------------------------------------
+
+
+def _blocks(study: Study) -> tuple[_Block, ...]:
+    blocks: list[_Block] = []
+    start = 0
+    for feature in study.features:
+        blocks.append(_Block(feature, start, _bins(feature)))
+        start += blocks[-1].size
+    return tuple(blocks)
+
+
+def _bins(feature: Feature) -> int:
+    """Return the histogram's bins: none unless the feature is imputed by its median."""
+    if feature.impute != "median" or feature.range is None:
+        return 0
+    low, high = feature.range
+    if feature.type == "int" and high - low < BINS:
+        return int(math.floor(high) - math.ceil(low)) + 1
+    return BINS
+
+
+def _edges(block: _Block) -> tuple[float, float]:
+    """Return the lower edge of the first bin and the bins' width."""
+    if block.feature.range is None:
+        raise InternalError(f"feature '{block.feature.name}' has bins but no range")
+    low, high = block.feature.range
+    if block.feature.type == "int" and high - low < BINS:
+        return math.ceil(low) - 0.5, 1.0
+    return low, (high - low) / block.bins
+
+
+def _middle_and_half(feature: Feature) -> tuple[float, float]:
+    if feature.range is None:
+        return 0.0, UNRANGED
+    low, high = feature.range
+    return low / 2.0 + high / 2.0, high / 2.0 - low / 2.0
+
+
+def _moments(block: _Block, column: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return [present, mean of z, mean of z^2, bins...], each a share of all rows."""
+    middle, half = _middle_and_half(block.feature)
+    rows = len(column)
+    values = column[~np.isnan(column)]
+    z = (values - middle) / half
+    # fsum rounds once: the constants then do not depend on the order of the rows.
+    moments = np.array([len(z), math.fsum(z), math.fsum(z * z)]) / rows
+    if not block.bins:
+        return moments
+    first, width = _edges(block)
+    place = np.clip(((values - first) / width).astype(np.int64), 0, block.bins - 1)
+    return np.concatenate([moments, np.bincount(place, minlength=block.bins) / rows])
+
+
+def _level_shares(block: _Block, column: NDArray[np.float64]) -> NDArray[np.float64]:
+    present = column[~np.isnan(column)].astype(np.int64)
+    return np.bincount(present, minlength=block.size) / len(column)
+
+
+# --- from the opened sums -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Constants:
+    """One feature's constants; a category has a centre and a scale per level."""
+
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+    impute: float | None
+
+
+def _constants(block: _Block, sums: NDArray[np.float64]) -> _Constants:
+    if level_count(block.feature):
+        return _category_constants(block.feature, sums)
+    return _number_constants(block, sums)
+
+
+def _category_constants(feature: Feature, sums: NDArray[np.float64]) -> _Constants:
+    shares = np.maximum(sums, 0.0)
+    present = float(shares.sum())
+    count = level_count(feature)
+    stand_in = float(np.argmax(shares)) if feature.impute == "most-frequent" else None
+    if present < _ABSENT:
+        return _Constants((0.0,) * count, (1.0,) * count, stand_in)
+    share = shares / present
+    spread = np.sqrt(share * (1.0 - share))
+    scale = np.where(spread > 0.0, np.maximum(spread, SMALLEST_INDICATOR_SCALE), 1.0)
+    return _Constants(tuple(share.tolist()), tuple(scale.tolist()), stand_in)
+
+
+def _number_constants(block: _Block, sums: NDArray[np.float64]) -> _Constants:
+    middle, half = _middle_and_half(block.feature)
+    present, first, second = (float(value) for value in sums[:_MOMENTS])
+    if present < _ABSENT:
+        return _Constants((middle,), (1.0,), _stand_in(block, middle, middle))
+    mean = first / present
+    square = second / present
+    variance = square - mean * mean
+    spread = math.sqrt(variance) * half if variance > _CONSTANT * square else 0.0
+    # A model file keeps the scale as float32, where anything smaller could become 0.
+    scale = spread if spread > _SMALLEST_SCALE else 1.0
+    centre = middle + mean * half
+    median = _median(block, sums[_MOMENTS:]) if block.bins else centre
+    return _Constants((centre,), (scale,), _stand_in(block, centre, median))
+
+
+def _stand_in(block: _Block, mean: float, median: float) -> float | None:
+    match block.feature.impute:
+        case "mean":
+            return mean
+        case "median":
+            return median
+        case _:
+            return None
+
+
+def _median(block: _Block, bins: NDArray[np.float64]) -> float:
+    """Return the pooled median.
+
+    It is exact for whole numbers in bins of their own, else interpolated within its bin,
+    that is within (high - low) / 1024.
+    """
+    shares = np.maximum(bins, 0.0)
+    cumulative = np.cumsum(shares)
+    half = float(cumulative[-1]) / 2.0
+    # A hair below one half, so that rounding does not move an exact half up a bin.
+    place = int(np.searchsorted(cumulative, half * (1.0 - 1e-9)))
+    first, width = _edges(block)
+    if block.feature.type == "int" and width == 1.0:
+        return first + 0.5 + place
+    before = float(cumulative[place] - shares[place])
+    inside = (half - before) / float(shares[place])
+    return first + width * (place + min(max(inside, 0.0), 1.0))
+
+
+def _assemble(study: Study, found: list[_Constants]) -> Preprocessing:
+    """Put the constants in encoded order; `fixed` and `none` bring their own scales."""
+    centre: list[float] = []
+    scale: list[float] = []
+    columns = encoded_columns(study)
+    for column in columns:
+        feature = study.features[column.feature]
+        if study.normalise == "federated":
+            place = column.level or 0
+            centre.append(found[column.feature].centre[place])
+            scale.append(found[column.feature].scale[place])
+        else:  # a feature states centre and scale only with `normalise: fixed`
+            centre.append(0.0 if feature.centre is None else feature.centre)
+            scale.append(1.0 if feature.scale is None else feature.scale)
+    return Preprocessing(
+        columns=tuple(column.name for column in columns),
+        centre=tuple(centre),
+        scale=tuple(scale),
+        impute=tuple(constants.impute for constants in found),
+    )

@@ -1,0 +1,39 @@
+"""What the federation is compared with: each hospital alone, and all rows in one place.
+
+Both train the study's model with its optimiser, rounds and local steps, on data that is
+prepared as in the federation. They need several hospitals' rows at once, so they exist
+for `demo`, `sim` and benchmarks only; a node never calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.features import Encoded
+from common.models import initial
+from common.study import Study
+from hospital_node.train import train
+
+
+def local_only(study: Study, sites: Mapping[str, Encoded]) -> dict[str, NDArray[np.float32]]:
+    """Return the model each hospital gets from its own training rows alone."""
+    return {site: _alone(study, site, data) for site, data in sites.items()}
+
+
+def centralised(study: Study, sites: Mapping[str, Encoded]) -> NDArray[np.float32]:
+    """Return the model that all training rows in one place would give."""
+    rows = Encoded(
+        np.concatenate([data.features for data in sites.values()]),
+        np.concatenate([data.target for data in sites.values()]),
+    )
+    return _alone(study, "all-sites", rows)
+
+
+def _alone(study: Study, site: str, data: Encoded) -> NDArray[np.float32]:
+    model = initial(study)
+    for round_no in range(1, study.federation.rounds + 1):
+        model = model + train(study, data, model, site=site, round_no=round_no).delta
+    return model

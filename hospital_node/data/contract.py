@@ -1,0 +1,210 @@
+"""The data contract: a hospital's text cells become a study's numbers, or a clear refusal.
+
+Order, per column: cells are stripped; an empty cell or a declared missing code is
+missing; the rest must read as the column's type, lie in its range or be one of its
+levels. The first cell that does not is refused with file, column and row. The cell
+itself is a patient's value and stands in no message.
+
+Numbers are plain decimals (`-1.5`, `2e3`); `1,5`, `nan` and `inf` are none. A level or
+missing code that is a number matches every spelling of it: level "1" matches `1.0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.features import Table
+from common.statistics import UNRANGED
+from common.study import (
+    BinaryTarget,
+    ColumnSplit,
+    ContinuousTarget,
+    Feature,
+    MulticlassTarget,
+    Study,
+)
+from hospital_node.data.csv import TextTable
+
+_NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?$"
+_SPLIT_WORDS = ("train", "test", "validation", "")
+
+
+def apply(study: Study, text: TextTable) -> tuple[Table, NDArray[np.int64]]:
+    """Return the study's usable rows and which group each belongs to.
+
+    Groups follow `split: {column: ...}`: 0 train, 1 test, 2 validation; all 0 where the
+    study splits by itself. Rows with an empty split are not read at all; rows where a
+    feature with `impute: drop-row` is missing are left out.
+
+    Raises:
+        DataError: DATA_VALUE, DATA_LABEL (file, column, row); DATA_EMPTY, no usable row.
+    """
+    used, groups = _groups(study, text)
+    values = np.empty((len(used), len(study.features)), np.float64)
+    for place, feature in enumerate(study.features):
+        cells = text.columns[feature.name].gather(used)
+        values[:, place] = _feature(feature, cells, _Rows(text.name, feature.name, used))
+    keep = np.ones(len(used), np.bool_)
+    for place, feature in enumerate(study.features):
+        missing = np.isnan(values[:, place])
+        if feature.impute == "drop-row":
+            keep &= ~missing
+    used, groups, values = used[keep], groups[keep], values[keep]
+    _check_nothing_missing(study, text.name, values, used)
+    target = _target(study, text, used)
+    if len(used) == 0:
+        raise DataError("DATA_EMPTY", f"{text.name} has no usable row for study {study.id}")
+    return Table(values, target, _patients(study, text, used)), groups
+
+
+class _Rows:
+    """Where cells come from, for messages: file, column, and each cell's row in the file."""
+
+    __slots__ = ("_column", "_file", "_rows")
+
+    def __init__(self, file: str, column: str, rows: NDArray[np.int64]) -> None:
+        self._file, self._column, self._rows = file, column, rows
+
+    def refuse(self, wrong: NDArray[np.bool_], what: str, name: str = "DATA_VALUE") -> None:
+        """Raise for the first cell marked in `wrong`, if any."""
+        places = np.flatnonzero(wrong)
+        if len(places) == 0:
+            return
+        more = f" (and {len(places) - 1} more rows)" if len(places) > 1 else ""
+        row = int(self._rows[places[0]]) + 1
+        raise DataError(name, f"{self._file}, column '{self._column}', row {row}: {what}{more}")
+
+
+def _groups(study: Study, text: TextTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the file's rows that are used (0-based) and the group of each."""
+    rows = np.arange(text.rows, dtype=np.int64)
+    if study.kind == "statistics" or not isinstance(study.split, ColumnSplit):
+        return rows, np.zeros_like(rows)
+    cells = text.columns[study.split.column]
+    codes = _match(cells, _SPLIT_WORDS)
+    _Rows(text.name, study.split.column, rows).refuse(
+        codes < 0, "is not train, test, validation or empty"
+    )
+    used = np.flatnonzero(codes < len(_SPLIT_WORDS) - 1).astype(np.int64)
+    return used, codes[used]
+
+
+def _feature(feature: Feature, cells: pl.Series, rows: _Rows) -> NDArray[np.float64]:
+    """Return numbers or level indices, NaN where missing."""
+    missing = _is_missing(cells, feature.missing)
+    if feature.levels is not None:
+        codes = _match(cells, feature.levels)
+        rows.refuse((codes < 0) & ~missing, "is not one of the levels of the study")
+        return np.where(missing, np.nan, codes.astype(np.float64))
+    low, high = feature.range or (-UNRANGED, UNRANGED)
+    values = _numbers(cells, missing, rows)
+    if feature.type == "int":
+        whole = values == np.rint(values)
+        rows.refuse(~(whole | missing), "is not a whole number")
+    with np.errstate(invalid="ignore"):
+        inside = (values >= low) & (values <= high)
+    rows.refuse(
+        ~(inside | missing),
+        f"lies outside the range [{low:g}, {high:g}] of the study"
+        + ("" if feature.range else " (features without a range)"),
+    )
+    return values
+
+
+def _is_missing(cells: pl.Series, codes: Sequence[float | str]) -> NDArray[np.bool_]:
+    missing = (cells == "").to_numpy().copy()
+    texts = [code for code in codes if isinstance(code, str)]
+    numbers = [code for code in codes if not isinstance(code, str)]
+    if texts:
+        missing |= cells.is_in(texts).to_numpy()
+    if numbers:
+        missing |= np.isin(_parsed(cells), numbers)
+    return missing
+
+
+def _parsed(cells: pl.Series) -> NDArray[np.float64]:
+    """Return cells as numbers, NaN where a cell is none."""
+    plain = pl.select(
+        pl.when(cells.str.contains(_NUMBER)).then(cells.str.strip_prefix("+"))
+    ).to_series()
+    return plain.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy().copy()
+
+
+def _numbers(cells: pl.Series, missing: NDArray[np.bool_], rows: _Rows) -> NDArray[np.float64]:
+    values = _parsed(cells)
+    rows.refuse(~(np.isfinite(values) | missing), "is not a number")
+    values[missing] = np.nan
+    return values
+
+
+def _match(cells: pl.Series, levels: Sequence[str]) -> NDArray[np.int64]:
+    """Return each cell's place in `levels`, -1 where it is none of them."""
+    codes = np.full(len(cells), -1, np.int64)
+    numbers = _parsed(cells)
+    for place, parsed in enumerate(_parsed(pl.Series(list(levels), dtype=pl.String))):
+        if np.isfinite(parsed):
+            codes[numbers == parsed] = place
+    for place, level in enumerate(levels):
+        codes[(cells == level).to_numpy()] = place
+    return codes
+
+
+def _check_nothing_missing(
+    study: Study, file: str, values: NDArray[np.float64], used: NDArray[np.int64]
+) -> None:
+    for place, feature in enumerate(study.features):
+        if feature.impute == "none":
+            _Rows(file, feature.name, used).refuse(
+                np.isnan(values[:, place]), "is missing and the study states no imputation"
+            )
+
+
+def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return labels as numbers; every used row must have one."""
+    target = study.target
+    if not isinstance(target, (BinaryTarget, MulticlassTarget, ContinuousTarget)):
+        return np.zeros(len(used))
+    cells = text.columns[target.name].gather(used)
+    rows = _Rows(text.name, target.name, used)
+    rows.refuse((cells == "").to_numpy(), "has no label", "DATA_LABEL")
+    match target:
+        case BinaryTarget():
+            return _binary(target, cells, rows)
+        case MulticlassTarget(levels=levels):
+            codes = _match(cells, levels)
+            rows.refuse(codes < 0, "is not one of the target's levels", "DATA_LABEL")
+            return codes.astype(np.float64)
+        case ContinuousTarget(range=limits):
+            values = _parsed(cells)
+            rows.refuse(~np.isfinite(values), "is not a number", "DATA_LABEL")
+            low, high = limits or (-UNRANGED, UNRANGED)
+            rows.refuse((values < low) | (values > high), "lies outside its range", "DATA_LABEL")
+            return values
+
+
+def _binary(target: BinaryTarget, cells: pl.Series, rows: _Rows) -> NDArray[np.float64]:
+    rule = target.rule
+    if not rule.numeric:
+        return _map_labels(cells, rule.matches)
+    values = _parsed(cells)
+    rows.refuse(~np.isfinite(values), "is not a number, as the rule for labels needs", "DATA_LABEL")
+    return np.array([rule.matches(value) for value in values.tolist()], np.float64)
+
+
+def _map_labels(cells: pl.Series, matches: Callable[[str], bool]) -> NDArray[np.float64]:
+    answers = {text: float(matches(text)) for text in cells.unique().to_list()}
+    return np.array([answers[text] for text in cells.to_list()], np.float64)
+
+
+def _patients(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number per row, equal for the rows of one patient."""
+    if study.patient_key is None:
+        return np.arange(len(used), dtype=np.int64)
+    keys = text.columns[study.patient_key].gather(used)
+    _Rows(text.name, study.patient_key, used).refuse((keys == "").to_numpy(), "names no patient")
+    return np.unique(keys.to_numpy(), return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,93 @@
+"""A hospital's CSV file as columns of text, row for row as it stands in the file.
+
+Nothing is guessed: every cell stays text until the data contract reads it by the
+study's type. Messages name the file, the column and the row, never a cell: polars' own
+messages quote what they could not read, so they are not passed on.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from common.errors import ConfigError, DataError
+from common.text import nearest, show
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """Columns of stripped text by the study's names; `name` is the file's, for messages.
+
+    Row numbers in messages count from 1, the header not included.
+    """
+
+    name: str
+    columns: Mapping[str, pl.Series]
+    rows: int
+
+
+def read_csv(
+    path: Path, wanted: Iterable[str], renamed: Mapping[str, str] | None = None
+) -> TextTable:
+    """Return the `wanted` columns of a comma-separated UTF-8 file with a header.
+
+    `renamed` maps a study's column to the file's, as the site manifest says.
+
+    Raises:
+        ConfigError: FILE_MISSING; FILE_SYNTAX, not such a file.
+        DataError: DATA_COLUMN, a column is absent or stands twice; DATA_EMPTY, no rows.
+    """
+    header = _header(path)
+    places = {name: _place(path, header, name, (renamed or {}).get(name, name)) for name in wanted}
+    try:
+        frame = pl.read_csv(
+            path,
+            has_header=False,
+            skip_rows=1,
+            infer_schema=False,
+            new_columns=[f"c{place}" for place in range(len(header))],
+            columns=sorted(set(places.values())),
+        )
+    except pl.exceptions.NoDataError:
+        raise DataError("DATA_EMPTY", f"{path.name} has a header but no rows") from None
+    except (pl.exceptions.PolarsError, OSError):
+        # The cause may quote cells: it is dropped on purpose.
+        raise ConfigError(
+            "FILE_SYNTAX", f"{path.name} is not a comma-separated UTF-8 table of one width"
+        ) from None
+    columns = {
+        name: frame[f"c{place}"].fill_null("").str.strip_chars().alias(name)
+        for name, place in places.items()
+    }
+    return TextTable(path.name, columns, frame.height)
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file), None)
+    except OSError:
+        raise ConfigError("FILE_MISSING", f"{path.name} cannot be read") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise ConfigError("FILE_SYNTAX", f"{path.name} is not comma-separated UTF-8 text") from None
+    if not header or not any(cell.strip() for cell in header):
+        raise DataError("DATA_EMPTY", f"{path.name} is empty: not even a header")
+    return [cell.strip() for cell in header]
+
+
+def _place(path: Path, header: list[str], name: str, in_file: str) -> int:
+    found = [place for place, cell in enumerate(header) if cell == in_file]
+    if len(found) == 1:
+        return found[0]
+    as_named = show(name) if name == in_file else f"{show(in_file)} (for {show(name)})"
+    if found:
+        raise DataError("DATA_COLUMN", f"{path.name} has the column {as_named} twice")
+    guess = nearest(in_file, header)
+    hint = f"; did you mean {show(guess)}?" if guess else ""
+    if len(header) == 1 and ";" in header[0]:
+        hint = "; the header is separated by ';', commas are needed"
+    raise DataError("DATA_COLUMN", f"{path.name} has no column {as_named}{hint}")

@@ -1,0 +1,65 @@
+"""From a file to the train and test rows of one study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.features import Table
+from common.study import RandomSplit, Study
+from hospital_node.data.contract import apply
+from hospital_node.data.csv import TextTable, read_csv
+from hospital_node.data.split import train_test
+
+_TRAIN, _TEST, _VALIDATION = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteData:
+    """One hospital's rows of a study; `test` and `validation` may have no rows."""
+
+    train: Table
+    test: Table
+    validation: Table
+
+
+def load(study: Study, path: Path, renamed: Mapping[str, str] | None = None) -> SiteData:
+    """Read a CSV file, check it against the study and split it.
+
+    `renamed` maps the study's column names to the file's (site manifest, `columns`).
+
+    Raises:
+        ConfigError: FILE_MISSING, FILE_SYNTAX.
+        DataError: DATA_COLUMN, DATA_VALUE, DATA_LABEL; DATA_EMPTY, no row to train on.
+    """
+    return prepare(study, read_csv(path, study.columns(), renamed))
+
+
+def prepare(study: Study, text: TextTable) -> SiteData:
+    """Check and split a table of text; see `load`."""
+    table, groups = apply(study, text)
+    if study.kind == "training" and isinstance(study.split, RandomSplit):
+        groups = _draw(study.split, table)
+    parts = [table.take(np.flatnonzero(groups == group)) for group in range(_VALIDATION + 1)]
+    if parts[_TRAIN].rows == 0:
+        raise DataError("DATA_EMPTY", f"{text.name} has no training row for study {study.id}")
+    return SiteData(parts[_TRAIN], parts[_TEST], parts[_VALIDATION])
+
+
+def _draw(split: RandomSplit, table: Table) -> NDArray[np.int64]:
+    """Return each row's group. Patients are drawn, so that one's rows stay together.
+
+    A patient's label, for stratification, is the largest of the patient's rows.
+    """
+    patients = int(table.patient.max()) + 1
+    labels = np.full(patients, -np.inf)
+    np.maximum.at(labels, table.patient, table.target)
+    _, test = train_test(labels, split.test, split.seed, stratify=split.stratify)
+    in_test = np.zeros(patients, np.bool_)
+    in_test[test] = True
+    return np.where(in_test[table.patient], _TEST, _TRAIN).astype(np.int64)

@@ -1,0 +1,112 @@
+"""One round of local training: a model vector in, the change it asks for out.
+
+Deterministic: the order of the rows follows from the study's seed, the site and the
+round, torch runs on one thread with deterministic algorithms. The optimiser starts
+afresh each round, so that a hospital that missed rounds trains like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.errors import DataError, Refusal
+from common.features import Encoded
+from common.models import LOSS_LIMIT, layout
+from common.study import Study, Train
+from hospital_node.models import build, flatten
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a hospital's training found.
+
+    `delta` float32 [d]: trained minus received model, in layout order. `loss`: mean loss
+    of the *received* model over the training rows, at most `LOSS_LIMIT`. `steps` taken.
+    """
+
+    delta: NDArray[np.float32]
+    loss: float
+    steps: int
+
+
+def train(
+    study: Study, data: Encoded, model: NDArray[np.float32], *, site: str, round_no: int
+) -> Update:
+    """Train the received flat `model` on one hospital's rows for one round.
+
+    Raises:
+        DataError: DATA_EMPTY, there is no training row.
+        Refusal: INPUT_NAN, training led to a value that is not finite.
+    """
+    if data.rows == 0:
+        raise DataError("DATA_EMPTY", f"{site} has no training row")
+    make_deterministic()
+    schema = layout(study)
+    module = build(study, model)
+    features = torch.from_numpy(data.features)
+    target = torch.from_numpy(data.target)
+    with torch.no_grad():
+        first_loss = float(loss(study, module(features), target))
+    optimiser = _optimiser(study.train, module)
+    steps = 0
+    for batch in _batches(study.train, data.rows, _order_seed(study, site, round_no)):
+        optimiser.zero_grad()
+        loss(study, module(features[batch]), target[batch]).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        steps += 1
+    delta = flatten(module, schema) - model
+    if not (np.isfinite(delta).all() and np.isfinite(first_loss)):
+        raise Refusal("INPUT_NAN", "training gave a value that is not finite")
+    return Update(delta, min(first_loss, LOSS_LIMIT), steps)
+
+
+def make_deterministic() -> None:
+    """One thread and deterministic algorithms: equal input gives equal bits."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(mode=True)
+
+
+def loss(study: Study, outputs: Tensor, target: Tensor) -> Tensor:
+    """Return the mean loss: cross-entropy in nats, or the squared error of a number."""
+    match study.target.type:
+        case "binary":
+            return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], target)
+        case "multiclass":
+            return nn.functional.cross_entropy(outputs, target.long())
+        case _:
+            return nn.functional.mse_loss(outputs[:, 0], target)
+
+
+def _optimiser(terms: Train, module: nn.Module) -> torch.optim.Optimizer:
+    if terms.optimiser == "adam":
+        return torch.optim.Adam(module.parameters(), terms.lr, weight_decay=terms.weight_decay)
+    return torch.optim.SGD(module.parameters(), terms.lr, weight_decay=terms.weight_decay)
+
+
+def _order_seed(study: Study, site: str, round_no: int) -> int:
+    text = f"{study.id}/{study.seed}/{site}/{round_no}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _batches(terms: Train, rows: int, seed: int) -> Iterator[Tensor]:
+    """Yield row numbers of each batch: shuffled passes, the last batch of a pass shorter.
+
+    A round is `local_epochs` passes, or `local_steps` batches over as many passes as needed.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    per_pass = -(-rows // terms.batch)
+    steps = terms.local_steps or per_pass * (terms.local_epochs or 1)
+    while steps > 0:
+        order = torch.from_numpy(rng.permutation(rows))
+        for start in range(0, rows, terms.batch):
+            if steps == 0:
+                return
+            yield order[start : start + terms.batch]
+            steps -= 1
