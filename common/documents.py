@@ -141,7 +141,7 @@ def parse_yaml(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = name if mark is None else f"{name}:{mark.line + 1}"
-        problem = escape(str(error.problem or error.context))
+        problem = escape(", ".join(filter(None, (error.context, error.problem))))
         raise ConfigError("FILE_SYNTAX", f"{where}: not valid YAML: {problem}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -203,7 +203,7 @@ def parse_json(raw: bytes, name: str) -> Document:
 
 
 def _tuples(value: object, depth: int) -> object:
-    if depth > MAX_DEPTH:
+    if depth >= MAX_DEPTH:
         raise RecursionError
     if isinstance(value, list):
         return tuple(_tuples(item, depth + 1) for item in value)

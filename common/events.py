@@ -9,7 +9,7 @@ secrets, file paths of data or tracebacks from another machine (`FORBIDDEN_FIELD
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final
+from typing import Final, Self
 
 
 class Event(Enum):
@@ -17,7 +17,7 @@ class Event(Enum):
 
     meaning: str
 
-    def __new__(cls, name: str, meaning: str) -> Event:
+    def __new__(cls, name: str, meaning: str) -> Self:
         """Keep the meaning beside the name."""
         member = object.__new__(cls)
         member._value_ = name

@@ -42,7 +42,7 @@ PUBLIC_WEIGHTS: Final = "public"
 
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _ADDRESS: Final = re.compile(
-    r"(?P<host>[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>\d{1,5})"
+    r"(?P<host>[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>\d{1,5})", re.ASCII
 )
 _HIGHEST_PORT: Final = 65_535
 _TWO: Final = 2

@@ -26,7 +26,8 @@ _ORDER: Final[Mapping[str, Callable[[float, float], bool]]] = {
 _RULE: Final = re.compile(r"\s*(>=|<=|==|!=|>|<|in(?=\s*\[))\s*(.*?)\s*", re.DOTALL)
 _CONSTANT: Final = re.compile(
     r"""\s*(?:(?P<number>[-+]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][-+]?\d{1,3})?)"""
-    r"""|"(?P<double>[^"\\]{0,128})"|'(?P<single>[^'\\]{0,128})')\s*"""
+    r"""|"(?P<double>[^"\\]{0,128})"|'(?P<single>[^'\\]{0,128})')\s*""",
+    re.ASCII,
 )
 _MOST: Final = 100
 
@@ -71,9 +72,9 @@ def _number(cell: float | str) -> float:
     try:
         number = float(cell)
     except ValueError:
-        raise ValueError("the label is not a number") from None
+        raise ValueError("is not a number") from None
     if not math.isfinite(number):
-        raise ValueError("the label is not a finite number")
+        raise ValueError("is not a finite number")
     return number
 
 
@@ -116,7 +117,7 @@ def _constants(rest: str, text: str) -> tuple[float, ...] | tuple[str, ...]:
         if found is None or len(numbers) + len(words) >= _MOST:
             raise ValueError(_wrong(text))
         if found["number"] is not None:
-            numbers.append(float(found["number"]) + 0.0)
+            numbers.append(_number(found["number"]) + 0.0)  # -0.0 becomes 0.0
         else:
             words.append(
                 check_text(found["double"] if found["double"] is not None else found["single"])
