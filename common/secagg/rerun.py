@@ -1,0 +1,91 @@
+"""One set per model: what a hospital remembers of every sum it agreed to (section 10.4).
+
+Without differential privacy, two sums over different sets S on the same model can be
+subtracted. So a node that signed or accepted S for a (kind, layout, model) signs or
+accepts there only S again, with the same w, R and W_max, in that task over all
+sessions. The memory is one flat byte string of digests, so that it stays cheap to
+copy and to store after thousands of rounds:
+
+    key (32) || digest of w, R, W_max (32) || H("set", S) (32)    per model
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from common.encoding import enc
+from common.errors import Refusal
+from common.ids import DIGEST_BYTES, NodeId
+from common.secagg.header import Header
+from common.secagg.transcript import set_hash
+
+_RECORD: Final = 3 * DIGEST_BYTES
+
+
+def _key(header: Header) -> bytes:
+    """A local table key, not a statement of the protocol: no label is spent on it."""
+    items = (header.kind.value, header.layout_sha256, header.model_sha256)
+    return hashlib.sha256(enc(*items)).digest()
+
+
+def _terms(header: Header) -> bytes:
+    items = (header.w, *map(float, header.ranges), header.w_max)
+    return hashlib.sha256(enc(*items)).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class RerunMemory:
+    """Every (kind, layout, model) of a task that this node agreed to a set for."""
+
+    records: bytes = b""
+
+    def check_terms(self, header: Header) -> None:
+        """Refuse a header whose numbers differ from those agreed on for its model.
+
+        Raises:
+            Refusal: RERUN.
+        """
+        known = self._find(header)
+        if known is not None and known[:DIGEST_BYTES] != _terms(header):
+            raise Refusal("RERUN", "the same model came before with another w, R or W_max")
+
+    def check_set(self, header: Header, survivors: Iterable[NodeId]) -> None:
+        """Refuse another survivor set, or other numbers, for a model agreed on before.
+
+        Raises:
+            Refusal: RERUN.
+        """
+        self.check_terms(header)
+        known = self._find(header)
+        if known is not None and known[DIGEST_BYTES:] != set_hash(survivors):
+            raise Refusal("RERUN", "another survivor set was accepted for the same model")
+
+    def remember(self, header: Header, survivors: Iterable[NodeId]) -> RerunMemory:
+        """Return the memory with this set in it; `check_set` came before."""
+        if self._find(header) is not None:
+            return self
+        record = _key(header) + _terms(header) + set_hash(survivors)
+        return RerunMemory(self.records + record)
+
+    def lifted(self, header: Header) -> RerunMemory:
+        """Return the memory without this header's model: the operator's lift of 10.4.
+
+        The node's driver calls it on a person's recorded order only.
+        """
+        at = self._place(_key(header))
+        if at is None:
+            return self
+        return RerunMemory(self.records[:at] + self.records[at + _RECORD :])
+
+    def _find(self, header: Header) -> bytes | None:
+        at = self._place(_key(header))
+        return None if at is None else self.records[at + DIGEST_BYTES : at + _RECORD]
+
+    def _place(self, key: bytes) -> int | None:
+        for at in range(0, len(self.records), _RECORD):
+            if self.records[at : at + DIGEST_BYTES] == key:
+                return at
+        return None
