@@ -56,6 +56,7 @@ from common.identity import (
     to_pem,
 )
 from common.ids import check_name
+from common.text import escape
 
 __all__ = [
     "CertificateFacts",
@@ -97,10 +98,10 @@ def create_ca(
     With `force` a folder that is there is moved aside whole, never deleted.
 
     Raises:
-        FedError: IDENTITY for a bad federation name, BAD_VALUE for the days,
-            OUTPUT_EXISTS if the folder holds anything, DISK.
+        FedError: BAD_VALUE for the federation's name or the days, OUTPUT_EXISTS if the
+            folder holds anything, DISK.
     """
-    check_name(federation, "federation")
+    _checked_name(federation, "federation")
     _check_days(days, MAX_LEAF_DAYS, 100 * 365)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name(
@@ -139,9 +140,9 @@ def issue(
 
     Raises:
         FedError: FILE_MISSING, KEY_PERMISSIONS or CERT_INVALID for the CA's files,
-            IDENTITY for the name, BAD_VALUE for hosts and days, OUTPUT_EXISTS, DISK.
+            BAD_VALUE for name, hosts and days, OUTPUT_EXISTS, DISK.
     """
-    check_name(name, role.value)
+    _checked_name(name, role.value)
     _check_days(days, 1, MAX_LEAF_DAYS)
     names = _host_names(role, hosts)
     ca, ca_key = _load_ca(pki)
@@ -245,6 +246,14 @@ def _host_name(host: str) -> x509.DNSName | x509.IPAddress:
     return x509.DNSName(host)
 
 
+def _checked_name(value: str, what: str) -> None:
+    try:
+        check_name(value, what)
+    except IdentityError as error:
+        # Here the name is an argument, not a certificate's: it is for the caller to mend.
+        raise ConfigError("BAD_VALUE", error.detail, fix="Choose a name of that form.") from None
+
+
 def _check_days(days: int, least: int, most: int) -> None:
     if not least <= days <= most:
         raise ConfigError("BAD_VALUE", f"{days} days; expected {least} to {most}")
@@ -296,23 +305,18 @@ def _facts(certificate: x509.Certificate) -> CertificateFacts:
         spiffe = None
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        names = tuple(_printable(str(name.value)) for name in extension.value)
+        names = tuple(escape(str(name.value)) for name in extension.value)
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         names = ()
     return CertificateFacts(
         spiffe=spiffe,
         names=names,
-        issuer=_printable(certificate.issuer.rfc4514_string()),
+        issuer=escape(certificate.issuer.rfc4514_string()),
         serial=f"{certificate.serial_number:x}",
         not_before=stamp(certificate.not_valid_before_utc),
         not_after=stamp(certificate.not_valid_after_utc),
         sha256=certificate.fingerprint(hashes.SHA256()).hex(),
     )
-
-
-def _printable(text: str) -> str:
-    """Escape what could forge a line on a terminal or in a log (fault F83)."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:200])
 
 
 # ------------------------------------------------------------------ files

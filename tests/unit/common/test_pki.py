@@ -299,8 +299,8 @@ def test_a_failed_write_leaves_nothing(pki: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("role", "name", "hosts", "days", "expected"),
     [
-        (Role.HOSPITAL, "Cleveland", [], 90, "IDENTITY"),
-        (Role.HOSPITAL, "../x", [], 90, "IDENTITY"),
+        (Role.HOSPITAL, "Cleveland", [], 90, "BAD_VALUE"),
+        (Role.HOSPITAL, "../x", [], 90, "BAD_VALUE"),
         (Role.HOSPITAL, "a", ["localhost"], 90, "BAD_VALUE"),
         (Role.COORDINATOR, "a", [], 90, "BAD_VALUE"),
         (Role.COORDINATOR, "a", ["no host"], 90, "BAD_VALUE"),

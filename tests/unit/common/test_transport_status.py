@@ -1,0 +1,119 @@
+"""Errors over the wire and back, and the table of gRPC settings."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+import pytest
+from grpc.aio import AioRpcError, Metadata
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import BY_CODE, CATALOGUE, ErrorKind, FedError
+from common.transport.options import OPTIONS, Side, channel_options, server_options
+from common.transport.status import (
+    CODE_KEY,
+    DETAIL_KEY,
+    MAX_DETAIL_BYTES,
+    clean,
+    from_rpc,
+    make_error,
+    public_detail,
+    to_status,
+)
+
+
+def received(error: FedError) -> FedError:
+    """Send an error over an imagined wire."""
+    code, text, trailer = to_status(error)
+    return from_rpc(AioRpcError(code, Metadata(), Metadata(*trailer), text), address="there")
+
+
+@pytest.mark.parametrize("kind", CATALOGUE.values(), ids=lambda kind: kind.name)
+def test_every_row_of_the_catalogue_survives_the_wire(kind: ErrorKind) -> None:
+    sent = make_error(kind, "run r-1")
+    got = received(sent)
+    assert (got.code, type(got)) == (sent.code, type(sent))
+    assert got.detail == public_detail(sent)
+
+
+@given(st.text(max_size=2000))
+def test_no_detail_breaks_a_line_or_the_cap(detail: str) -> None:
+    text = clean(detail + "\ud800\n")
+    assert text.isprintable()
+    assert len(text.encode()) <= MAX_DETAIL_BYTES
+
+
+@pytest.mark.parametrize(
+    "name", ["STATE_DAMAGED", "FILE_MISSING", "DISK", "DATA_VALUE", "INTERNAL"]
+)
+def test_details_about_ones_own_files_do_not_travel(name: str) -> None:
+    sent = make_error(CATALOGUE[name], "/var/lib/fedcare/secret")
+    _, text, trailer = to_status(sent)
+    assert "secret" not in text + repr(trailer)
+
+
+@pytest.mark.parametrize("code", ["FC-0000", "", "fc-2001", "FC-2001\n"])
+def test_a_foreign_servers_code_is_not_believed(code: str) -> None:
+    assert code not in BY_CODE
+    trailer = Metadata((CODE_KEY, code), (DETAIL_KEY, b"x"))
+    error = AioRpcError(grpc.StatusCode.NOT_FOUND, Metadata(), trailer, "no\x1b[31m")
+    got = from_rpc(error, address="there")
+    assert got.name == "NOT_FOUND"
+    assert got.detail.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "name"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "", "DEADLINE"),
+        (grpc.StatusCode.UNAVAILABLE, "recvmsg:Connection reset by peer", "UNREACHABLE"),
+        (grpc.StatusCode.UNAVAILABLE, "Socket closed", "UNREACHABLE"),
+        (grpc.StatusCode.UNAVAILABLE, "x last error: UNAVAILABLE: y: Socket closed", "TLS_REFUSED"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "", "BUSY"),
+        (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", "BAD_MESSAGE"),
+        (grpc.StatusCode.UNKNOWN, "Stream removed", "UNREACHABLE"),
+        (grpc.StatusCode.INTERNAL, "", "UNREACHABLE"),
+    ],
+)
+def test_statuses_without_a_code_of_ours_are_read_as_well(
+    status: grpc.StatusCode, details: str, name: str
+) -> None:
+    error = AioRpcError(status, Metadata(), Metadata(), details)
+    assert from_rpc(error, address="there").name == name
+
+
+def test_the_settings_are_those_of_the_fault_table() -> None:
+    both = {
+        "grpc.max_receive_message_length": 2 * 1024**2,
+        "grpc.keepalive_time_ms": 20_000,
+        "grpc.keepalive_timeout_ms": 10_000,
+        "grpc.http2.ping_timeout_ms": 10_000,
+        "grpc.max_metadata_size": 8192,
+        "grpc.http2.bdp_probe": 0,
+        "grpc.http2.lookahead_bytes": 1024**2,
+    }
+    only_server = {
+        "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+        "grpc.server_handshake_timeout_ms": 10_000,
+        "grpc.max_connection_age_ms": 3_600_000,
+        "grpc.max_connection_age_grace_ms": 30_000,
+        "grpc.max_connection_idle_ms": 300_000,
+        "grpc.max_concurrent_streams": 16,
+        "grpc.so_reuseport": 0,
+    }
+    assert dict(server_options()).items() >= (both | only_server).items()
+    assert dict(channel_options()).items() >= both.items()
+    assert not dict(channel_options()).keys() & only_server.keys()
+
+
+def test_every_setting_has_one_row_and_a_reason() -> None:
+    assert len({row.name for row in OPTIONS}) == len(OPTIONS)
+    assert all(row.why and row.side & Side.BOTH for row in OPTIONS)
+
+
+def test_keepalive_notices_a_dead_peer_before_the_server_calls_it_a_flood() -> None:
+    options = dict(server_options())
+    client = dict(channel_options())
+    least = options["grpc.http2.min_ping_interval_without_data_ms"]
+    assert client["grpc.keepalive_time_ms"] >= 2 * least
