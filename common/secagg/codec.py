@@ -8,6 +8,8 @@ up by a name that the reader did not declare, so a file cannot choose what is bu
     {"schema": "fedcare.node-state/1", "value": {...}}
 """
 
+# ruff: noqa: ANN401 - types are known to a codec at run time only
+
 from __future__ import annotations
 
 import base64
@@ -116,7 +118,7 @@ def _literal(values: tuple[Any, ...]) -> tuple[_Encode, _Decode]:
 
 
 def _tuple(items: tuple[Any, ...]) -> tuple[_Encode, _Decode]:
-    if len(items) == 2 and items[1] is Ellipsis:  # noqa: PLR2004 - tuple[X, ...]
+    if items[1:] == (Ellipsis,):
         write, read = _coder(items[0])
         return (
             lambda value: [write(item) for item in value],

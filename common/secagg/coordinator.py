@@ -31,27 +31,27 @@ from typing import assert_never
 
 from common.errors import Refusal
 from common.ids import NodeId, RoundNo
-from common.secagg import coordinator_round as work
-from common.secagg.coordinator_session import (
-    ArmTimer,
-    Deadline,
-    From,
-    MemberBack,
-    Restarted,
-    SendTo,
-)
-from common.secagg.coordinator_state import (
+from common.secagg import coordinator_open as late
+from common.secagg import coordinator_round as early
+from common.secagg import coordinator_step as work
+from common.secagg.coordinator_facts import (
     AckUpload,
     Close,
     Evidence,
-    MemberGone,
     Open,
-    OpenRound,
     Record,
     Report,
     RoundCommand,
-    RoundEvent,
     RoundFact,
+    apply,
+    decode_fact,
+    encode_fact,
+    replay,
+)
+from common.secagg.coordinator_state import (
+    MemberGone,
+    OpenRound,
+    RoundEvent,
     RoundPhase,
     RoundState,
     RoundTerms,
@@ -59,10 +59,6 @@ from common.secagg.coordinator_state import (
     SumOpened,
     SumOutOfRange,
     UploadReceived,
-    apply,
-    decode_fact,
-    encode_fact,
-    replay,
 )
 from common.secagg.cover import EdgeRecord
 from common.secagg.messages import (
@@ -73,6 +69,14 @@ from common.secagg.messages import (
     Refused,
     Release,
     RoundStart,
+)
+from common.secagg.setup_state import (
+    ArmTimer,
+    Deadline,
+    From,
+    MemberBack,
+    Restarted,
+    SendTo,
 )
 
 __all__ = [
@@ -133,10 +137,10 @@ def handle(state: RoundState, event: RoundEvent) -> tuple[RoundState, list[Round
         case From():
             _message(step, event)
         case OpenRound():
-            work.open_round(step, event)
+            early.open_round(step, event)
         case UploadReceived():
             step.state = _present(step.state, event.sender)
-            work.upload(step, event)
+            early.upload(step, event)
         case MemberGone():
             step.state = replace(step.state, gone=step.state.gone | {event.node})
             _go_on(step)
@@ -160,13 +164,13 @@ def _message(step: work.Step, event: From) -> None:
     sender = event.sender
     match event.message:
         case Ready() as message:
-            step.state = replace(step.state, ready=work.ready(step.state, sender, message))
+            step.state = replace(step.state, ready=early.ready(step.state, sender, message))
         case Commit() as message:
-            work.commit(step, sender, message)
+            early.commit(step, sender, message)
         case Release() as message:
-            work.release(step, sender, message)
+            late.release(step, sender, message)
         case RecoverShares() as message:
-            work.shares(step, sender, message)
+            late.shares(step, sender, message)
         case Refused() as message:
             _refused(step, sender, message)
         case _:
@@ -193,12 +197,12 @@ def _go_on(step: work.Step) -> None:
     state = step.state
     match state.phase:
         case RoundPhase.RUNNING:
-            work.maybe_propose(step)
+            early.maybe_propose(step)
         case RoundPhase.PROPOSED:
-            if not work.quorum_possible(state, step.header):
+            if not early.quorum_possible(state, step.header):
                 work.abort(step, "NOT_ENOUGH")
         case RoundPhase.CERTIFIED:
-            work.maybe_recover(step)
+            late.maybe_recover(step)
         case _:
             return
 
@@ -209,13 +213,13 @@ def _deadline(step: work.Step, name: str) -> None:
         return
     match state.phase:
         case RoundPhase.RUNNING:
-            work.maybe_propose(step, final=True)
+            early.maybe_propose(step, final=True)
         case RoundPhase.PROPOSED:
             work.abort(step, "NOT_ENOUGH")
         case RoundPhase.CERTIFIED:
-            work.maybe_recover(step, final=True)
+            late.maybe_recover(step, final=True)
         case RoundPhase.RECOVERING:
-            work.abort(step, "NOT_ENOUGH", sit_out=work.silent(state))
+            work.abort(step, "NOT_ENOUGH", sit_out=late.silent(state))
         case _:
             return
 
@@ -244,10 +248,10 @@ def _tell_certified(step: work.Step, node: NodeId) -> None:
     state = step.state
     if state.certificate is None or node not in state.survivors:
         return
-    if node in work.silent(state):
+    if node in late.silent(state):
         step.send(node, state.certificate)
     elif state.phase is RoundPhase.RECOVERING and work.find(state.shares, node) is None:
-        work.ask(step, node)
+        late.ask(step, node)
 
 
 def _restart(step: work.Step) -> None:
@@ -257,6 +261,6 @@ def _restart(step: work.Step) -> None:
     if timer is not None:
         step.arm(timer)
     if state.phase is RoundPhase.OPENED:
-        step.commands.append(work.opening(state, step.header))
+        step.commands.append(late.opening(state, step.header))
     for node, _ in state.session.keys:
         _tell(step, node)

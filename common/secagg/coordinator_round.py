@@ -1,82 +1,36 @@
-"""The coordinator's work in a round, event by event (sections 4.1 to 4.7 and 5).
-
-`Step` collects one event's facts and commands; every function here takes one. The
-decisions that cannot be taken back (S, the certificate, the end) are each one fact,
-recorded before any node hears of them.
-"""
+"""From the nonces to the certificate: header, uploads, the one set (sections 4.1 to 4.5)."""
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
-
 from common.errors import InternalError, Refusal
-from common.ids import NodeId, RoundNo
-from common.secagg.coordinator_session import ArmTimer, SendTo
-from common.secagg.coordinator_state import (
+from common.ids import NodeId
+from common.secagg.coordinator_facts import (
     AckUpload,
     Certified,
-    Close,
     CommitAccepted,
     CommitsConflict,
-    DoubleCommit,
     Evidence,
-    Open,
-    OpenRound,
-    Record,
-    RecoveredSecrets,
-    RecoveryBegun,
-    ReleaseAccepted,
-    Report,
-    RoundAborted,
-    RoundClosed,
-    RoundCommand,
-    RoundFact,
     RoundOpened,
+    SetProposed,
+    UploadAccepted,
+    disputed,
+)
+from common.secagg.coordinator_open import maybe_recover
+from common.secagg.coordinator_state import (
+    DoubleCommit,
+    OpenRound,
     RoundPhase,
     RoundState,
     RoundTerms,
-    SeedsComplete,
-    SetProposed,
-    SharesAccepted,
-    SumOpened,
-    UploadAccepted,
     UploadReceived,
-    apply,
-    disputed,
 )
+from common.secagg.coordinator_step import Step, abort, ends, find
 from common.secagg.cover import smallest_cover
 from common.secagg.header import NONCE_BYTES, Header, default_rounding, quant_bound
 from common.secagg.helpers import helper_count
-from common.secagg.keys import (
-    EdgeSeed,
-    EdgeTag,
-    SelfCommit,
-    SelfSeed,
-    verify_session_signature,
-)
-from common.secagg.masking import OpeningPlan, edge_sign
-from common.secagg.messages import (
-    Certificate,
-    Commit,
-    FromCoordinator,
-    Propose,
-    Ready,
-    RecoverRequest,
-    RecoverShares,
-    Release,
-    RoundResult,
-    RoundStart,
-    RoundStatus,
-    UploadEnd,
-)
+from common.secagg.keys import EdgeTag, SelfCommit, verify_session_signature
+from common.secagg.messages import Certificate, Commit, Propose, Ready, RoundStart
 from common.secagg.params import SecAggParams
-from common.secagg.recovery import (
-    check_item,
-    check_release,
-    dropped,
-    put_together,
-    sealed_for,
-)
 from common.secagg.ring import word_bytes
 from common.secagg.sealed import OVERHEAD_BYTES
 from common.secagg.shamir import SHARE_BYTES
@@ -88,63 +42,7 @@ from common.secagg.transcript import (
     upload_statement,
 )
 
-LEAST_WAIT_S: Final = 2.0
-WAIT_SHARE: Final = 0.1
-"""Commits, releases and shares are each awaited for this share of the round's deadline."""
-
-T = TypeVar("T")
-_ENDED: Final = (RoundPhase.CLOSED, RoundPhase.ABORTED)
-
-
-class Step:
-    """One event's work: the state as it grows, and the commands so far."""
-
-    def __init__(self, state: RoundState) -> None:
-        self.state = state
-        self.commands: list[RoundCommand] = []
-
-    def record(self, fact: RoundFact) -> None:
-        """Apply a fact and have it stored."""
-        self.state = apply(self.state, fact)
-        self.commands.append(Record(fact))
-
-    def send(self, to: NodeId, message: FromCoordinator) -> None:
-        """Have a message sent."""
-        self.commands.append(SendTo(to, message))
-
-    def arm(self, name: str) -> None:
-        """Arm the timer of the phase just entered."""
-        self.commands.append(ArmTimer(name, wait_s(self.header, name)))
-
-    def report(self, nodes: tuple[NodeId, ...], code: str, detail: str) -> None:
-        """Have a fault logged."""
-        self.commands.append(Report(nodes, code, detail))
-
-    @property
-    def header(self) -> Header:
-        """The round's header; it exists from RUNNING on."""
-        if self.state.header is None:
-            raise InternalError("the round has no header yet")
-        return self.state.header
-
-
-def wait_s(header: Header, name: str) -> float:
-    """Return how long a timer runs, in seconds; one deadline governs all of them."""
-    deadline_s = header.deadline_ms / 1000
-    return deadline_s if name == "round" else max(LEAST_WAIT_S, WAIT_SHARE * deadline_s)
-
-
-def find(table: tuple[tuple[NodeId, T], ...], node: NodeId) -> T | None:
-    """Return a node's entry in a list of (node, value), None if there is none."""
-    return next((value for known, value in table if known == node), None)
-
-
-def ends(state: RoundState) -> dict[NodeId, UploadEnd]:
-    """Return every stored end record."""
-    return {upload.sender: upload.end for upload in state.uploads}
-
-
-# --- COLLECTING (4.1, 4.2) -------------------------------------------------------------------
+# --- COLLECTING (4.1, 4.2) ------------------------------------------------------------
 
 
 def ready(state: RoundState, sender: NodeId, message: Ready) -> tuple[tuple[NodeId, bytes], ...]:
@@ -211,7 +109,7 @@ def _header(state: RoundState, terms: RoundTerms, chosen: tuple[NodeId, ...]) ->
     )
 
 
-# --- RUNNING: uploads (4.3) ---------------------------------------------------------------------
+# --- RUNNING: uploads (4.3) -----------------------------------------------------------
 
 
 def upload(step: Step, event: UploadReceived) -> None:
@@ -269,7 +167,7 @@ def _check_upload(state: RoundState, header: Header, event: UploadReceived) -> N
     verify_session_signature(key, end.sig, data, refusal="UPLOAD_SIG", who=sender)
 
 
-# --- PROPOSED: the one set (4.3, 4.4) -----------------------------------------------------------
+# --- PROPOSED: the one set (4.3, 4.4) -------------------------------------------------
 
 
 def maybe_propose(step: Step, *, final: bool = False) -> None:
@@ -343,172 +241,6 @@ def _certify(step: Step) -> None:
     for node in state.survivors:
         step.send(node, certificate)
     maybe_recover(step)
-
-
-# --- CERTIFIED, RECOVERING (4.5, 4.6) ----------------------------------------------------------------
-
-
-def release(step: Step, sender: NodeId, message: Release) -> None:
-    """Store a release that fits what its sender committed to.
-
-    Raises:
-        Refusal: OUT_OF_TURN; RELEASE_BAD: the sender counts as silent.
-    """
-    state = step.state
-    if state.certificate is None or message.hd != state.hd or sender not in state.survivors:
-        raise Refusal("OUT_OF_TURN", f"{sender} releases outside a certified set")
-    if find(state.releases, sender) is not None or state.phase not in (
-        RoundPhase.CERTIFIED,
-        RoundPhase.RECOVERING,
-    ):
-        return
-    outside = dropped(step.header, state.survivors)
-    check_release(message, sender, ends(state)[sender], outside)
-    step.record(ReleaseAccepted(sender, message))
-    _maybe_open(step)
-    maybe_recover(step)
-
-
-def silent(state: RoundState) -> tuple[NodeId, ...]:
-    """Return the members of S that have not released, sorted."""
-    released = {node for node, _ in state.releases}
-    return tuple(node for node in state.survivors if node not in released)
-
-
-def maybe_recover(step: Step, *, final: bool = False) -> None:
-    """Ask helpers once every silent member is away, or at the deadline (`final`)."""
-    state = step.state
-    quiet = silent(state)
-    if state.phase is not RoundPhase.CERTIFIED or not quiet:
-        return
-    if not final and any(node not in state.gone | state.left for node in quiet):
-        return
-    step.record(RecoveryBegun())
-    step.arm("recover")
-    for helper in state.survivors:
-        if helper not in quiet:
-            ask(step, helper)
-
-
-def ask(step: Step, helper: NodeId) -> None:
-    """Ask one helper for its shares of all silent members it serves."""
-    state = step.state
-    if state.certificate is None:
-        return
-    owed = {node: end for node, end in ends(state).items() if node in silent(state)}
-    sealed = sealed_for(helper, owed)
-    if sealed:
-        step.send(helper, RecoverRequest(state.certificate, sealed))
-
-
-def shares(step: Step, sender: NodeId, message: RecoverShares) -> None:
-    """Store a helper's shares and try whether they are enough.
-
-    Raises:
-        Refusal: OUT_OF_TURN, nobody asked; SHARE_BAD, malformed.
-    """
-    state = step.state
-    if state.certificate is None or message.hd != state.hd or sender not in state.survivors:
-        raise Refusal("OUT_OF_TURN", f"{sender} sent shares that nobody asked for")
-    if state.phase is not RoundPhase.RECOVERING or find(state.shares, sender) is not None:
-        return
-    outside = dropped(step.header, state.survivors)
-    names = [item.sender for item in message.items]
-    if len(set(names)) != len(names) or not set(state.survivors) - {sender} >= set(names):
-        raise Refusal("SHARE_BAD", f"{sender} sent shares of nodes outside the certified set")
-    for item in message.items:
-        check_item(item, sender, outside)
-    step.record(SharesAccepted(sender, message))
-    _maybe_open(step)
-
-
-def _maybe_open(step: Step) -> None:
-    """Open as soon as every seed is released or put together."""
-    state = step.state
-    recovered: list[RecoveredSecrets] = []
-    for node in silent(state):
-        items = {
-            helper: item
-            for helper, answer in state.shares
-            for item in answer.items
-            if item.sender == node
-        }
-        found = put_together(step.header, state.hd, node, ends(state)[node], items)
-        if found is None:
-            return
-        if found.b is None:
-            return
-        if found.liars:
-            step.report(found.liars, "SHARE_BAD", f"wrong shares of {node} were sent")
-        recovered.append(RecoveredSecrets(node, found.b, found.edges))
-    step.record(SeedsComplete(tuple(recovered)))
-    step.commands.append(opening(step.state, step.header))
-
-
-# --- OPENED, CLOSED, ABORTED (4.7) -----------------------------------------------------------------------
-
-
-def opening(state: RoundState, header: Header) -> Open:
-    """Return what opens the sum: from releases, and from what was put together."""
-    from_helpers = {one.node: one for one in state.recovered}
-    self_seeds = []
-    edges = []
-    for node in state.survivors:
-        if node in from_helpers:
-            self_seeds.append(from_helpers[node].b)
-            seeds = from_helpers[node].edges
-        else:
-            released = find(state.releases, node)
-            if released is None:
-                raise InternalError("a survivor's seeds are missing at the opening")
-            self_seeds.append(SelfSeed(released.b.reveal()))
-            seeds = tuple((other, EdgeSeed(seed.reveal())) for other, seed in released.edges)
-        edges += [(seed, edge_sign(node, other)) for other, seed in seeds]
-    plan = OpeningPlan(tuple(self_seeds), tuple(edges), header.w)
-    return Open(header, state.survivors, plan)
-
-
-def result(state: RoundState) -> RoundResult:
-    """Return what all members are told once the round has ended."""
-    opened = state.phase is RoundPhase.CLOSED
-    return RoundResult(
-        hd=state.hd,
-        status=RoundStatus.OPENED if opened else RoundStatus.ABORTED,
-        digests=state.digests if state.certificate is not None else (),
-        sum_sha256=state.sum_sha256,
-        model_sha256=state.model_sha256,
-        next_r=RoundNo(state.r + 1),
-        reason=state.reason,
-    )
-
-
-def sum_opened(step: Step, event: SumOpened) -> None:
-    """Close the round; the driver has used the sum.
-
-    Raises:
-        InternalError: no sum is open.
-    """
-    if step.state.phase is RoundPhase.CLOSED:
-        return
-    if step.state.phase is not RoundPhase.OPENED:
-        raise InternalError("no sum is open in this round")
-    step.record(RoundClosed(event.sum_sha256, event.model_sha256))
-    _finish(step, RoundStatus.OPENED, ())
-
-
-def abort(step: Step, reason: str, sit_out: tuple[NodeId, ...] = ()) -> None:
-    """End the round without a sum and say why; nothing more of it is ever opened."""
-    if step.state.phase in _ENDED:
-        return
-    step.record(RoundAborted(reason))
-    _finish(step, RoundStatus.ABORTED, sit_out)
-
-
-def _finish(step: Step, status: RoundStatus, sit_out: tuple[NodeId, ...]) -> None:
-    message = result(step.state)
-    for node, _ in step.state.session.keys:
-        step.send(node, message)
-    step.commands.append(Close(status, step.state.reason, sit_out))
 
 
 def quorum_possible(state: RoundState, header: Header) -> bool:

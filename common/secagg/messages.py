@@ -42,7 +42,7 @@ class RoundStatus(Enum):
     ABORTED = "aborted"
 
 
-# --- session set-up (section 3.3) --------------------------------------------------
+# --- session set-up (section 3.3) -----------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Confirm:
     sig: bytes
 
 
-# --- a round (section 4) -------------------------------------------------------------
+# --- a round (section 4) --------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,7 @@ class RoundResult:
     """The refusal name behind an abort, for example `NOT_ENOUGH`."""
 
 
-# --- either direction ------------------------------------------------------------------
+# --- either direction -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

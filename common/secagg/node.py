@@ -22,7 +22,8 @@ An open round, per (session, r) (section 5):
     any        RoundResult, LocalTimeout,
                InputFailed                    --           Persist, RoundClosed
     any        the same message again         same         the same answer, byte for byte
-    any        Restarted, or its own header   same         the last message again
+    any        its own header again           same         the last message (none while training)
+    any        Restarted                      same         the last message, or PrepareInput
 
 The machine never sees a vector, only the digest `ydig` of the masked one; the masks
 are `mask_plan(state)`, applied by `common.secagg.masking`.
@@ -118,12 +119,12 @@ def handle(state: NodeState, event: NodeEvent, ctx: NodeContext) -> Outcome:
         case Roster():
             return node_session.roster(state, event, ctx)
         case KemForward():
-            return node_session.kem_forward(state, event, ctx)
+            return node_session.kem_forward(state, event)
         case MakeReady():
             return node_header.make_ready(state, ctx)
         case HeaderReceived():
             opened = node_header.header_received(state, event, own, ctx)
-            return opened or (state, _repeat(state, ctx))
+            return opened or node_round.header_again(state, own)
         case Propose():
             return node_round.propose(state, event, own)
         case Certificate():

@@ -90,9 +90,8 @@ def header_received(
     header = event.header
     header.check_form()
     hd = header.digest()
-    if state.session is not None and state.session.open is not None:
-        if state.session.open.hd == hd:
-            return None
+    if state.session is not None and state.session.open is not None and state.session.open.hd == hd:
+        return None
     session = _live(state, ctx)
     if hd == session.last_hd:
         raise Refusal("CLOSED", f"round {header.r} is closed and its keys are erased")
@@ -187,7 +186,7 @@ def _range_fits(scale: float, rule: RangeRule, bound: int) -> bool:
             return scale == rule
 
 
-def _open(  # noqa: PLR0913 - everything a round starts from
+def _open(
     state: NodeState,
     session: LiveSession,
     header: Header,

@@ -81,7 +81,7 @@ def _with_round(state: NodeState, session: LiveSession, opened: OpenRound) -> No
     return replace(state, session=replace(session, open=opened))
 
 
-# --- upload (4.3) --------------------------------------------------------------------------
+# --- upload (4.3) ---------------------------------------------------------------------
 
 
 def input_final(state: NodeState, event: InputFinal, own: NodeId, ctx: NodeContext) -> Outcome:
@@ -163,7 +163,7 @@ def upload_acked(state: NodeState, event: UploadAcked) -> Outcome:
     return _with_round(state, session, replace(opened, phase=Phase.UPLOADED)), []
 
 
-# --- propose and commit (4.4) -----------------------------------------------------------------
+# --- propose and commit (4.4) ---------------------------------------------------------
 
 
 def propose(state: NodeState, event: Propose, own: NodeId) -> Outcome:
@@ -207,7 +207,7 @@ def _bind(state: NodeState, opened: OpenRound, digests: Digests, own: NodeId) ->
     return replace(state, rerun=state.rerun.remember(header, survivors))
 
 
-# --- certificate and release (4.5) ----------------------------------------------------------------
+# --- certificate and release (4.5) ----------------------------------------------------
 
 
 def certificate(state: NodeState, event: Certificate, own: NodeId) -> Outcome:
@@ -256,13 +256,12 @@ def release(opened: OpenRound) -> Release:
     if opened.phase is not Phase.RELEASED or opened.accepted is None:
         raise Refusal("CLOSED", "no certificate was accepted in this round")
     survivors = dict(opened.accepted)
-    edges = tuple(
-        (p.peer, Secret(p.edge.reveal())) for p in opened.pairs if p.peer not in survivors
-    )
+    outside = [pair for pair in opened.pairs if pair.peer not in survivors]
+    edges = tuple((pair.peer, Secret(pair.edge.reveal())) for pair in outside)
     return Release(opened.hd, Secret(opened.b.reveal()), edges)
 
 
-# --- recover (4.6) ------------------------------------------------------------------------------
+# --- recover (4.6) --------------------------------------------------------------------
 
 
 def recover(state: NodeState, event: RecoverRequest, own: NodeId) -> Outcome:
@@ -311,7 +310,7 @@ def _open_bundle(
     return RecoverItem(sealed.sender, Secret(b_share), edges)
 
 
-# --- the end (section 5) ---------------------------------------------------------------------------
+# --- the end (section 5) --------------------------------------------------------------
 
 
 def closed(state: NodeState, session: LiveSession, next_r: RoundNo | None = None) -> NodeState:
@@ -362,6 +361,14 @@ def input_failed(state: NodeState, event: InputFailed) -> Outcome:
     session, _ = open_round(state, event.hd)
     refused = Refused(event.hd, event.code, event.detail)
     return closed(state, session), [Persist(), RoundClosed(event.hd, "left"), Send(refused)]
+
+
+def header_again(state: NodeState, own: NodeId) -> Outcome:
+    """Answer the open round's own header; an input that is being made is not begun twice."""
+    session = state.session
+    if session is None or session.open is None or session.open.phase is Phase.STARTED:
+        return state, []
+    return state, repeat_round(session, session.open, own)
 
 
 def repeat_round(session: LiveSession, opened: OpenRound, own: NodeId) -> list[NodeCommand]:

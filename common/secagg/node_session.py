@@ -94,7 +94,7 @@ def _signed_advert(
     return replace(unsigned, sig=ctx.signer.sign(body_of(unsigned)))
 
 
-# --- roster ------------------------------------------------------------------------------
+# --- roster ---------------------------------------------------------------------------
 
 
 def roster(state: NodeState, event: Roster, ctx: NodeContext) -> Outcome:
@@ -153,9 +153,9 @@ def _first_roster(state: NodeState, begun: Advertised, event: Roster, ctx: NodeC
         kem=_signed_kem(begun, session, sent),
     )
     if begun.terms.suite is Suite.CLASSICAL:
-        return _go_live(state, known, {}, ctx)
+        return _go_live(state, known, {})
     if not smaller_ids(begun.advert.id, [advert.id for advert in members]):
-        live, commands = _go_live(state, known, {}, ctx)
+        live, commands = _go_live(state, known, {})
         return live, [Persist(), Send(known.kem), *commands]
     return replace(state, setup=known), [Persist(), Send(known.kem)]
 
@@ -189,10 +189,10 @@ def _signed_kem(begun: Advertised, session: SessionId, sent: Sequence[SentCipher
     )
 
 
-# --- ciphertexts and pair keys --------------------------------------------------------------
+# --- ciphertexts and pair keys --------------------------------------------------------
 
 
-def kem_forward(state: NodeState, event: KemForward, ctx: NodeContext) -> Outcome:
+def kem_forward(state: NodeState, event: KemForward) -> Outcome:
     """Check every ciphertext, make the pair keys, erase what made them, confirm.
 
     Raises:
@@ -212,12 +212,10 @@ def kem_forward(state: NodeState, event: KemForward, ctx: NodeContext) -> Outcom
         raise Refusal("KEM", "not one ciphertext from each smaller id")
     for item in event.items:
         check_ciphertext(known.session_id, item.sender, keys[item.sender], own, item.ct, item.sig)
-    return _go_live(state, known, received, ctx)
+    return _go_live(state, known, received)
 
 
-def _go_live(
-    state: NodeState, known: Encapsulated, received: Mapping[NodeId, bytes], ctx: NodeContext
-) -> Outcome:
+def _go_live(state: NodeState, known: Encapsulated, received: Mapping[NodeId, bytes]) -> Outcome:
     """Replace the set-up by a live session; agreement keys and prk end here."""
     session = LiveSession(
         session_id=known.session_id,

@@ -16,9 +16,9 @@ from enum import StrEnum
 from typing import Final, Literal, TypeAlias
 
 from common.entropy import Entropy
-from common.ids import ConfigHash, Epoch, HeaderDigest, NodeId, RoundNo, SessionId, Sha256
+from common.ids import Epoch, HeaderDigest, NodeId, RoundNo, SessionId, Sha256
 from common.secagg import codec
-from common.secagg.header import Header, RoundKind, Rounding
+from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.keys import (
     AgreementKeys,
     ChainKey,
@@ -47,12 +47,15 @@ from common.secagg.rerun import RerunMemory
 from common.secagg.session import EpochTerms, Signer, Trust
 
 STATE_SCHEMA: Final = "fedcare.node-state/1"
+NO_EPOCH: Final = Epoch(0)
+NO_ROUND: Final = RoundNo(0)
+EMPTY_MEMORY: Final = RerunMemory()
 
 RangeRule: TypeAlias = float | Literal["free", "count"]
 """A fixed range; `free`: the coordinator chooses; `count`: R = B, that is scale 1."""
 
 
-# --- what the node was told by its own hospital -----------------------------------------
+# --- what the node was told by its own hospital ---------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class NodeContext:
     rules: NodeRules
 
 
-# --- an epoch being set up ---------------------------------------------------------------
+# --- an epoch being set up ------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class Encapsulated:
 Setup: TypeAlias = Advertised | Encapsulated
 
 
-# --- a live session and its open round -------------------------------------------------------
+# --- a live session and its open round ------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +221,7 @@ class LiveSession:
     open: OpenRound | None = None
     last_hd: bytes = b""
     """The header last closed, empty before the first."""
-    nonce_r: RoundNo = field(default=RoundNo(0), metadata=codec.transient())
+    nonce_r: RoundNo = field(default=NO_ROUND, metadata=codec.transient())
     nonce: bytes = field(default=b"", metadata=codec.transient(), repr=False)
 
 
@@ -226,10 +229,10 @@ class LiveSession:
 class NodeState:
     """A node's whole memory of one task."""
 
-    last_epoch: Epoch = Epoch(0)
+    last_epoch: Epoch = NO_EPOCH
     setup: Setup | None = None
     session: LiveSession | None = None
-    rerun: RerunMemory = RerunMemory()
+    rerun: RerunMemory = EMPTY_MEMORY
 
 
 def encode_state(state: NodeState) -> bytes:
@@ -247,7 +250,7 @@ def decode_state(data: bytes) -> NodeState:
     return state
 
 
-# --- events ------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +336,7 @@ NodeEvent: TypeAlias = (
 )
 
 
-# --- commands -------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ def smaller_ids(node: NodeId, members: Sequence[NodeId]) -> tuple[NodeId, ...]:
     return sort_ids(other for other in members if other.encode() < node.encode())
 
 
-def check_ciphertext(  # noqa: PLR0913 - the statement's fields, the key and the signature
+def check_ciphertext(
     session: SessionId, sender: NodeId, key: bytes, to: NodeId, ct: bytes, sig: bytes
 ) -> None:
     """Return if `sender`'s session key `key` signed the ciphertext for `to`.

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -34,8 +34,8 @@ from common.errors import Refusal
 from common.ids import ConfigHash, Epoch, HeaderDigest, NodeId, RoundNo, Sha256, hospital_id
 from common.secagg import coordinator as co
 from common.secagg import coordinator_session as cs
-from common.secagg import node
-from common.secagg.header import Header, RoundKind, Rounding, sum_bound
+from common.secagg import node as nd
+from common.secagg.header import Header, Rounding, RoundKind, sum_bound
 from common.secagg.keys import Suite
 from common.secagg.masking import apply_masks, remove_masks
 from common.secagg.messages import (
@@ -133,9 +133,9 @@ class Setting:
         return EpochTerms(FEDERATION, TASK, Epoch(1), CONFIG, self.suite)
 
     @property
-    def expect(self) -> node.SessionExpectation:
+    def expect(self) -> nd.SessionExpectation:
         rounds = tuple(
-            node.HeaderExpectation(
+            nd.HeaderExpectation(
                 kind=kind,
                 layout_sha256=LAYOUT,
                 d=self.d,
@@ -147,11 +147,11 @@ class Setting:
             )
             for kind in (RoundKind.TRAIN, RoundKind.EVALUATE)
         )
-        return node.SessionExpectation(rounds, self.colluders, self.max_deadline_ms)
+        return nd.SessionExpectation(rounds, self.colluders, self.max_deadline_ms)
 
     @property
-    def rules(self) -> node.NodeRules:
-        return node.NodeRules(
+    def rules(self) -> nd.NodeRules:
+        return nd.NodeRules(
             colluders=self.colluders,
             min_cohort=2 if self.allow_two_party else 3,
             allow_two_party=self.allow_two_party,
@@ -178,7 +178,7 @@ class CrashedError(Exception):
     """A simulated process died right after a durable write."""
 
 
-# --- a node -----------------------------------------------------------------------------------
+# --- a node ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -201,15 +201,15 @@ class SimNode:
         self.signer = signer
         self.trust = trust
         self.entropy = CountingEntropy(f"{setting.seed}/{place}".encode())
-        self.state = node.NodeState()
-        self.disk = node.encode_state(self.state)
+        self.state = nd.NodeState()
+        self.disk = nd.encode_state(self.state)
         self.spool: dict[HeaderDigest, bytes] = {}
         self.inputs: dict[HeaderDigest, Ints] = {}
         """Every `v_i` this node made, also after its spool is erased: the test's oracle."""
         self.said: list[Said] = []
         self.refusals: list[Refusal] = []
         self.closed: list[tuple[HeaderDigest, str]] = []
-        self.reports: list[node.Report] = []
+        self.reports: list[nd.Report] = []
         self.rules = setting.rules
         self.now_unix = NOW
         self.trains = True
@@ -219,16 +219,16 @@ class SimNode:
         self._rng = np.random.default_rng((setting.seed, place))
 
     @property
-    def ctx(self) -> node.NodeContext:
-        return node.NodeContext(self.entropy, self.now_unix, self.signer, self.trust, self.rules)
+    def ctx(self) -> nd.NodeContext:
+        return nd.NodeContext(self.entropy, self.now_unix, self.signer, self.trust, self.rules)
 
     def begin_epoch(self, terms: EpochTerms | None = None) -> list[Said]:
-        begin = node.BeginEpoch(
+        begin = nd.BeginEpoch(
             terms or self.setting.terms, self.setting.expect, NOW - 60, NOW + 86_400
         )
         return self.hear(begin)
 
-    def hear(self, event: node.NodeEvent) -> list[Said]:
+    def hear(self, event: nd.NodeEvent) -> list[Said]:
         """Handle one event and do its commands; return what was said.
 
         A refusal is noted in `refusals`, and reported to the coordinator as the
@@ -236,7 +236,7 @@ class SimNode:
         """
         said: list[Said] = []
         try:
-            state, commands = node.handle(self.state, event, self.ctx)
+            state, commands = nd.handle(self.state, event, self.ctx)
         except Refusal as refusal:
             self.refusals.append(refusal)
             said.append(Refused(_hd_of(event), refusal.name, refusal.detail))
@@ -252,26 +252,26 @@ class SimNode:
             return said
         return said
 
-    def _do(self, command: node.NodeCommand) -> list[Said]:
+    def _do(self, command: nd.NodeCommand) -> list[Said]:
         match command:
-            case node.Persist():
-                self.disk = node.encode_state(self.state)
+            case nd.Persist():
+                self.disk = nd.encode_state(self.state)
                 self._wrote()
-            case node.Send():
+            case nd.Send():
                 self.said.append(command.message)
                 return [command.message]
-            case node.PrepareInput():
+            case nd.PrepareInput():
                 return self._prepare(command.header, command.hd) if self.trains else []
-            case node.StartUpload():
+            case nd.StartUpload():
                 body = self.spool.get(command.end.hd)
                 if body is None:
-                    return self.hear(node.InputFailed(command.end.hd, "CLOSED", "input lost"))
+                    return self.hear(nd.InputFailed(command.end.hd, "CLOSED", "input lost"))
                 self.said.append(Uploaded(command.end, body))
                 return [Uploaded(command.end, body)]
-            case node.RoundClosed():
+            case nd.RoundClosed():
                 self.spool.pop(command.hd, None)
                 self.closed.append((command.hd, command.status))
-            case node.Report():
+            case nd.Report():
                 self.reports.append(command)
         return []
 
@@ -279,9 +279,9 @@ class SimNode:
         values = self._rng.integers(-header.bound, header.bound + 1, header.d)
         self.inputs[hd] = values
         words = values.astype(f"<i{header.w // 8}").view(word_dtype(header.w)).copy()
-        apply_masks(words, 0, node.mask_plan(self.state, self.id))
+        apply_masks(words, 0, nd.mask_plan(self.state, self.id))
         self.spool[hd] = words.tobytes()
-        return self.hear(node.InputFinal(hd, Sha256(hashlib.sha256(words.tobytes()).digest())))
+        return self.hear(nd.InputFinal(hd, Sha256(hashlib.sha256(words.tobytes()).digest())))
 
     def _wrote(self) -> None:
         self.writes += 1
@@ -290,20 +290,20 @@ class SimNode:
 
     def crash(self) -> list[Said]:
         """Forget everything but the disk and the spool, come back, say it all again."""
-        self.state = node.decode_state(self.disk)
-        said = self.hear(node.Restarted())
+        self.state = nd.decode_state(self.disk)
+        said = self.hear(nd.Restarted())
         if self.state.session is not None:
-            said += self.hear(node.MakeReady())
+            said += self.hear(nd.MakeReady())
         return said
 
 
-def _hd_of(event: node.NodeEvent) -> bytes:
-    if isinstance(event, node.HeaderReceived):
+def _hd_of(event: nd.NodeEvent) -> bytes:
+    if isinstance(event, nd.HeaderReceived):
         return event.header.digest()
     return getattr(event, "hd", b"")
 
 
-# --- the coordinator --------------------------------------------------------------------------------
+# --- the coordinator ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -398,7 +398,7 @@ class SimCoordinator:
             case co.SendTo():
                 return [Envelope(command.to, command.message)]
             case co.AckUpload():
-                return [Envelope(command.to, node.UploadAcked(command.hd))]
+                return [Envelope(command.to, nd.UploadAcked(command.hd))]
             case co.ArmTimer():
                 self.timers.append(command.name)
             case co.Open():
@@ -465,7 +465,7 @@ class SimCoordinator:
         return out
 
 
-# --- the wire between them ----------------------------------------------------------------------------
+# --- the wire between them ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -473,7 +473,7 @@ class Envelope:
     """Something in flight: to a node (from the coordinator), or from a node."""
 
     node: NodeId
-    to_node: FromCoordinator | node.UploadAcked | None = None
+    to_node: FromCoordinator | nd.UploadAcked | None = None
     from_node: Said | None = None
 
 
@@ -512,7 +512,7 @@ class Simulation:
         assert self.coordinator.round is not None
         return self.coordinator.round
 
-    def node(self, place: int) -> SimNode:
+    def at(self, place: int) -> SimNode:
         return self.nodes[node_id(place)]
 
     # --- starting things
@@ -554,7 +554,7 @@ class Simulation:
         self.coordinator.spool.clear()
         for one in self.nodes.values():
             if one.state.session is not None and one.id not in self.away:
-                self.say(one.id, one.hear(node.MakeReady()))
+                self.say(one.id, one.hear(nd.MakeReady()))
 
     # --- moving envelopes
 
@@ -594,10 +594,10 @@ class Simulation:
         return self.coordinator.tell_round(co.From(sender, said))
 
     @staticmethod
-    def _to_node(one: SimNode, message: FromCoordinator | node.UploadAcked) -> list[Said]:
+    def _to_node(one: SimNode, message: FromCoordinator | nd.UploadAcked) -> list[Said]:
         match message:
             case RoundStart():
-                return one.hear(node.HeaderReceived(message.header, message.header.model_sha256))
+                return one.hear(nd.HeaderReceived(message.header, message.header.model_sha256))
             case Refused():
                 return []
             case _:
@@ -614,7 +614,7 @@ class Simulation:
             self.post(self.coordinator.tell_round(event))
 
     def lose(self, place: int) -> None:
-        """A node is gone for longer than the grace period; what flies to or from it is lost."""
+        """A node is gone for longer than the grace period; its traffic is lost."""
         one = node_id(place)
         self.away.add(one)
         self.flying = [envelope for envelope in self.flying if envelope.node != one]
@@ -623,22 +623,23 @@ class Simulation:
 
     def back(self, place: int, *, crashed: bool = False) -> None:
         """A node reconnects, after a crash or with its memory intact."""
-        one = self.node(place)
+        one = self.at(place)
         self.away.discard(one.id)
-        self.say(one.id, one.crash() if crashed else one.hear(node.Restarted()))
+        self.say(one.id, one.crash() if crashed else one.hear(nd.Restarted()))
         if self.coordinator.round is not None:
             self.post(self.coordinator.tell_round(co.MemberBack(one.id)))
 
     def crash_node(self, place: int) -> None:
-        one = self.node(place)
+        one = self.at(place)
         self.say(one.id, one.crash())
 
     def crash_coordinator(self) -> None:
         self.post(self.coordinator.crash())
 
 
-def changed(envelope: Envelope, **fields: object) -> Envelope:
+def changed(envelope: Envelope, **fields: Any) -> Envelope:  # noqa: ANN401 - any field
     """Return an envelope whose message has other fields, for altering deliveries."""
     if envelope.to_node is not None:
-        return replace(envelope, to_node=replace(envelope.to_node, **fields))  # type: ignore[type-var]
-    return replace(envelope, from_node=replace(envelope.from_node, **fields))  # type: ignore[type-var]
+        return replace(envelope, to_node=replace(envelope.to_node, **fields))
+    assert envelope.from_node is not None
+    return replace(envelope, from_node=replace(envelope.from_node, **fields))
