@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -52,7 +53,7 @@ def test_any_split_and_order_of_chunks_gives_the_same_words(
     plan(w).stream().apply(whole, 0)
     edges = {str(j): seed(j) for j in OTHERS}
     assert [int(x) for x in whole] == plain.masked(NODE, [0] * d, seed("self"), edges, w)
-    parts = list(zip(borders, borders[1:], strict=False))
+    parts = list(pairwise(borders))
     made = np.zeros(d, word_dtype(w))
     stream = plan(w).stream()
     for start, stop in parts:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.secagg.keys import EdgeSeed, SelfSeed
-from common.secagg.masking import MaskPlan
+from common.secagg.masking import MaskPlan, SignedEdge
 from common.secagg.ring import Words, word_dtype
 
 D = 1_000_000
@@ -56,7 +56,8 @@ def check_uniform(y: Words, v: Words) -> None:
 @pytest.mark.parametrize("name", ["zero", "largest", "smallest", "ramp", "wave", "sparse"])
 def test_one_masked_vector_is_uniform_whatever_is_in_it(w: int, name: str) -> None:
     v = vectors(w)[name]
-    edges = ((EdgeSeed(seed("edge")), 1),) if name in {"zero", "ramp"} else ()
+    edge: SignedEdge = (EdgeSeed(seed("edge")), 1)
+    edges = (edge,) if name in {"zero", "ramp"} else ()
     y = v.copy()
     MaskPlan(SelfSeed(seed(f"{name} {w}")), edges, w).stream().apply(y, 0)
     check_uniform(y, v)

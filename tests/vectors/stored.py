@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from common.ids import ConfigHash, NodeId, RoundNo, SessionId, Sha256
-from common.secagg.header import DpMode, DpTerms, Header, RoundKind, Rounding
+from common.secagg.header import DpMode, DpTerms, Header, Rounding, RoundKind
 
 HERE = Path(__file__).parent
 
 
 @cache
-def load(name: str) -> Any:
+def load(name: str) -> Any:  # noqa: ANN401 - JSON
     """Return a vector file; callers must not change it."""
     return json.loads((HERE / name).read_text(encoding="utf-8"))
 

@@ -47,9 +47,7 @@ def chain(tree: dict[str, Any], one: str, other: str) -> keys.ChainKey:
 
 def edges_of(tree: dict[str, Any], node: NodeId) -> dict[NodeId, keys.EdgeSeed]:
     hd = HeaderDigest(unhex(tree["hd"]))
-    return {
-        j: keys.edge_seed(chain(tree, node, j), hd) for j in ids_of(tree) if j != node
-    }
+    return {j: keys.edge_seed(chain(tree, node, j), hd) for j in ids_of(tree) if j != node}
 
 
 def seeds_of(tree: dict[str, Any], node: str) -> tuple[keys.SelfSeed, keys.CoefficientSeed]:
@@ -177,7 +175,7 @@ def recovered(tree: dict[str, Any], i: str) -> tuple[keys.SelfSeed, dict[NodeId,
 
     def fits_self(secret: Secret) -> bool:
         commit = keys.self_commit(hd, NodeId(i), keys.SelfSeed(secret.reveal()))
-        return commit.hex() == upload["self_commit"]
+        return bool(commit.hex() == upload["self_commit"])
 
     b_shares = {header.point_of(NodeId(h)): unhex(s["b_share"]) for h, s in helped.items()}
     b = shamir.combine_checked(b_shares, header.t_h, fits_self)
@@ -202,8 +200,7 @@ def test_releases_recovery_and_the_opened_sum(name: str) -> None:
         if i in tree["releases"]:
             b = keys.SelfSeed(unhex(tree["releases"][i]["b"]))
             edges = {
-                NodeId(j): keys.EdgeSeed(unhex(e))
-                for j, e in tree["releases"][i]["edges"].items()
+                NodeId(j): keys.EdgeSeed(unhex(e)) for j, e in tree["releases"][i]["edges"].items()
             }
             assert edges == {j: edges_of(tree, node)[j] for j in edges}
         else:
