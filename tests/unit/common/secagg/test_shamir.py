@@ -175,6 +175,12 @@ def test_too_many_wrong_shares_give_nothing_rather_than_a_guess(
         combine_checked(shares, threshold, fits)
 
 
+def test_decoding_gives_no_polynomial_of_too_high_degree() -> None:
+    values = {x: decode_share(share) for x, share in shares_of(20, 30).items()}
+    assert shamir._reed_solomon(values, 20) is not None
+    assert shamir._reed_solomon(values, 8) is None
+
+
 def test_malformed_shares_count_as_wrong_not_as_an_error() -> None:
     shares = shares_of(3, 6)
     shares[2] = b"short"
