@@ -137,7 +137,13 @@ def explain(error: ValidationError, document: Document) -> FedError:
     """Return the first problem of a validation, by line, as an error of the catalogue."""
     by_key: dict[KeyPath, tuple[int, str, str]] = {}
     noun = f"the {error.title.lower()}"
-    for item in error.errors(include_url=False):
+    errors = error.errors(include_url=False)
+    for item in errors:
+        if item["type"] == "too_short" and any(
+            other["loc"][: len(item["loc"])] == item["loc"] and other is not item
+            for other in errors
+        ):
+            continue  # only short of the entries that are told about anyway
         path, entry = _explain_one(item, document, noun)
         by_key.setdefault(path, entry)
     found = sorted(by_key.values(), key=lambda entry: entry[0])
