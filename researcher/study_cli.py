@@ -8,6 +8,13 @@ from typing import Annotated
 import typer
 
 from common.commands import JsonFlag, Outcome, command, group
+from researcher.connection import (
+    Connection,
+    CoordinatorOption,
+    ProxyOption,
+    SeedOption,
+    TlsOption,
+)
 
 app = group("Check, submit and list studies.")
 
@@ -33,3 +40,72 @@ def lint(file: StudyFile, *, as_json: JsonFlag = False) -> Outcome:
     lines = [completed_yaml(study).rstrip(), "", f"hash: sha256:{digest}"]
     lines += [f"warning: {note}" for note in notes]
     return Outcome(data, "\n".join(lines))
+
+
+@app.command()
+@command
+def submit(
+    file: StudyFile,
+    *,
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    seed: SeedOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Check a study and submit it; every hospital then decides for itself."""
+    del as_json
+    from common.study import canonical_json, load_study
+    from researcher.studies import with_seed
+
+    study = with_seed(load_study(file), seed)
+    content = canonical_json(study)
+    submitted = Connection(coordinator, tls, proxy).ask(lambda client: client.submit(content))
+    data = {
+        "study_id": submitted.study_id,
+        "run_id": submitted.run_id,
+        "hash": f"sha256:{submitted.config_hash.hex()}",
+    }
+    text = (
+        f"submitted study {submitted.study_id}, hash {data['hash']}\n"
+        f"run {submitted.run_id}: follow it with `fedcare run watch {submitted.run_id}`"
+    )
+    return Outcome(data, text)
+
+
+@app.command("list")
+@command
+def list_(
+    *,
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """List the studies that were submitted, with their runs."""
+    del as_json
+    from researcher.show import studies_text, study_data
+
+    views = Connection(coordinator, tls, proxy).ask(lambda client: client.studies())
+    return Outcome({"studies": [study_data(view) for view in views]}, studies_text(views))
+
+
+@app.command()
+@command
+def show(
+    study: Annotated[str, typer.Argument(metavar="STUDY", show_default=False)],
+    *,
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Show a submitted study as hospitals see it, with its runs."""
+    del as_json
+    from common.study import completed, completed_yaml, study_from_canonical
+    from researcher.show import study_data, study_text
+
+    view, content = Connection(coordinator, tls, proxy).ask(lambda client: client.study(study))
+    found = study_from_canonical(content, view.study_id)
+    data = {**study_data(view), "study": completed(found)}
+    return Outcome(data, f"{study_text(view)}\n\n{completed_yaml(found).rstrip()}")

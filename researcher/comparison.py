@@ -1,0 +1,147 @@
+"""What the released model is worth, beside each hospital alone and all rows in one place.
+
+Every figure here is exact and over test rows only. They need several hospitals' rows at
+once, which is why this exists for `demo` and `sim` alone, where one person owns all the
+data: in a real federation pooled figures come from masked sums, and a hospital's own
+stay with it.
+
+Three models are compared, all on rows prepared with the federation's constants:
+
+* `federated`: the released one;
+* `local_only`: what each hospital gets from its own training rows, tested at home
+  (`by_site`) and on all hospitals' test rows (`elsewhere`);
+* `centralised`: what all training rows in one place would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.features import Encoded
+from common.preprocessing import Preprocessing
+from common.study import Study
+from hospital_node.data import SiteData
+
+Figures: TypeAlias = dict[str, float | None]
+"""Metrics by name as `common.evaluation.Metrics.as_dict` gives them."""
+
+Weights: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Predictions and true values of test rows, [rows] each (predictions may have levels)."""
+
+    predictions: NDArray[np.float64]
+    target: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """One way of training: figures over all rows, per hospital, and their plain mean."""
+
+    pooled: Figures
+    by_site: dict[str, Figures]
+
+    @property
+    def mean_of_sites(self) -> Figures:
+        """Each figure's mean over the hospitals that have it."""
+        names = [name for name in self.pooled if name not in ("rows", "positives")]
+        return {
+            name: _mean(figures.get(name) for figures in self.by_site.values()) for name in names
+        }
+
+    def data(self) -> dict[str, object]:
+        """Return the form for envelopes and files."""
+        return {
+            "pooled": self.pooled,
+            "by_site": self.by_site,
+            "mean_of_sites": self.mean_of_sites,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All three, with the federated model's scores for plots."""
+
+    federated: Assessment
+    local_only: Assessment
+    elsewhere: dict[str, Figures]
+    centralised: Assessment
+    scores: Mapping[str, Scored]
+
+    def metrics(self) -> dict[str, object]:
+        """Return `metrics` of the envelope."""
+        return self.federated.data()
+
+    def baselines(self) -> dict[str, object]:
+        """Return `baselines` of the envelope."""
+        return {
+            "local_only": {**self.local_only.data(), "elsewhere": self.elsewhere},
+            "centralised": self.centralised.data(),
+        }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return float(sum(found) / len(found)) if found else None
+
+
+def compare(
+    study: Study, preprocessing: Preprocessing, weights: Weights, sites: Mapping[str, SiteData]
+) -> Comparison:
+    """Train both baselines and assess all three on the hospitals' test rows. Blocking.
+
+    Raises:
+        DataError, Refusal, StateError: the model or the rows do not fit the study.
+    """
+    from hospital_node.baselines import centralised, local_only
+
+    train = {site: preprocessing.encode(study, data.train) for site, data in sites.items()}
+    test = {site: preprocessing.encode(study, data.test) for site, data in sites.items()}
+    alone = local_only(study, train)
+    together = centralised(study, train)
+    scores = score(study, test, lambda _site: weights)
+
+    def everywhere(model: Weights) -> Assessment:
+        return assess(study, score(study, test, lambda _site: model))
+
+    return Comparison(
+        federated=assess(study, scores),
+        local_only=assess(study, score(study, test, lambda site: alone[site])),
+        elsewhere={site: everywhere(model).pooled for site, model in alone.items()},
+        centralised=everywhere(together),
+        scores=scores,
+    )
+
+
+def score(
+    study: Study, test: Mapping[str, Encoded], model: Callable[[str], Weights]
+) -> dict[str, Scored]:
+    """Return each hospital's test rows scored by the model chosen for it."""
+    from hospital_node.evaluate import predict
+
+    return {
+        site: Scored(predict(study, model(site), rows.features), rows.target.astype(np.float64))
+        for site, rows in test.items()
+    }
+
+
+def assess(study: Study, scores: Mapping[str, Scored]) -> Assessment:
+    """Return exact figures over all rows and per hospital."""
+    from common.evaluation import site_metrics
+
+    together = Scored(
+        np.concatenate([rows.predictions for rows in scores.values()]),
+        np.concatenate([rows.target for rows in scores.values()]),
+    )
+
+    def figures(rows: Scored) -> Figures:
+        return site_metrics(study, rows.predictions, rows.target).as_dict(study)
+
+    return Assessment(figures(together), {site: figures(rows) for site, rows in scores.items()})

@@ -1,0 +1,71 @@
+"""How commands for people reach a coordinator: two options, and no hidden settings.
+
+`--coordinator HOST:PORT` says where, `--tls DIR` as whom: a folder that `fedcare pki issue`
+made, with `tls.crt`, `tls.key` and `ca.crt`. Nothing is read from the environment but the
+proxy, as every program does (`common.transport.tls`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from researcher.client import Client
+
+T = TypeVar("T")
+
+CoordinatorOption = Annotated[
+    str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the coordinator listens.")
+]
+TlsOption = Annotated[
+    Path,
+    typer.Option(
+        "--tls", metavar="DIR", help="Your own folder from `pki issue`: tls.crt, tls.key, ca.crt."
+    ),
+]
+ProxyOption = Annotated[
+    str | None,
+    typer.Option("--proxy", metavar="URL", help="http://host:port, or `direct` for none."),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Training seed, in place of the study's.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where to dial and as whom."""
+
+    address: str
+    tls: Path
+    proxy: str | None = None
+
+    def open(self) -> Client:
+        """Return a client; nothing is dialled yet.
+
+        Raises:
+            FedError: for a malformed address or unusable certificate files.
+        """
+        from common.clock import SystemClock
+        from common.identity import load_identity
+        from researcher.client import Client, require_person
+
+        clock = SystemClock()
+        identity = load_identity(self.tls, now_unix=clock.unix())
+        require_person(identity)
+        return Client(self.address, identity, proxy=self.proxy, clock=clock)
+
+    def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
+        """Run one conversation with the coordinator and return what it gave."""
+
+        async def talk() -> T:
+            async with self.open() as client:
+                return await question(client)
+
+        return asyncio.run(talk())

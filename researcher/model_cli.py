@@ -1,0 +1,75 @@
+"""`fedcare model ...`: fetch a released model, verify it, read its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.commands import JsonFlag, Outcome, command, group
+from researcher.connection import Connection, CoordinatorOption, ProxyOption, TlsOption
+
+app = group("Pull, verify and show released models.")
+
+ModelFolder = Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]
+
+
+@app.command()
+@command
+def pull(
+    run: Annotated[str, typer.Argument(metavar="RUN", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Fetch a run's model and verify it against the CA of your own folder."""
+    del as_json
+    from researcher.release import card_data, pull
+
+    model = Connection(coordinator, tls, proxy).ask(
+        lambda client: pull(client, run, out, tls / "ca.crt")
+    )
+    data = {**card_data(model.manifest), "folder": str(model.folder), "signer": model.signer}
+    text = f"{model.folder} holds the model of run {run}, verified; signed by {model.signer}"
+    return Outcome(data, text)
+
+
+@app.command()
+@command
+def verify(
+    folder: ModelFolder,
+    *,
+    ca: Annotated[Path, typer.Option("--ca", metavar="CA.crt", help="The consortium's CA.")],
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Check a model's signature, every file and its chain of rounds; needs the CA only."""
+    del as_json
+    from researcher.release import card_data, verify
+
+    model = verify(folder, ca)
+    data = {**card_data(model.manifest), "verified": True, "signer": model.signer}
+    rounds, sites = len(model.manifest.rounds), ", ".join(model.manifest.sites)
+    lines = [
+        f"{folder} is genuine and complete",
+        f"signed by {model.signer}",
+        f"study {model.study.id}, sha256:{model.manifest.study.config_hash}",
+        f"{rounds} rounds by {sites}",
+        f"model sha256 {model.manifest.model_sha256}",
+    ]
+    return Outcome(data, "\n".join(lines))
+
+
+@app.command()
+@command
+def show(folder: ModelFolder, *, as_json: JsonFlag = False) -> Outcome:
+    """Show a model's card as its manifest states it; nothing is verified."""
+    del as_json
+    from researcher.release import card_data, card_text, read_card
+
+    manifest, study = read_card(folder)
+    note = "not verified here: `fedcare model verify DIR --ca CA.crt` does that"
+    return Outcome(card_data(manifest), f"{card_text(manifest, study)}\n\n{note}")

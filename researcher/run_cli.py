@@ -1,0 +1,129 @@
+"""`fedcare run ...`: follow a run, look at it, end it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.commands import JsonFlag, Outcome, command, group
+from researcher.connection import Connection, CoordinatorOption, ProxyOption, TlsOption
+
+if TYPE_CHECKING:
+    from common.views import RunView
+    from researcher.client import Client
+
+app = group("Watch, show and cancel runs.")
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", show_default=False)]
+
+
+@app.command()
+@command
+def watch(
+    run: RunArgument,
+    *,
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Follow a run until it ends; fails if the run does."""
+    del as_json
+    from researcher.progress import display
+    from researcher.show import run_data, run_text
+
+    with display(f"run {run}") as screen:
+
+        async def follow(client: Client) -> RunView:
+            last = None
+            async for view in client.watch(run):
+                screen.show(view)
+                last = view
+            return _ended(last)
+
+        view = Connection(coordinator, tls, proxy).ask(follow)
+    require_finished(view)
+    return Outcome(run_data(view), run_text(view))
+
+
+def _ended(last: RunView | None) -> RunView:
+    from common.errors import InternalError
+
+    if last is None:
+        raise InternalError("a run was watched and nothing was seen")
+    return last
+
+
+def require_finished(view: RunView) -> None:
+    """Refuse a run that ended without a model.
+
+    Raises:
+        RoundError: RUN_FAILED or RUN_CANCELLED, with the run's own reason.
+    """
+    from common.errors import RoundError
+    from common.views import RunPhase
+
+    reason = view.reason or "no reason was given"
+    if view.state is RunPhase.CANCELLED:
+        raise RoundError("RUN_CANCELLED", f"run {view.run_id}: {reason}")
+    if view.state is RunPhase.FAILED:
+        raise RoundError("RUN_FAILED", f"run {view.run_id}: {reason}")
+
+
+@app.command()
+@command
+def show(
+    run: RunArgument,
+    *,
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Show a run: what each hospital does, every round so far, pooled figures."""
+    del as_json
+    from researcher.show import run_data, run_text
+
+    view = Connection(coordinator, tls, proxy).ask(lambda client: client.run(run))
+    return Outcome(run_data(view), run_text(view))
+
+
+@app.command("list")
+@command
+def list_(
+    *,
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """List all runs, oldest first."""
+    del as_json
+    from researcher.show import progress_line, run_data
+
+    views = Connection(coordinator, tls, proxy).ask(lambda client: client.runs())
+    lines = [progress_line(view) for view in views] or ["no run yet"]
+    return Outcome({"runs": [run_data(view) for view in views]}, "\n".join(lines))
+
+
+@app.command()
+@command
+def cancel(
+    run: RunArgument,
+    *,
+    reason: Annotated[str, typer.Option("--reason", help="One line, shown to everybody.")],
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """End a run; hospitals are told why."""
+    del as_json
+    from common.errors import ConfigError
+    from researcher.show import progress_line, run_data
+
+    if not reason.strip() or not reason.isprintable():
+        raise ConfigError("BAD_ARGUMENT", "--reason needs one line of printable text")
+    view = Connection(coordinator, tls, proxy).ask(lambda client: client.cancel(run, reason))
+    return Outcome(run_data(view), progress_line(view))

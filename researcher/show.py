@@ -1,0 +1,164 @@
+"""Views as data for scripts and as text for people; the same facts in both.
+
+Names, reasons and titles come from other machines, so they are escaped before they
+reach a terminal (`common.text.escape`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.text import escape
+from common.views import RoundView, RunPhase, RunView, SiteView, StudyView
+
+Row = Sequence[str]
+
+
+def study_data(view: StudyView) -> dict[str, object]:
+    """Return a study's view for an envelope."""
+    return {
+        "study_id": view.study_id,
+        "hash": f"sha256:{view.config_hash.hex()}",
+        "title": view.title,
+        "owner": view.owner,
+        "runs": list(view.run_ids),
+    }
+
+
+def site_data(view: SiteView) -> dict[str, object]:
+    """Return a hospital's view for an envelope."""
+    return {
+        "site": view.site,
+        "connected": view.connected,
+        "state": view.state,
+        "waiting_for": view.waiting_for,
+        "objection": view.objection,
+    }
+
+
+def round_data(view: RoundView) -> dict[str, object]:
+    """Return a round's view for an envelope."""
+    return {
+        "number": view.number,
+        "kind": view.kind,
+        "state": view.state,
+        "survivors": list(view.survivors),
+        "dropped": list(view.dropped),
+        "seconds": round(view.seconds, 6),
+        "reason": view.reason,
+        "header_digest": view.header_digest.hex(),
+        "sum_sha256": view.sum_sha256.hex(),
+    }
+
+
+def run_data(view: RunView) -> dict[str, object]:
+    """Return a run's view for an envelope."""
+    return {
+        "run_id": view.run_id,
+        "study_id": view.study_id,
+        "state": view.state.value,
+        "round": view.round,
+        "rounds": view.rounds,
+        "sites": [site_data(site) for site in view.sites],
+        "history": [round_data(entry) for entry in view.history],
+        "metrics": {"pooled": dict(view.pooled)},
+        "model_sha256": view.model_sha256,
+        "reason": view.reason,
+        "seconds": round(view.seconds, 3),
+        "seconds_to_first_round": round(view.seconds_to_first_round, 3),
+    }
+
+
+def table(head: Row, rows: Sequence[Row], *, right: frozenset[int] = frozenset()) -> str:
+    """Return a plain table; columns of `right` are aligned to the right."""
+    lines = [tuple(escape(cell) for cell in row) for row in (head, *rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
+
+    def line(cells: Row) -> str:
+        parts = [
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join(line(cells) for cells in lines)
+
+
+def studies_text(views: Sequence[StudyView]) -> str:
+    """Return the list of studies, one a line."""
+    if not views:
+        return "no study was submitted yet"
+    rows = [
+        (view.study_id, view.title, view.owner, ", ".join(view.run_ids) or "-") for view in views
+    ]
+    return table(("study", "title", "owner", "runs"), rows)
+
+
+def study_text(view: StudyView) -> str:
+    """Return one study's head lines."""
+    return "\n".join(
+        [
+            f"study  {escape(view.study_id)}",
+            f"title  {escape(view.title)}",
+            f"owner  {escape(view.owner)}",
+            f"hash   sha256:{view.config_hash.hex()}",
+            f"runs   {escape(', '.join(view.run_ids)) or '-'}",
+        ]
+    )
+
+
+def progress_line(view: RunView) -> str:
+    """Return one line about where a run stands."""
+    words = f"{escape(view.run_id)}  {view.state.value}"
+    if view.state is RunPhase.RUNNING:
+        words += f"  round {view.round} of {view.rounds}"
+    if view.history:
+        last = view.history[-1]
+        words += f"  last: {escape(last.kind)} {last.number} {escape(last.state)}"
+        words += f" with {len(last.survivors)} hospitals in {last.seconds:.2f} s"
+    if view.reason:
+        words += f"  {escape(view.reason)}"
+    return words
+
+
+def run_text(view: RunView) -> str:
+    """Return a run as a page: state, hospitals, rounds, pooled figures."""
+    parts = [progress_line(view), "", _sites_text(view.sites)]
+    if view.history:
+        parts += ["", _history_text(view.history)]
+    if view.pooled:
+        figures = ", ".join(f"{escape(name)} {value:.4g}" for name, value in view.pooled)
+        parts += ["", f"pooled (from masked sums): {figures}"]
+    if view.model_sha256:
+        parts += [f"model sha256 {escape(view.model_sha256)}"]
+    return "\n".join(parts)
+
+
+def _sites_text(sites: Sequence[SiteView]) -> str:
+    rows = [
+        (
+            site.site,
+            "yes" if site.connected else "no",
+            site.state,
+            site.objection or site.waiting_for or "-",
+        )
+        for site in sites
+    ]
+    return table(("hospital", "connected", "state", "waiting for"), rows)
+
+
+def _history_text(history: Sequence[RoundView]) -> str:
+    rows = [
+        (
+            str(entry.number),
+            entry.kind,
+            entry.state,
+            f"{entry.seconds:.3f}",
+            ", ".join(entry.survivors) or "-",
+            ", ".join(entry.dropped) or "-",
+            entry.reason or "-",
+        )
+        for entry in history
+    ]
+    head = ("round", "kind", "state", "seconds", "took part", "dropped", "reason")
+    return table(head, rows, right=frozenset({0, 3}))
