@@ -1,0 +1,179 @@
+"""The composition root: the only place that builds real clocks, keys, channels and files.
+
+    fedcare node serve --config node.yaml
+
+`load_setup` reads and cross-checks every file before anything is opened, so that a
+wrong one is named at once; `build_node` puts a node together from it, with any `connect`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+from common.certificates import ChainTrust, Role
+from common.clock import Clock, SystemClock
+from common.config import Loaded
+from common.entropy import Entropy, OsEntropy
+from common.errors import ConfigError, IdentityError
+from common.identity import Identity, load_identity
+from common.ids import NodeId, hospital_id
+from common.logs import EventLog, capture_libraries, make_log
+from common.policy import Policy, load_policy
+from common.secagg.node_state import NodeRules
+from common.site import Site, load_site
+from hospital_node.config import NodeConfig
+from hospital_node.driver import Node, NodeParts
+from hospital_node.learning import HospitalDesk
+from hospital_node.link import Connect
+from hospital_node.releases import ReleaseTrust
+from hospital_node.store import NodeStore
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSetup:
+    """Every file of a node, loaded and checked against the others."""
+
+    config: NodeConfig
+    policy: Loaded[Policy]
+    site: Site | None
+    identity: Identity
+
+
+def load_setup(config: NodeConfig, clock: Clock) -> NodeSetup:
+    """Load what the configuration names.
+
+    Raises:
+        ConfigError: a file is missing or wrong, or two files contradict each other.
+        IdentityError: the certificate is not this hospital's, or not of the pinned CA.
+        PolicyRefusal: POLICY_UNSUPPORTED.
+    """
+    policy = load_policy(config.path(config.policy))
+    identity = load_identity(
+        certificate=config.path(config.tls.certificate),
+        key=config.path(config.tls.key),
+        ca=config.path(config.tls.ca),
+        now_unix=clock.unix(),
+    )
+    check_identity(identity, policy)
+    site = None if config.site is None else load_site(config.path(config.site))
+    if site is not None and site.id != policy.value.site:
+        raise ConfigError(
+            "BAD_VALUE",
+            f"{config.site}: id is '{site.id}', but {policy.source.where('site')} says"
+            f" '{policy.value.site}'",
+        )
+    return NodeSetup(config, policy, site, identity)
+
+
+def check_identity(identity: Identity, policy: Loaded[Policy]) -> None:
+    """Refuse a certificate that is not the one the policy speaks of.
+
+    Raises:
+        IdentityError: IDENTITY, another role, site or federation; CERT_INVALID, another CA.
+    """
+    rules, where = policy.value, policy.source.where
+    if identity.role is not Role.HOSPITAL:
+        raise IdentityError("IDENTITY", f"{identity.spiffe} is not a hospital's certificate")
+    if identity.node_id != hospital_id(rules.federation.id, rules.site):
+        raise IdentityError(
+            "IDENTITY",
+            f"the certificate is {identity.spiffe}'s; {where('site')} and"
+            f" {where('federation', 'id')} say {rules.site} of {rules.federation.id}",
+        )
+    if identity.ca_sha256 != {rules.federation.ca_sha256}:
+        raise IdentityError(
+            "CERT_INVALID",
+            f"the CA file is not the one pinned at {where('federation', 'ca_sha256')}",
+            fix="Compare the fingerprints: `fedcare pki show` prints the CA's.",
+        )
+
+
+def members(policy: Policy) -> frozenset[NodeId]:
+    """Return the ids of the pinned members."""
+    pinned = policy.federation
+    return frozenset(hospital_id(pinned.id, site) for site in pinned.members)
+
+
+def rules_of(policy: Policy) -> NodeRules:
+    """Return the hospital's floors as the protocol's machine takes them."""
+    require = policy.require
+    return NodeRules(
+        colluders=require.colluders,
+        min_cohort=require.min_cohort,
+        s_min=require.min_sites,
+        allow_two_party=require.allow_two_party,
+    )
+
+
+def build_node(
+    setup: NodeSetup,
+    connect: Connect,
+    *,
+    log: EventLog,
+    clock: Clock | None = None,
+    entropy: Entropy | None = None,
+    software: str = "fedcare",
+) -> Node:
+    """Return a node that dials with `connect`; it holds its state directory from now on.
+
+    Call it inside a running event loop; `await node.run()` serves until `node.stop()`.
+
+    Raises:
+        StateError: STATE_LOCKED, STATE_DAMAGED or DISK.
+    """
+    config, policy, identity = setup.config, setup.policy.value, setup.identity
+    entropy = entropy or OsEntropy()
+    key_file = None if config.sealing_key is None else config.path(config.sealing_key)
+    store = NodeStore.open(config.path(config.state_dir), entropy, key_file)
+    parts = NodeParts(
+        federation=policy.federation.id,
+        signer=identity,
+        trust=ChainTrust(identity.ca_der, members(policy), policy.federation.id),
+        rules=rules_of(policy),
+        release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
+        store=store,
+        desk=HospitalDesk(setup.policy, setup.site, log),
+        connect=connect,
+        log=log,
+        software=software,
+        clock=clock or SystemClock(),
+        entropy=entropy,
+    )
+    return Node(parts)
+
+
+def serve(config: NodeConfig) -> None:
+    """Run a node until SIGTERM or SIGINT; a second signal ends the process at once.
+
+    Raises:
+        FedError: see `load_setup` and `build_node`.
+    """
+    clock = SystemClock()
+    setup = load_setup(config, clock)
+    log = make_log(sys.stderr, level=config.log_level, clock=clock)
+    capture_libraries(log)
+    asyncio.run(_serve(setup, log.bind(site=setup.policy.value.site), clock))
+
+
+async def _serve(setup: NodeSetup, log: EventLog, clock: Clock) -> None:
+    from common.cli import version
+    from hospital_node.grpc_link import GrpcDialler  # grpc: not needed to check files
+
+    where = setup.policy.value.coordinator
+    dialler = GrpcDialler(where.address, setup.identity, where.proxy, clock)
+    node = build_node(setup, dialler, log=log, clock=clock, software=f"fedcare {version()}")
+    loop = asyncio.get_running_loop()
+
+    def asked_to_stop() -> None:
+        node.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, lambda *_: os._exit(0))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_stop)
+    await node.run()

@@ -1,0 +1,40 @@
+"""`fedcare node`: serve one hospital, and say on one screen what it is doing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.commands import JsonFlag, Outcome, command, group
+
+app = group("Serve one hospital; show its state.")
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", help="The node's file (fedcare.node/v1).", show_default=True)
+]
+
+
+@app.command()
+@command
+def serve(*, config: ConfigOption = Path("node.yaml"), as_json: JsonFlag = False) -> Outcome:  # noqa: ARG001
+    """Dial the coordinator and take part until stopped; log lines go to stderr."""
+    from hospital_node.app import serve as run
+    from hospital_node.config import NodeConfig
+
+    run(NodeConfig.read(config))
+    return Outcome({"stopped": True})
+
+
+@app.command()
+@command
+def status(*, config: ConfigOption = Path("node.yaml"), as_json: JsonFlag = False) -> Outcome:  # noqa: ARG001
+    """Show whether the node runs, is connected, and what each study waits for."""
+    from common.clock import SystemClock
+    from hospital_node.config import NodeConfig
+    from hospital_node.status import describe, read_status
+
+    loaded = NodeConfig.read(config)
+    found = read_status(loaded.path(loaded.state_dir))
+    return Outcome(found, describe(found, SystemClock().unix()))

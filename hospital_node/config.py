@@ -1,0 +1,58 @@
+"""The node's own file, `fedcare.node/v1`: where its parts lie, nothing about privacy.
+
+    schema: fedcare.node/v1
+    state_dir: state
+    policy: policy.yaml          # the hospital's rules, and whom the node dials
+    site: site.yaml              # where its tables lie; null: none to offer
+    tls: {certificate: tls.crt, key: tls.key, ca: ca.crt}
+    sealing_key: null            # a 32-byte file kept elsewhere; null: state_dir/node.key
+
+Paths are relative to the file's own folder. Rules stand in the policy file, so that the
+people who answer for them need to read that one only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field
+
+from common.config import Section, load
+
+SCHEMA: Final = "fedcare.node/v1"
+
+
+class TlsFiles(Section):
+    """PEM files: the hospital's certificate, its key (mode 0600), the consortium's CA."""
+
+    certificate: str = "tls.crt"
+    key: str = "tls.key"
+    ca: str = "ca.crt"
+
+
+class NodeConfig(Section):
+    """Everything the node is told besides its policy."""
+
+    schema_: Annotated[Literal["fedcare.node/v1"], Field(alias="schema")]
+    state_dir: str = "state"
+    policy: str = "policy.yaml"
+    site: str | None = "site.yaml"
+    tls: TlsFiles = TlsFiles()
+    sealing_key: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Load the file at `path`.
+
+        Raises:
+            ConfigError: see `common.config.load`.
+        """
+        loaded = load(path, cls, SCHEMA).value
+        return loaded.model_copy(update={"folder": path.parent})
+
+    def path(self, name: str) -> Path:
+        """Return a path of this file, relative to the file's own folder."""
+        return self.folder / name

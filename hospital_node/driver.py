@@ -1,0 +1,391 @@
+"""The node's main loop: dial, say hello, serve, and dial again with jittered back-off.
+
+It never needs a command to come back (promise P5): whatever ended a connection or the
+process, the next start reads the state directory, dials, and every task repeats what the
+coordinator may have missed. The node listens on nothing.
+
+    connect -> Hello -> Welcome -> each task: Restarted -> messages ... -> lost -> wait -> connect
+
+Offers, releases and run ends concern a whole run and are handled here; the protocol's
+steps go to the `Task` of their study.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from common.clock import Clock, SystemClock
+from common.entropy import Entropy, OsEntropy
+from common.errors import FedError, StateError
+from common.events import Event
+from common.ids import NodeId, site_name
+from common.logs import EventLog
+from common.messages import (
+    PROTOCOL_VERSION,
+    BeginEpoch,
+    Heartbeat,
+    Hello,
+    ReleaseNotice,
+    RunEnded,
+    StudyOffer,
+    Welcome,
+)
+from common.secagg import node as machine
+from common.secagg.messages import Refused, ResumeState
+from common.secagg.node_state import NodeContext, NodeRules, NodeState, Restarted, decode_state
+from common.secagg.session import Signer, Trust
+from hospital_node.backoff import Backoff, os_jitter
+from hospital_node.link import Connect, CoordinatorOut
+from hospital_node.offers import OfferBook
+from hospital_node.releases import ReleaseKeeper, ReleaseTrust
+from hospital_node.round import Handle, opened
+from hospital_node.session import Connection, Ears, LinkSlot, Sleep
+from hospital_node.shelf import ModelShelf
+from hospital_node.store import DecisionRecord, NodeStore
+from hospital_node.task import RunOver, Surroundings, Task
+from hospital_node.transfer import Road
+from hospital_node.work import Desk
+from hospital_node.worker import Worker
+
+STATUS_EVERY_S: Final = 1.0
+"""The status file is rewritten at most this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """Everything a node is made of; `hospital_node.app` builds the real ones."""
+
+    federation: str
+    signer: Signer
+    trust: Trust
+    rules: NodeRules
+    release_trust: ReleaseTrust
+    store: NodeStore
+    desk: Desk
+    connect: Connect
+    log: EventLog
+    software: str = "fedcare"
+    clock: Clock = field(default_factory=SystemClock)
+    entropy: Entropy = field(default_factory=OsEntropy)
+    sleep: Sleep = asyncio.sleep
+    jitter: Callable[[], float] = os_jitter
+    handle: Handle = machine.handle
+
+    @property
+    def own(self) -> NodeId:
+        """This node's id."""
+        return self.signer.node_id
+
+
+class Node:
+    """One hospital's node. `run` serves until `stop`; build it inside the event loop."""
+
+    def __init__(self, parts: NodeParts) -> None:
+        self._parts = parts
+        self._slot = LinkSlot()
+        self._stopping = asyncio.Event()
+        self._backoff = self._new_backoff()
+        self._connection: Connection | None = None
+        self._worker = Worker()
+        self._trouble: asyncio.Future[FedError] | None = None
+        self._tasks: dict[str, Task] = {}
+        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._errands: dict[str, asyncio.Task[None]] = {}
+        self._last_failure: FedError | None = None
+        self._status_at = float("-inf")
+        self._offers = OfferBook(parts.store, parts.desk, parts.clock, parts.log)
+        road = Road(self._slot, parts.sleep, self._new_backoff)
+        self._around = Surroundings(
+            own=parts.own,
+            federation=parts.federation,
+            store=parts.store,
+            shelf=ModelShelf(parts.store),
+            desk=parts.desk,
+            road=road,
+            clock=parts.clock,
+            log=parts.log,
+            context=self._context,
+            handle=parts.handle,
+            worker=self._worker,
+            ended=self._offers.ended,
+            trouble=self._on_trouble,
+        )
+        self._releases = ReleaseKeeper(
+            parts.store, parts.release_trust, road, self._worker, parts.log
+        )
+
+    # --- life ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until `stop` is called.
+
+        Raises:
+            StateError: STATE_DAMAGED, stored state cannot be read; nothing was changed.
+        """
+        parts = self._parts
+        try:
+            self._restore()
+            parts.log.info(Event.SERVICE_STARTED, software=parts.software)
+            while not self._stopping.is_set():
+                await self._one_connection()
+        finally:
+            await self._end()
+        parts.log.info(Event.SERVICE_STOPPED)
+
+    def stop(self) -> None:
+        """Take no further round and end; safe to call from a signal handler of the loop."""
+        if not self._stopping.is_set():
+            self._parts.log.info(Event.SERVICE_STOPPING)
+        self._stopping.set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the coordinator has welcomed this node."""
+        return self._slot.connected
+
+    def _restore(self) -> None:
+        """Read decisions and sessions back and set up a task for each study accepted."""
+        store = self._parts.store
+        decided = self._offers.restore()
+        open_rounds = []
+        for name in store.tasks():
+            record = store.load_session(name)
+            if record is None:
+                continue
+            state = decode_state(record.state)
+            run = decided.get(record.run_id)
+            if run is None:
+                raise StateError("STATE_DAMAGED", f"run {record.run_id} has state but no decision")
+            task = self._add(name, run, state)
+            if (found := opened(state)) is not None:
+                open_rounds.append(found.hd)
+                log = self._parts.log.bind(study=name, run=run.run_id, round=found.header.r)
+                log.info(Event.STATE_RECOVERED, phase=found.phase.value)
+                if self._around.shelf.candidate(found.header.model_sha256):
+                    self._around.shelf.expect(name, found.header.model_sha256)
+            task.tick()
+        store.keep_spools(frozenset(open_rounds))
+        for run in decided.values():
+            if run.accepted and not run.ended:
+                self._accepted(run)
+
+    async def _end(self) -> None:
+        jobs = [*self._serving.values(), *self._errands.values()]
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        self._write_status(final=True)
+        self._parts.store.close()
+
+    # --- one connection after another ---------------------------------------------------------
+
+    async def _one_connection(self) -> None:
+        parts = self._parts
+        began = parts.clock.monotonic()
+        try:
+            await self._until_stopped(self._serve_link())
+        except FedError as failure:
+            if self._slot.connected or failure.name != "UNREACHABLE":
+                parts.log.failure(Event.LINK_LOST, failure)
+            elif self._backoff.failures in {0, 5} or self._backoff.failures % 20 == 0:
+                parts.log.failure(Event.LINK_RETRYING, failure, attempts=self._backoff.failures)
+            self._last_failure = failure
+        beat_s = self._connection.beat_s if self._connection is not None else None
+        self._lost_link()
+        if beat_s is not None and parts.clock.monotonic() - began > beat_s:
+            self._backoff.succeeded()
+        if not self._stopping.is_set():
+            await self._until_stopped(self._pause())
+
+    async def _pause(self) -> None:
+        await self._parts.sleep(self._backoff.failed())
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, or as much of it as fits before `stop`."""
+        job = asyncio.create_task(work)
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({job, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if job.done():
+                job.result()
+        finally:
+            for each in (job, stop):
+                each.cancel()
+            await asyncio.gather(job, stop, return_exceptions=True)
+
+    async def _serve_link(self) -> None:
+        parts = self._parts
+        link = await parts.connect()
+        self._trouble = asyncio.get_running_loop().create_future()
+        try:
+            self._connection = Connection(link, parts.federation, parts.clock, parts.sleep)
+            tasks = tuple(sorted(name for name, task in self._tasks.items() if task.confirmed))
+            hello = Hello(parts.software, PROTOCOL_VERSION, tasks)
+
+            def welcomed(_: Welcome) -> None:
+                self._slot.fill(link)
+                self._last_failure = None
+                parts.log.info(Event.LINK_CONNECTED)
+                for task in self._tasks.values():
+                    task.put(Restarted())
+                self._write_status(final=True)
+
+            serve = asyncio.create_task(
+                self._connection.serve(hello, Ears(welcomed, self._message, self._tick))
+            )
+            try:
+                await asyncio.wait((serve, self._trouble), return_when=asyncio.FIRST_COMPLETED)
+                if serve.done():
+                    serve.result()
+                else:
+                    raise self._trouble.result()
+            finally:
+                serve.cancel()
+                await asyncio.gather(serve, return_exceptions=True)
+        finally:
+            await link.close()
+
+    def _lost_link(self) -> None:
+        self._slot.empty()
+        self._connection = None
+        for task in self._tasks.values():
+            task.disconnected()
+        self._write_status(final=True)
+
+    def _on_trouble(self, failure: FedError) -> None:
+        """A task could not make its state durable: come back later, with the old state."""
+        if self._trouble is not None and not self._trouble.done():
+            self._trouble.set_result(failure)
+
+    def _tick(self) -> None:
+        for task in self._tasks.values():
+            task.tick()
+        self._write_status()
+
+    # --- messages -----------------------------------------------------------------------------
+
+    async def _message(self, name: str, message: CoordinatorOut) -> None:
+        match message:
+            case Welcome() | Heartbeat():
+                pass
+            case StudyOffer():
+                self._errand(f"offer {message.run_id}", self._consider(name, message))
+            case ReleaseNotice():
+                self._errand(f"release {message.run_id}", self._release(name, message))
+            case RunEnded():
+                self._ended(message)
+            case _:
+                await self._for_task(name, message)
+        self._write_status()
+
+    async def _for_task(
+        self,
+        name: str,
+        message: Any,  # noqa: ANN401 - the protocol's steps, whatever is left of the union
+    ) -> None:
+        task = self._tasks.get(name)
+        match message:
+            case _ if task is None:
+                detail = f"this hospital has not accepted a study {name}"
+                if not isinstance(message, Refused):
+                    await self._slot.send(name, Refused(b"", "CONFIG_HASH", detail))
+            case ResumeState():
+                task.resumed(message)
+            case BeginEpoch() if message.task != name:
+                await self._slot.send(name, Refused(b"", "BAD_MESSAGE", "an epoch of another task"))
+            case _:
+                task.put(message)
+
+    def _errand(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that may take long; the same thing is not run twice at once."""
+        known = self._errands.get(key)
+        if known is not None and not known.done():
+            work.close()
+            return
+        self._errands = {name: job for name, job in self._errands.items() if not job.done()}
+        self._errands[key] = asyncio.create_task(self._logged(work), name=key)
+
+    async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except FedError as failure:
+            self._parts.log.failure(Event.CALL_FAILED, failure)
+            if failure.name == "DISK":
+                self._on_trouble(failure)
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    async def _consider(self, name: str, offer: StudyOffer) -> None:
+        decision, record = await self._offers.consider(offer)
+        if record is not None and record.accepted and not record.ended:
+            self._accepted(record)
+        await self._slot.send(name, decision)
+
+    def _accepted(self, run: DecisionRecord) -> None:
+        name = self._offers.task_of(run)
+        if name not in self._tasks:
+            self._add(name, run, NodeState())
+        else:
+            self._tasks[name].admit(run)
+
+    def _add(self, name: str, run: DecisionRecord, state: NodeState) -> Task:
+        task = Task(name, run, state, self._around)
+        self._tasks[name] = task
+        self._serving[name] = asyncio.create_task(task.serve(), name=f"task {name}")
+        return task
+
+    async def _release(self, name: str, notice: ReleaseNotice) -> None:
+        """A release of a run this hospital took part in; others are none of its business."""
+        for task in self._tasks.values():
+            run = task.run_of(notice.run_id)
+            if run is not None:
+                receipt = await self._releases.accept(notice, run.config_hash, task.open_work)
+                await self._slot.send(name, receipt)
+
+    def _ended(self, message: RunEnded) -> None:
+        for task in self._tasks.values():
+            task.put(RunOver(message.run_id, message.state, message.reason))
+
+    # --- what the machine and the screen see ------------------------------------------------------
+
+    def _context(self) -> NodeContext:
+        parts = self._parts
+        return NodeContext(
+            entropy=parts.entropy,
+            now_unix=int(parts.clock.unix()),
+            signer=parts.signer,
+            trust=parts.trust,
+            rules=parts.rules,
+        )
+
+    def _new_backoff(self) -> Backoff:
+        return Backoff(self._parts.jitter)
+
+    def status(self) -> dict[str, object]:
+        """Return what `fedcare node status` shows."""
+        failure = self._last_failure
+        return {
+            "schema": "fedcare.node-status/1",
+            "site": site_name(self._parts.own),
+            "federation": self._parts.federation,
+            "software": self._parts.software,
+            "connected": self._slot.connected,
+            "attempts": self._backoff.failures,
+            "problem": None if failure is None else str(failure),
+            "written_at": self._parts.clock.unix(),
+            "tasks": [task.status() for _, task in sorted(self._tasks.items())],
+            "decisions": self._offers.summary(),
+        }
+
+    def _write_status(self, *, final: bool = False) -> None:
+        now = self._parts.clock.monotonic()
+        if not final and now - self._status_at < STATUS_EVERY_S:
+            return
+        self._status_at = now
+        try:
+            self._parts.store.write_status(self.status())
+        except StateError as failure:
+            self._parts.log.failure(Event.STATE_FAILED, failure)

@@ -1,0 +1,141 @@
+"""Files that survive a crash: the few ways in which this node writes to disk.
+
+`replace` leaves the old bytes or the new ones under a name, never a mix, and has
+them on the disk when it returns: temporary file, fsync, rename, fsync of the
+directory. Everything is created with mode 0600 inside directories of mode 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from common.errors import StateError
+
+FILE_MODE: Final = 0o600
+DIRECTORY_MODE: Final = 0o700
+TEMPORARY: Final = ".part"
+"""Suffix of a file that is still being written; swept at the next start."""
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an operating system error while writing `path` into one clear line.
+
+    Raises:
+        StateError: DISK, with the system's own reason.
+    """
+    try:
+        yield
+    except OSError as failure:
+        raise StateError("DISK", f"{path}: {failure.strerror or failure}") from failure
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory of mode 0700 where none is.
+
+    Raises:
+        StateError: DISK, it cannot be made.
+    """
+    with disk_errors(path):
+        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and removals inside `path` durable.
+
+    Raises:
+        StateError: DISK.
+    """
+    with disk_errors(path):
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's contents durable.
+
+    Raises:
+        StateError: DISK.
+    """
+    with disk_errors(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write `content` under `path`, atomically and durably.
+
+    Raises:
+        StateError: DISK; what stood under the name before still does.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with disk_errors(path):
+        _write(temporary, content, os.O_TRUNC)
+        temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet: whole and durable, or not at all.
+
+    Raises:
+        StateError: DISK, it cannot be written or exists.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with disk_errors(path):
+        _write(temporary, content, os.O_TRUNC)
+        # A link, unlike a rename, refuses to take the place of an existing file.
+        path.hardlink_to(temporary)
+        temporary.unlink()
+    sync_directory(path.parent)
+
+
+def _write(path: Path, content: bytes, flag: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | flag, FILE_MODE)
+    try:
+        write_all(handle, content)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_all(handle: int, content: bytes | memoryview) -> None:
+    """Write every byte; the system may take fewer at a time. Raises OSError."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there (not yet durable: see `sync_directory`).
+
+    Raises:
+        StateError: DISK.
+    """
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a crash left half-written.
+
+    Raises:
+        StateError: DISK.
+    """
+    with disk_errors(directory):
+        for left in directory.glob(f"*{TEMPORARY}"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)

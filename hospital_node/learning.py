@@ -1,0 +1,226 @@
+"""The hospital's own word and work: policy, data and training behind `work`'s protocols.
+
+`HospitalDesk` judges an offer by the policy file and by whether the data loads; an
+accepted study becomes a `StudyWork`, which holds the prepared table for the whole run
+and turns each round's header into a finished `v_i`. Training code comes with this
+package, never from the wire (protocol, 10.6).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from common import layouts
+from common.config import Loaded
+from common.errors import ConfigError, DataError, FedError, InternalError, Refusal, RoundError
+from common.events import Event
+from common.features import Encoded, Table
+from common.ids import ConfigHash
+from common.layouts import RoundLayout
+from common.logs import EventLog
+from common.messages import Objection
+from common.models import vector
+from common.policy import Policy
+from common.preprocessing import Preprocessing
+from common.quantise import Coding, Quantiser
+from common.secagg.header import Header, RoundKind
+from common.secagg.keys import CoefficientSeed, Suite
+from common.secagg.ring import Words
+from common.site import Site
+from common.study import Study, VectorModel, study_from_canonical
+from common.vectors import ParameterSchema
+from hospital_node.consent import ConsentRefused, decide
+from hospital_node.contribution import WordSource
+from hospital_node.receive import read_model
+from hospital_node.work import Terms, Work
+
+if TYPE_CHECKING:
+    from hospital_node.data import SiteData
+
+QUICK_WORDS: Final = 1 << 16
+"""A pattern of up to this many values is made in well under a millisecond."""
+
+_TWO: Final = 2
+_TILE: Final = 1 << 18
+
+
+class HospitalDesk:
+    """See `hospital_node.work.Desk`."""
+
+    def __init__(self, policy: Loaded[Policy], site: Site | None, log: EventLog) -> None:
+        self._policy = policy
+        self._site = site
+        self._log = log
+        self._opened: dict[ConfigHash, StudyWork] = {}
+
+    def judge(self, study: bytes, config_hash: ConfigHash) -> tuple[Objection, ...]:
+        """See `Desk`; every objection of the policy is named with its file and line."""
+        try:
+            parsed = study_from_canonical(study)
+            decide(parsed, config_hash, self._policy.value, self._policy.source)
+            self._opened = {config_hash: self._work(parsed)}
+        except ConsentRefused as refusal:
+            return tuple(Objection(found.code, str(found)[:1000]) for found in refusal.objections)
+        except FedError as failure:
+            self._log.failure(Event.STUDY_REFUSED, failure)
+            # What is wrong with the hospital's own files and rows stays in its own log.
+            private = isinstance(failure, DataError) or failure.name == "FILE_MISSING"
+            detail = failure.kind.meaning if private else failure.detail
+            return (Objection(failure.name, detail[:1000]),)
+        return ()
+
+    def open(self, study: bytes) -> Work:
+        """See `Desk`; what `judge` loaded last is not loaded twice."""
+        digest = ConfigHash(hashlib.sha256(study).digest())
+        ready = self._opened.pop(digest, None)
+        if ready is not None:
+            return ready
+        parsed = study_from_canonical(study)
+        decide(parsed, digest, self._policy.value, self._policy.source)
+        return self._work(parsed)
+
+    def _work(self, study: Study) -> StudyWork:
+        members = len(self._policy.value.federation.members)
+        return StudyWork(study, self._policy.value.site, members, self._data(study))
+
+    def _data(self, study: Study) -> SiteData | None:
+        if not layouts.has_constants(study) and study.kind == "training":
+            return None
+        if self._site is None:
+            raise ConfigError("BAD_VALUE", "this node has no site manifest, so no data to offer")
+        from hospital_node.data import load  # polars: only where there is data
+
+        table = self._site.table(study.dataset)
+        return load(study, Path(table.path), table.columns)
+
+
+class StudyWork:
+    """See `hospital_node.work.Work`; one study with this hospital's rows."""
+
+    def __init__(self, study: Study, site: str, members: int, data: SiteData | None) -> None:
+        self._study = study
+        self._site = site
+        self._members = members
+        self._data = data
+        self._layouts: dict[RoundKind, RoundLayout] = {}
+        self._encoded: dict[str, tuple[Preprocessing, Encoded]] = {}
+
+    @cached_property
+    def terms(self) -> Terms:
+        """See `Work`."""
+        study = self._study
+        return Terms(
+            task=study.id,
+            suite=Suite(study.privacy.secure_aggregation.suite),
+            expect=layouts.session_expectation(study, self._members),
+            two_party=study.federation.min_sites == _TWO,
+        )
+
+    @cached_property
+    def _model_schema(self) -> ParameterSchema:
+        return layouts.model_schema(self._study)
+
+    def model_schema(self) -> ParameterSchema:
+        """See `Work`."""
+        return self._model_schema
+
+    def is_quick(self, kind: RoundKind) -> bool:
+        """See `Work`."""
+        model = self._study.model
+        return (
+            kind is RoundKind.TRAIN and isinstance(model, VectorModel) and model.size <= QUICK_WORDS
+        )
+
+    def make(
+        self,
+        header: Header,
+        model: Path | None,
+        seed: CoefficientSeed,
+        abandoned: Callable[[], bool],
+    ) -> WordSource:
+        """See `Work`."""
+        if abandoned():
+            raise RoundError("RUN_CANCELLED", "the round ended before training began")
+        coding = Coding.of_header(header, seed)
+        layout = self._layout(header.kind)
+        if isinstance(self._study.model, VectorModel) and header.kind is RoundKind.TRAIN:
+            return PatternSource(self._site, header, coding, layout.schema)
+        from hospital_node import pipeline  # torch: only where something is trained
+
+        study, site = self._study, self._site
+        match header.kind:
+            case RoundKind.STATISTICS:
+                source = pipeline.make_statistics(study, site, self._rows().train, header.bound)
+            case RoundKind.TRAIN:
+                weights, rows = self._split(model, "train")
+                source = pipeline.make_contribution(study, site, rows, weights, header.r)
+                whole = layouts.with_constants(study, np.asarray(source.values, np.float32))
+                source = pipeline.ContributionSource(whole, source.u, source.metrics)
+            case RoundKind.EVALUATE:
+                weights, rows = self._split(model, "test")
+                source = pipeline.make_evaluation(study, site, rows, weights)
+            case _:
+                raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
+        return source.encoder(layout.schema, header.ranges, coding)
+
+    def report(self, model: Path) -> Mapping[str, object]:
+        """See `Work`; nothing to report for a pattern without data."""
+        if self._data is None:
+            return {}
+        from hospital_node.evaluate import site_metrics
+
+        weights, rows = self._split(model, "test")
+        return dict(site_metrics(self._study, weights, rows).as_dict(self._study))
+
+    def _layout(self, kind: RoundKind) -> RoundLayout:
+        if kind not in self._layouts:
+            self._layouts[kind] = layouts.round_layout(self._study, kind)
+        return self._layouts[kind]
+
+    def _rows(self) -> SiteData:
+        if self._data is None:
+            raise InternalError("a study without data reached its rows")
+        return self._data
+
+    def _split(self, model: Path | None, part: str) -> tuple[np.ndarray, Encoded]:
+        """Return the model's weights, and rows encoded with its constants (kept for the run)."""
+        if model is None:
+            raise InternalError("a round with a model came without one")
+        schema = self._model_schema
+        flat = schema.flat(read_model(model, schema))
+        preprocessing, weights = layouts.split_model(self._study, flat)
+        known = self._encoded.get(part)
+        if known is None or known[0] != preprocessing:
+            table: Table = getattr(self._rows(), part)
+            known = (preprocessing, preprocessing.encode(self._study, table))
+            self._encoded[part] = known
+        return weights, known[1]
+
+
+class PatternSource:
+    """`v_i` of a `vector` study: the site's pattern of the round, quantised as it is asked for.
+
+    The weight word says 1. One tile of the pattern is all the memory it takes.
+    """
+
+    def __init__(self, site: str, header: Header, coding: Coding, schema: ParameterSchema) -> None:
+        self.words = schema.words
+        self._size = schema.parameters
+        self._range = header.ranges[0]
+        self._quantiser = Quantiser(coding)
+        self._bound = coding.bound
+        self._tile = vector.whole(site, header.r, min(self._size, _TILE))
+
+    def fill(self, out: Words, word_offset: int) -> None:
+        """See `WordSource`; `out` has at most a tile's words and starts at a whole tile."""
+        size = min(out.size, self._size - word_offset)
+        self._quantiser.quantise(
+            self._tile[:size], self._range, out[:size], word_offset=word_offset
+        )
+        out[size:] = self._bound

@@ -1,0 +1,123 @@
+"""Offers and the hospital's word on them, durable before it is given.
+
+The same offer always gets the same answer, also after a restart: a consent is a
+promise, and a changed policy applies to new offers. An offer whose text does not match
+its hash, or a run id that comes back with another study, is refused without a record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Final
+
+from common.clock import Clock
+from common.events import Event
+from common.ids import ConfigHash, RunId
+from common.logs import EventLog
+from common.messages import Objection, StudyDecision, StudyOffer
+from hospital_node.store import DecisionRecord, NodeStore
+from hospital_node.work import Desk
+
+SHOWN: Final = 20
+"""Decisions shown by `fedcare node status`, the latest."""
+
+
+class OfferBook:
+    """Every decision of this hospital, in memory as on disk."""
+
+    def __init__(self, store: NodeStore, desk: Desk, clock: Clock, log: EventLog) -> None:
+        self._store = store
+        self._desk = desk
+        self._clock = clock
+        self._log = log
+        self._known: dict[RunId, DecisionRecord] = {}
+
+    def restore(self) -> dict[RunId, DecisionRecord]:
+        """Read the decisions back and return them.
+
+        Raises:
+            StateError: STATE_DAMAGED, naming the file.
+        """
+        self._known = {record.run_id: record for record in self._store.decisions()}
+        return dict(self._known)
+
+    def task_of(self, record: DecisionRecord) -> str:
+        """Return the task an accepted run belongs to: its study's id."""
+        return _study_id(record.study)
+
+    async def consider(self, offer: StudyOffer) -> tuple[StudyDecision, DecisionRecord | None]:
+        """Return the answer to an offer, and its record unless it was malformed.
+
+        Raises:
+            StateError: DISK; then no answer may be given.
+        """
+        known = self._known.get(offer.run_id)
+        if known is not None and known.config_hash == offer.config_hash:
+            return _answer(known), known
+        wrong = _mismatch(offer, known)
+        if wrong is not None:
+            answer = StudyDecision(
+                offer.run_id, offer.config_hash, accepted=False, objections=wrong
+            )
+            return answer, None
+        objections = await asyncio.to_thread(self._desk.judge, offer.study, offer.config_hash)
+        record = DecisionRecord(
+            run_id=offer.run_id,
+            config_hash=offer.config_hash,
+            study=offer.study,
+            accepted=not objections,
+            objections=objections,
+            decided_at=int(self._clock.unix()),
+        )
+        self._store.save_decision(record)
+        self._known[record.run_id] = record
+        self._say(record)
+        return _answer(record), record
+
+    def ended(self, record: DecisionRecord) -> None:
+        """Take note of a record whose run ended."""
+        self._known[record.run_id] = record
+
+    def summary(self) -> list[dict[str, object]]:
+        """Return the latest decisions for the status screen."""
+        latest = sorted(self._known.values(), key=lambda record: record.decided_at)[-SHOWN:]
+        return [
+            {
+                "run": record.run_id,
+                "accepted": record.accepted,
+                "objections": [f"{o.code}: {o.detail}" for o in record.objections],
+                "ended": record.ended,
+                "decided_at": record.decided_at,
+            }
+            for record in latest
+        ]
+
+    def _say(self, record: DecisionRecord) -> None:
+        log = self._log.bind(run=record.run_id)
+        if record.accepted:
+            log.info(Event.STUDY_ACCEPTED, config_hash=record.config_hash.hex())
+        for objection in record.objections:
+            log.warning(Event.STUDY_REFUSED, code=objection.code, detail=objection.detail)
+
+
+def _answer(record: DecisionRecord) -> StudyDecision:
+    return StudyDecision(record.run_id, record.config_hash, record.accepted, record.objections)
+
+
+def _mismatch(offer: StudyOffer, known: DecisionRecord | None) -> tuple[Objection, ...] | None:
+    if known is not None:
+        detail = f"run {offer.run_id} was decided on with another study"
+    elif ConfigHash(hashlib.sha256(offer.study).digest()) != offer.config_hash:
+        detail = "the study's SHA-256 is not the hash it was offered with"
+    elif not offer.study.isascii():
+        detail = "the study is not in canonical form: it holds a byte that is not ASCII"
+    else:
+        return None
+    return (Objection("CONFIG_HASH", detail),)
+
+
+def _study_id(study: bytes) -> str:
+    """Return the id of a study that was judged and accepted."""
+    return str(json.loads(study)["id"])

@@ -1,0 +1,325 @@
+"""The node's state directory: what it must still know after `kill -9`.
+
+    lock                     held while a process uses the directory
+    node.key                 the sealing key (unless the site keeps it elsewhere)
+    sessions/<task>.sealed   the protocol's state, sealed: the only file with secrets
+    decisions/<run>.json     the hospital's word on a study, with the study itself
+    models/<hex>.safetensors the last models received, by `model_sha256`
+    spool/<hd>.y             the masked vector of the open round
+    releases/<run>/          verified releases;   reports/<run>.json  local metrics
+    status.json              what `fedcare node status` shows; never read back
+
+Durable on return: sessions, decisions, spooled vectors (`hospital_node.contribution`)
+and releases. Not flushed: models, because each is a copy that is checked against its
+digest before use and fetched again if it was lost, and the status. A record that does
+not open stops the node with STATE_DAMAGED; nothing is made anew in its place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from common.entropy import Entropy
+from common.errors import StateError
+from common.ids import ConfigHash, HeaderDigest, RunId, Sha256
+from common.messages import Objection
+from common.secret import Secret
+from hospital_node import files
+from hospital_node.sealing import Vault, create_key, load_key
+
+KEY_NAME: Final = "node.key"
+MODELS_KEPT: Final = 2
+"""Models kept per task: the current one and the one before."""
+
+_PARTS: Final = ("sessions", "decisions", "models", "spool", "releases", "reports")
+_SEALED: Final = ".sealed"
+_DECISION: Final = "fedcare.node-decision/1"
+_RUN_BYTES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One task's protocol state (`encode_state`) and the run it serves."""
+
+    run_id: RunId
+    state: bytes
+
+    def __repr__(self) -> str:
+        return f"SessionRecord(run_id={self.run_id!r}, state of {len(self.state)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """What the hospital said to one offer; `study` is the canonical JSON it judged."""
+
+    run_id: RunId
+    config_hash: ConfigHash
+    study: bytes
+    accepted: bool
+    objections: tuple[Objection, ...]
+    decided_at: int
+    """Unix seconds."""
+    ended: str = ""
+    """The run's final state, once it has one."""
+
+
+class NodeStore:
+    """One process's hold on a state directory; a context manager. Blocking calls."""
+
+    def __init__(self, root: Path, vault: Vault, lock: int) -> None:
+        self.root = root
+        self._vault = vault
+        self._lock = lock
+
+    # --- opening ----------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, root: Path, entropy: Entropy, key_file: Path | None = None) -> NodeStore:
+        """Lock and check a state directory; make it at the first start.
+
+        `key_file` names a sealing key kept elsewhere; it must exist.
+
+        Raises:
+            StateError: STATE_LOCKED, another process holds it; STATE_DAMAGED, a sealed
+                record does not open or its key is gone; DISK.
+            ConfigError, IdentityError: see `hospital_node.sealing.load_key`.
+        """
+        files.make_directory(root)
+        lock = _lock(root)
+        try:
+            for part in _PARTS:
+                files.make_directory(root / part)
+                if part != "models":  # a broken download goes on where it stopped
+                    files.sweep(root / part)
+            files.sweep(root)
+            store = cls(root, Vault(_key(root, key_file, entropy), entropy), lock)
+            for task in store.tasks():
+                store.load_session(task)
+        except BaseException:
+            os.close(lock)
+            raise
+        return store
+
+    def close(self) -> None:
+        """Release the directory; may be called twice."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- sessions: sealed, the only secrets on disk -------------------------------------
+
+    def tasks(self) -> tuple[str, ...]:
+        """Return the tasks with stored state, sorted."""
+        stored = (self.root / "sessions").glob(f"*{_SEALED}")
+        return tuple(sorted(path.name.removesuffix(_SEALED) for path in stored))
+
+    def save_session(self, task: str, record: SessionRecord) -> None:
+        """Make a task's state durable, in place of its former one.
+
+        Raises:
+            StateError: DISK; the former state stands.
+        """
+        run = record.run_id.encode()
+        plain = len(run).to_bytes(_RUN_BYTES, "big") + run + record.state
+        files.replace(self._session(task), self._vault.seal(f"session/{task}", plain))
+
+    def load_session(self, task: str) -> SessionRecord | None:
+        """Return a task's state, None if it has none.
+
+        Raises:
+            StateError: STATE_DAMAGED, naming the file.
+        """
+        path = self._session(task)
+        sealed = _read(path)
+        if sealed is None:
+            return None
+        plain = self._vault.open(f"session/{task}", sealed, str(path))
+        end = _RUN_BYTES + int.from_bytes(plain[:_RUN_BYTES], "big")
+        return SessionRecord(RunId(plain[_RUN_BYTES:end].decode()), plain[end:])
+
+    def _session(self, task: str) -> Path:
+        return self.root / "sessions" / f"{task}{_SEALED}"
+
+    # --- decisions ----------------------------------------------------------------------
+
+    def save_decision(self, record: DecisionRecord) -> None:
+        """Make the hospital's word on a run durable.
+
+        Raises:
+            StateError: DISK.
+        """
+        value = {
+            "schema": _DECISION,
+            "run_id": record.run_id,
+            "config_hash": record.config_hash.hex(),
+            "study": record.study.decode("ascii"),
+            "accepted": record.accepted,
+            "objections": [[o.code, o.detail] for o in record.objections],
+            "decided_at": record.decided_at,
+            "ended": record.ended,
+        }
+        files.replace(self.root / "decisions" / f"{record.run_id}.json", _json(value))
+
+    def decisions(self) -> tuple[DecisionRecord, ...]:
+        """Return every decision, oldest first.
+
+        Raises:
+            StateError: STATE_DAMAGED, naming the file.
+        """
+        found = (_decision(path) for path in (self.root / "decisions").glob("*.json"))
+        return tuple(sorted(found, key=lambda record: (record.decided_at, record.run_id)))
+
+    # --- models and masked vectors --------------------------------------------------------
+
+    def model_path(self, model: Sha256) -> Path:
+        """Where a received model lies, or would."""
+        return self.root / "models" / f"{model.hex()}.safetensors"
+
+    def spool_path(self, hd: HeaderDigest) -> Path:
+        """Where the masked vector of a round lies, or would."""
+        return self.root / "spool" / f"{hd.hex()}.y"
+
+    def drop_spool(self, hd: HeaderDigest) -> None:
+        """Remove a round's masked vector if there is one (it is not secret).
+
+        Raises:
+            StateError: DISK.
+        """
+        files.remove(self.spool_path(hd))
+
+    def keep_spools(self, rounds: frozenset[HeaderDigest]) -> None:
+        """Remove every masked vector of a round that is not open any more.
+
+        Raises:
+            StateError: DISK.
+        """
+        names = {self.spool_path(hd).name for hd in rounds}
+        for path in (self.root / "spool").iterdir():
+            if path.name not in names:
+                files.remove(path)
+
+    def drop_models(self, models: tuple[Sha256, ...]) -> None:
+        """Remove models that no task needs any more.
+
+        Raises:
+            StateError: DISK.
+        """
+        for model in models:
+            files.remove(self.model_path(model))
+
+    def models(self) -> tuple[Sha256, ...]:
+        """Return the models on disk, oldest first; nothing is known about their contents."""
+        paths = (self.root / "models").glob("*.safetensors")
+        found = sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return tuple(Sha256(bytes.fromhex(path.stem)) for path in found)
+
+    # --- releases, reports, status --------------------------------------------------------
+
+    def release_directory(self, run_id: RunId) -> Path:
+        """Where a run's verified release lies."""
+        return self.root / "releases" / run_id
+
+    def save_report(self, run_id: RunId, report: Mapping[str, object]) -> None:
+        """Keep a run's local metrics; they never leave the hospital.
+
+        Raises:
+            StateError: DISK.
+        """
+        files.replace(self.root / "reports" / f"{run_id}.json", _json(report))
+
+    def write_status(self, status: Mapping[str, object]) -> None:
+        """Replace the status file, atomically but without waiting for the disk.
+
+        Raises:
+            StateError: DISK.
+        """
+        path = self.root / "status.json"
+        temporary = path.with_name(path.name + files.TEMPORARY)
+        with files.disk_errors(path):
+            temporary.write_bytes(_json(status))
+            temporary.replace(path)
+
+
+def is_locked(root: Path) -> bool:
+    """Whether a process uses the state directory just now."""
+    try:
+        handle = os.open(root / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
+
+
+def _lock(root: Path) -> int:
+    with files.disk_errors(root / "lock"):
+        handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, files.FILE_MODE)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise StateError("STATE_LOCKED", f"{root} is in use by another node process") from None
+    return handle
+
+
+def _key(root: Path, key_file: Path | None, entropy: Entropy) -> Secret:
+    if key_file is not None:
+        return load_key(key_file)
+    path = root / KEY_NAME
+    if path.exists():
+        return load_key(path)
+    if any((root / "sessions").glob(f"*{_SEALED}")):
+        raise StateError(
+            "STATE_DAMAGED", f"{path} is gone, and the sealed records of {root} need it"
+        )
+    return create_key(path, entropy)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as failure:
+        raise StateError("STATE_DAMAGED", f"{path}: {failure.strerror}") from failure
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _decision(path: Path) -> DecisionRecord:
+    try:
+        tree = json.loads(path.read_bytes())
+        if tree["schema"] != _DECISION or tree["run_id"] != path.stem:
+            raise ValueError("it is of another schema or run")  # noqa: TRY301
+        return DecisionRecord(
+            run_id=RunId(tree["run_id"]),
+            config_hash=ConfigHash(bytes.fromhex(tree["config_hash"])),
+            study=tree["study"].encode("ascii"),
+            accepted=tree["accepted"] is True,
+            objections=tuple(
+                Objection(str(code), str(detail)) for code, detail in tree["objections"]
+            ),
+            decided_at=int(tree["decided_at"]),
+            ended=str(tree["ended"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
+        raise StateError("STATE_DAMAGED", f"{path} is not a decision: {failure}") from failure

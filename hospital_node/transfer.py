@@ -1,0 +1,140 @@
+"""Bulk in and out over connections that may break: resume, never start over (P5, F24).
+
+Both directions keep their place: a download asks from the byte it has, an upload from
+the chunk the coordinator names. Attempts that fail wait with the same full jitter as
+reconnects do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from common.errors import ConnectError, FedError, Refusal, StateError
+from common.ids import Sha256
+from common.messages import UploadAck, UploadStart
+from common.secagg.messages import ResumeState, UploadEnd
+from hospital_node.backoff import Backoff
+from hospital_node.contribution import read_chunks
+from hospital_node.link import Link, closing
+from hospital_node.receive import ModelReceiver, take_all
+from hospital_node.session import LinkSlot, Sleep
+
+DIGEST_TRIES: Final = 3
+"""How often an upload that arrived altered is sent again before the node gives up."""
+
+_PASSING: Final = frozenset({"BUSY", "DEADLINE", "NOT_FOUND", "UPLOAD_DIGEST"})
+"""Answers that a later attempt may not get."""
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """How to reach the coordinator and how to wait."""
+
+    slot: LinkSlot
+    sleep: Sleep
+    backoff: Callable[[], Backoff]
+
+
+async def download(road: Road, address: Sha256, receiver: ModelReceiver) -> Sha256:
+    """Fetch an object by content address; return the `model_sha256` of what came.
+
+    Raises:
+        Refusal: MODEL_HASH or MODEL_RANGE; the partial file is discarded.
+        StateError: DISK.
+    """
+    backoff = road.backoff()
+    while not receiver.complete:
+        link = await road.slot.get()
+        before = receiver.offset
+        try:
+            async with closing(link.download(address, before)) as pieces:
+                await take_all(receiver, pieces)
+        except FedError as failure:
+            if not _may_pass(failure):
+                receiver.discard()
+                raise
+        if receiver.complete:
+            break
+        if receiver.offset > before:
+            backoff.succeeded()
+        await road.sleep(backoff.failed())
+    return receiver.finish()
+
+
+async def download_small(road: Road, address: Sha256, size: int) -> bytes:
+    """Fetch a small object of a known size, whole, into memory.
+
+    Raises:
+        StateError: MODEL_INVALID, what came is not what the digest says.
+        FedError: the coordinator refuses it for good.
+    """
+    backoff = road.backoff()
+    while True:
+        link = await road.slot.get()
+        data = bytearray()
+        try:
+            async with closing(link.download(address, 0)) as pieces:
+                async for piece in pieces:
+                    data += piece.data
+                    if piece.total != size or len(data) >= size:
+                        break
+        except FedError as failure:
+            if not _may_pass(failure):
+                raise
+        else:
+            if Sha256(hashlib.sha256(data).digest()) != address:
+                raise StateError("MODEL_INVALID", "a file of the release has another digest")
+            return bytes(data)
+        await road.sleep(backoff.failed())
+
+
+async def upload(
+    road: Road,
+    start: UploadStart,
+    path: Path,
+    end: UploadEnd,
+    resume: Callable[[Link], Awaitable[ResumeState]],
+    *,
+    fresh: bool,
+) -> None:
+    """Stream a durable masked vector until the coordinator holds all of it.
+
+    `resume` asks the coordinator how far it got: before every attempt but the very
+    first one (`fresh`).
+
+    Raises:
+        Refusal: the coordinator will not take it (for example UPLOAD_LATE).
+        StateError: STATE_DAMAGED, the file is gone.
+    """
+    backoff = road.backoff()
+    altered = 0
+    while True:
+        link = await road.slot.get()
+        try:
+            state = ResumeState(start.hd, 0, done=False) if fresh else await resume(link)
+            fresh = False
+            if state.done:
+                return
+            begin = UploadStart(start.task, start.hd, state.next_chunk)
+            async with closing(read_chunks(path, state.next_chunk)) as chunks:
+                _check_ack(await link.upload(begin, chunks, end), end)
+        except FedError as failure:
+            altered += failure.name == "UPLOAD_DIGEST"
+            if not _may_pass(failure) or altered >= DIGEST_TRIES:
+                raise
+        else:
+            return
+        await road.sleep(backoff.failed())
+
+
+def _check_ack(ack: UploadAck, end: UploadEnd) -> None:
+    if (ack.hd, ack.ydig) != (end.hd, end.ydig):
+        raise Refusal("UPLOAD_DIGEST", "the coordinator acknowledged other bytes than were sent")
+
+
+def _may_pass(failure: FedError) -> bool:
+    return isinstance(failure, ConnectError) or failure.name in _PASSING

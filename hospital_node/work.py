@@ -1,0 +1,91 @@
+"""What a task needs of learning, as protocols: the driver never sees a table or torch.
+
+`Desk` is the hospital's front desk: it judges offers and opens accepted studies.
+`Work` is one accepted study at this hospital, with its data loaded once per run.
+`hospital_node.learning` implements both; tests and `sim` may bring their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from common.ids import ConfigHash
+from common.messages import Objection
+from common.secagg.header import Header, RoundKind
+from common.secagg.keys import CoefficientSeed, Suite
+from common.secagg.node_state import SessionExpectation
+from common.vectors import ParameterSchema
+from hospital_node.contribution import WordSource
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an accepted study fixes for its sessions."""
+
+    task: str
+    suite: Suite
+    expect: SessionExpectation
+    two_party: bool
+    """Whether it may run between two hospitals, which then see each other's update."""
+
+
+class Work(Protocol):
+    """One accepted study at this hospital. Blocking methods run in a worker thread."""
+
+    @property
+    def terms(self) -> Terms:
+        """What the study fixes."""
+        ...
+
+    def model_schema(self) -> ParameterSchema:
+        """The tensors of the study's global model, for receiving it."""
+        ...
+
+    def is_quick(self, kind: RoundKind) -> bool:
+        """Whether `make` takes about a millisecond, less than a change of thread is worth."""
+        ...
+
+    def make(
+        self,
+        header: Header,
+        model: Path | None,
+        seed: CoefficientSeed,
+        abandoned: Callable[[], bool],
+    ) -> WordSource:
+        """Train (or count) on the hospital's rows; return the finished `v_i`. Blocking.
+
+        `model` is the received and checked file, None where the round has none; `seed`
+        is `a_i`, for stochastic rounding.
+
+        Raises:
+            DataError, Refusal (INPUT_NAN), StateError: this node leaves the round.
+            RoundError: RUN_CANCELLED, `abandoned` said so.
+        """
+        ...
+
+    def report(self, model: Path) -> Mapping[str, object]:
+        """Return the released model's metrics on the hospital's own test rows. Blocking."""
+        ...
+
+
+class Desk(Protocol):
+    """Says what this hospital runs."""
+
+    def judge(self, study: bytes, config_hash: ConfigHash) -> tuple[Objection, ...]:
+        """Return the objections to an offer; none means it is accepted. Blocking.
+
+        `study` comes from the coordinator and may be anything; `config_hash` is its
+        SHA-256, computed here. Loads the data, so that what cannot run is not accepted.
+        """
+        ...
+
+    def open(self, study: bytes) -> Work:
+        """Return the work of a study that was accepted, its data loaded. Blocking.
+
+        Raises:
+            FedError: the study, the policy or the data no longer fit.
+        """
+        ...
