@@ -26,28 +26,18 @@ Capture = pytest.CaptureFixture[str]
 app = group("Commands for these tests.")
 
 
-def _fail(kind: str) -> None:
-    match kind:
-        case "connect":
-            raise ConnectError("UNREACHABLE", "no answer from coordinator.example.org:443")
-        case "deadline":
-            raise RoundError("ENROLMENT", "2 of 3 hospitals answered")
-        case "bug":
-            raise ValueError("patient 4711 has cholesterol 233")
-        case "missing":
-            Path("/nowhere/at\nall.yaml").read_text()
-        case "full":
-            raise OSError(28, "No space left on device", "/var/lib/x")
-        case "port":
-            raise OSError(98, "Address already in use")
-        case "torch":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        case "interrupt":
-            raise KeyboardInterrupt
-        case "abort":
-            raise typer.Abort
-        case "escape":
-            raise FedError("BAD_VALUE", "value \x1b[31m of a file", fix="do \x1b[0m this")
+FAULTS: dict[str, BaseException] = {
+    "connect": ConnectError("UNREACHABLE", "no answer from coordinator.example.org:443"),
+    "deadline": RoundError("ENROLMENT", "2 of 3 hospitals answered"),
+    "bug": ValueError("patient 4711 has cholesterol 233"),
+    "missing": FileNotFoundError(2, "No such file or directory", "/nowhere/at\nall.yaml"),
+    "full": OSError(28, "No space left on device", "/var/lib/x"),
+    "port": OSError(98, "Address already in use"),
+    "torch": ModuleNotFoundError("No module named 'torch'", name="torch"),
+    "interrupt": KeyboardInterrupt(),
+    "abort": typer.Abort(),
+    "escape": FedError("BAD_VALUE", "value \x1b[31m of a file", fix="do \x1b[0m this"),
+}
 
 
 @app.command()
@@ -60,7 +50,8 @@ def act(
 ) -> Outcome:
     """Do what a test asks for."""
     sys.stdout.write("progress that a library printed\n")
-    _fail(kind)
+    if kind in FAULTS:
+        raise FAULTS[kind].with_traceback(None)
     code = ExitCode.WAITING if kind == "wait" else ExitCode.OK
     return Outcome({"number": number, "path": Path("a/b"), "digest": b"\x01\xff"}, "done", code)
 

@@ -48,13 +48,13 @@ def test_a_rule_says_yes_and_no(
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse_positive(text)
 
 
 @pytest.mark.parametrize("cell", ["", "ill", "nan", "inf", float("nan")])
 def test_a_label_that_is_no_number_is_refused_and_not_quoted(cell: str | float) -> None:
-    with pytest.raises(ValueError, match="finite number|not a number") as caught:
+    with pytest.raises(ValueError, match=r"finite number|not a number") as caught:
         parse_positive("> 0").matches(cell)
     assert "ill" not in str(caught.value)
 

@@ -277,7 +277,7 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ('levels: ["0", "1"]', 'levels: ["0", "0"]', "DUPLICATE_KEY", "holds '0' twice"),
         ('levels: ["0", "1"]', 'levels: ["0", "1"], unit: a', "BAD_VALUE", "belongs to numbers"),
         ('levels: ["0", "1"]', 'levels: ["0", "1"], impute: mean', "BAD_VALUE", "for a category"),
-        ('levels: ["0", "1"]', 'levels: ["0", "1"], missing: [9]', "BAD_VALUE", "must be in quotes"),
+        ('levels: ["0", "1"]', 'levels: ["0", "1"], missing: [9]', "BAD_VALUE", "be in quotes"),
         ('levels: ["0", "1"]', 'levels: ["0", "1"], missing: ["1"]', "BAD_VALUE", "also a level"),
         ("missing: [0]", "missing: [true]", "BAD_VALUE", "features[2].missing[0]"),
         ("missing: [0]", "missing: [0, 0.0]", "DUPLICATE_KEY", "twice"),
