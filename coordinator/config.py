@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field
 
-from common.config import Label, Section, Seconds, load, no_repeats
+from common.config import Label, Seconds, Section, load, no_repeats
 
 SCHEMA: Final = "fedcare.coordinator/v1"
 
@@ -37,12 +37,13 @@ class Timing(Section):
     `enrolment_grace`: how long hospitals that have not decided yet are waited for once
     enough have accepted. `setup`: how long an epoch's key exchange may take. `gather`:
     how long a round waits for a hospital that is not ready, once enough are.
-    `release_ttl`: how long a round whose set is fixed waits for missing signatures.
+    `release`: how long the end of a run waits for hospitals to verify the model.
     """
 
     enrolment_grace: Seconds = 20.0
     setup: Seconds = 30.0
     gather: Seconds = 2.0
+    release: Seconds = 30.0
     heartbeat: Seconds = 10.0
 
 

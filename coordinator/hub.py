@@ -79,6 +79,11 @@ class Hub:
         if outbox is not None:
             outbox.put(task, step)
 
+    def drop(self, node: NodeId) -> None:
+        """End a hospital's stream: it has been silent for too long."""
+        if node in self._outboxes:
+            self._outboxes[node].close()
+
     def close(self) -> None:
         """End all streams."""
         for outbox in self._outboxes.values():

@@ -13,7 +13,6 @@ from typing import Any, Final
 import grpc
 
 from common.certificates import Role
-from common.errors import Refusal
 from common.ids import NodeId, RunId
 from common.transport.interceptors import MethodTable, caller
 from common.wire import (
@@ -196,5 +195,3 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     ) -> ops.GetStatusResponse:
         """Return the coordinator's status."""
         return encode_status(self._service.status())
-
-

@@ -1,0 +1,138 @@
+"""A released model's manifest: what it is, how it came about, and what signs it.
+
+`manifest.json` lies beside `model.safetensors`, `preprocessing.json` and `study.json`
+and names each by SHA-256; the coordinator signs its bytes. The rounds that led to the
+model form a chain: each entry's `chain` is the SHA-256 of the previous one and of the
+entry, so that a round cannot be left out or altered without changing all later ones.
+
+`fedcare model verify` needs these files and the pinned CA, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, StringConstraints
+
+from common.config import Section, validate
+from common.documents import parse_json
+from common.encoding import enc
+from common.errors import FedError, StateError
+
+SCHEMA: Final = "fedcare.model/v1"
+MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.sig"
+CHAIN_FILE: Final = "chain.pem"
+MODEL_FILE: Final = "model.safetensors"
+PREPROCESSING_FILE: Final = "preprocessing.json"
+STUDY_FILE: Final = "study.json"
+
+_GENESIS: Final = "0" * 64
+
+Hex = Annotated[str, StringConstraints(pattern=r"[0-9a-f]{64}\Z")]
+"""A SHA-256 digest in lower-case hexadecimal."""
+
+
+class FileEntry(Section):
+    """A file of the release: its digest and its size in bytes."""
+
+    name: Literal["model.safetensors", "preprocessing.json", "study.json"]
+    sha256: Hex
+    size: Annotated[int, Field(ge=0)]
+
+
+class RoundEntry(Section):
+    """One opened round. `header`: digest of its header; `model_sha256` empty where it made none."""
+
+    position: int
+    kind: str
+    r: int
+    header: Hex
+    survivors: tuple[str, ...]
+    dropped: tuple[str, ...]
+    sum_sha256: Hex
+    model_sha256: str
+    chain: Hex
+
+
+class StudyEntry(Section):
+    """Which study, by the hash that every hospital accepted."""
+
+    id: str
+    title: str
+    owner: str
+    config_hash: Hex
+
+
+class PrivacyEntry(Section):
+    """How contributions were protected, with the honest limit in words."""
+
+    secure_aggregation: bool
+    suite: str
+    colluders: int
+    min_sites: int
+    dp: str
+    statement: str
+
+
+class Manifest(Section):
+    """See the module. `signed_at` is in Unix seconds; `sites` contributed at least once."""
+
+    schema_: Annotated[Literal["fedcare.model/v1"], Field(alias="schema")] = SCHEMA
+    federation: str
+    run: str
+    study: StudyEntry
+    signed_at: int
+    sites: tuple[str, ...]
+    rounds: tuple[RoundEntry, ...]
+    files: tuple[FileEntry, ...]
+    model_sha256: Hex
+    layout_sha256: Hex
+    metrics: dict[str, float]
+    privacy: PrivacyEntry
+    software: str
+
+    def to_json(self) -> bytes:
+        """Return the released bytes: sorted keys, one line end."""
+        body = self.model_dump(mode="json", by_alias=True)
+        return (json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode()
+
+    @staticmethod
+    def from_json(raw: bytes) -> Manifest:
+        """Read a manifest; its signature is checked elsewhere, before this is believed.
+
+        Raises:
+            StateError: MODEL_INVALID, it is not a manifest, or its chain of rounds is broken.
+        """
+        try:
+            manifest = validate(parse_json(raw, MANIFEST_FILE), Manifest, SCHEMA)
+        except FedError as error:
+            raise StateError("MODEL_INVALID", error.detail) from None
+        if [entry.chain for entry in manifest.rounds] != list(chained(manifest.rounds)):
+            raise StateError("MODEL_INVALID", f"{MANIFEST_FILE}: its chain of rounds is broken")
+        return manifest
+
+    def file(self, name: str) -> FileEntry:
+        """Return the entry of a file.
+
+        Raises:
+            StateError: MODEL_INVALID, the manifest has no such file.
+        """
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        raise StateError("MODEL_INVALID", f"{MANIFEST_FILE} names no {name}")
+
+
+def chained(entries: Iterable[RoundEntry]) -> Iterable[str]:
+    """Yield what each entry's `chain` has to be."""
+    previous = _GENESIS
+    for entry in entries:
+        items = (entry.position, entry.kind, entry.r, entry.header)
+        sites = (len(entry.survivors), *entry.survivors, len(entry.dropped), *entry.dropped)
+        body = enc(previous, *items, *sites, entry.sum_sha256, entry.model_sha256)
+        previous = hashlib.sha256(body).hexdigest()
+        yield previous

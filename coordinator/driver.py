@@ -1,0 +1,410 @@
+"""Drives one run's machine: waits, persists, then acts.
+
+One task per run takes events in the order in which they came. All that wait are handled
+together; their facts go into the store in one transaction, and only then is anything
+sent, answered or started. If the store fails nothing is sent: the run stops and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final, TypeVar, assert_never
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from common.certificates import ChainTrust
+from common.clock import Clock
+from common.errors import FedError, InternalError, Refusal
+from common.events import Event
+from common.identity import Identity
+from common.ids import HeaderDigest, NodeId, Sha256
+from common.logs import EventLog
+from common.messages import ReleaseNotice, UploadAck
+from common.secagg.coordinator_state import RoundPhase
+from common.secagg.messages import Refused, Resume, ResumeState, UploadEnd
+from common.secagg.ring import word_bytes
+from common.views import RunView
+from common.wire import CoordinatorStep
+from coordinator.hub import Hub
+from coordinator.objects import ObjectStore
+from coordinator.publish import make_release
+from coordinator.run import RunContext, Timing, handle
+from coordinator.run_state import (
+    AckUpload,
+    DropSpool,
+    EpochReserved,
+    Finish,
+    FirstModelMade,
+    FromNode,
+    MakeFirstModel,
+    MakeRelease,
+    ModelRef,
+    OpenSum,
+    Record,
+    ReleaseMade,
+    ReserveEpoch,
+    RunCommand,
+    RunEvent,
+    RunFact,
+    RunState,
+    Send,
+    SendRelease,
+    StartTimer,
+    SumRefused,
+    SumUsed,
+    Tell,
+    TimerFired,
+    UploadComplete,
+    encode_fact,
+)
+from coordinator.spool import Spool, SpoolFile
+from coordinator.store import Store, StoredRelease
+from coordinator.use_sum import make_first_model, use_sum
+from coordinator.views import view_of
+
+MOST_AT_ONCE: Final = 64
+"""Events handled in one transaction at the most."""
+
+KEPT_MODELS: Final = 3
+"""Models of a run that stay on disk: a hospital may still be fetching the previous one."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all runs of one coordinator share; made by `coordinator.app`."""
+
+    identity: Identity
+    trust: ChainTrust
+    store: Store
+    objects: ObjectStore
+    spool: Spool
+    hub: Hub
+    clock: Clock
+    log: EventLog
+    timing: Timing
+    disk: Executor
+    """One thread: the store's, and that of everything that waits for the disk."""
+    crunch: Executor
+    """Threads that open sums."""
+
+
+class RunDriver:
+    """One run in progress (or ended, while hospitals still fetch its release)."""
+
+    def __init__(self, state: RunState, facts: int, created_unix: float, shop: Workshop) -> None:
+        self.state = state
+        self._facts = facts
+        self._created_unix = created_unix
+        self._shop = shop
+        self._log = shop.log.bind(study=state.study.id, run=state.run_id)
+        self._events: asyncio.Queue[RunEvent] = asyncio.Queue()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._work: set[asyncio.Task[None]] = set()
+        self._acks: dict[tuple[NodeId, HeaderDigest], asyncio.Future[None]] = {}
+        self._models: list[ModelRef] = []
+        self._changed = asyncio.Condition()
+        self._version = 0
+        self._ended_unix: float | None = None
+        self._first_round_unix: float | None = None
+
+    # --- what others ask ---------------------------------------------------------------------
+
+    def post(self, event: RunEvent) -> None:
+        """Hand an event to the machine."""
+        self._events.put_nowait(event)
+
+    def view(self) -> RunView:
+        """Return the run as people see it."""
+        end = self._ended_unix if self._ended_unix is not None else self._shop.clock.unix()
+        first = self._first_round_unix
+        return view_of(
+            self.state,
+            seconds=end - self._created_unix,
+            seconds_to_first_round=first - self._created_unix if first is not None else 0.0,
+        )
+
+    async def watch(self) -> AsyncIterator[RunView]:
+        """Yield the view at once and after each change, until it is final."""
+        seen = -1
+        while True:
+            async with self._changed:
+                while self._version == seen:
+                    await self._changed.wait()
+                seen = self._version
+            view = self.view()
+            yield view
+            if view.state.final:
+                return
+
+    def open_header(self) -> HeaderDigest | None:
+        """Return the digest of the round whose uploads are awaited or kept, if any."""
+        current = self.state.round
+        return current.hd if current is not None and current.header is not None else None
+
+    def spool_file(self, node: NodeId, hd: HeaderDigest) -> SpoolFile:
+        """Return where a member's upload goes.
+
+        Raises:
+            Refusal: UPLOAD_LATE, the round takes no more uploads; OUT_OF_TURN, the
+                header is another or the node is not a member.
+        """
+        current = self.state.round
+        if current is None or current.header is None or current.hd != hd:
+            raise Refusal("OUT_OF_TURN", "no such round is open")
+        if node not in current.header.ids:
+            raise Refusal("OUT_OF_TURN", "the hospital is not a member of this round")
+        known = any(upload.sender == node for upload in current.uploads)
+        if current.phase is not RoundPhase.RUNNING and not known:
+            raise Refusal("UPLOAD_LATE", "the round's set was fixed without this upload")
+        header = current.header
+        return self._shop.spool.file(hd, node, header.d * word_bytes(header.w))
+
+    def resume_state(self, node: NodeId, message: Resume) -> ResumeState:
+        """Return where a broken upload goes on.
+
+        Raises:
+            Refusal: as `spool_file`.
+        """
+        file = self.spool_file(node, message.hd)
+        current = self.state.round
+        done = current is not None and any(upload.sender == node for upload in current.uploads)
+        return ResumeState(message.hd, file.next_chunk, done)
+
+    async def finish_upload(self, node: NodeId, end: UploadEnd) -> UploadAck:
+        """Make a complete upload durable, let the machine count it, and acknowledge it.
+
+        Raises:
+            Refusal: UPLOAD_DIGEST, UPLOAD_SIZE, UPLOAD_SIG, UPLOAD_LATE or OUT_OF_TURN.
+        """
+        file = self.spool_file(node, end.hd)
+        ydig = await self._on_disk(lambda: self._settle(file, end))
+        loop = asyncio.get_running_loop()
+        ack = self._acks.setdefault((node, end.hd), loop.create_future())
+        self.post(UploadComplete(node, end, ydig, file.expected_bytes))
+        await asyncio.shield(ack)
+        return UploadAck(end.hd, ydig)
+
+    def _settle(self, file: SpoolFile, end: UploadEnd) -> Sha256:
+        digest = file.finish(end.ydig)
+        self._shop.spool.sync_round(end.hd)
+        return digest
+
+    def release_notice(self) -> ReleaseNotice:
+        """Return the run's signed release.
+
+        Raises:
+            RoundError: NOT_FOUND, there is none (yet).
+        """
+        return notice_of(self.state, self._shop.store.release(self.state.run_id))
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Handle events until cancelled.
+
+        Raises:
+            FedError: the store failed, or a bug; nothing was sent after it.
+        """
+        try:
+            while True:
+                events = [await self._events.get()]
+                while not self._events.empty() and len(events) < MOST_AT_ONCE:
+                    events.append(self._events.get_nowait())
+                await self._handle(events)
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+            for task in self._work:
+                task.cancel()
+
+    async def _handle(self, events: list[RunEvent]) -> None:
+        commands: list[RunCommand] = []
+        refusals: list[tuple[RunEvent, Refusal]] = []
+        for event in events:
+            try:
+                self.state, more = handle(self.state, event, self._context())
+            except Refusal as refusal:
+                refusals.append((event, refusal))
+            else:
+                commands += more
+        await self._persist([c.fact for c in commands if isinstance(c, Record)])
+        for refused, reason in refusals:
+            self._refuse(refused, reason)
+        for command in commands:
+            self._act(command)
+        async with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+
+    def _context(self) -> RunContext:
+        clock = self._shop.clock
+        return RunContext(clock.monotonic(), int(clock.unix()), self._shop.trust, self._shop.timing)
+
+    async def _persist(self, facts: list[RunFact]) -> None:
+        if not facts:
+            return
+        bodies = [encode_fact(fact) for fact in facts]
+        first, run_id = self._facts, self.state.run_id
+        self._facts += len(bodies)
+        await self._on_disk(lambda: self._shop.store.append(run_id, first, bodies))
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._shop.disk, work)
+
+    def _refuse(self, event: RunEvent, refusal: Refusal) -> None:
+        """Tell whoever sent what was refused; state is as it was."""
+        match event:
+            case FromNode(node=node, step=step):
+                hd = getattr(step, "hd", b"")
+                self._send(node, Refused(hd, refusal.name, refusal.detail))
+                self._log.failure(Event.PROTOCOL_REFUSED, refusal, site=node.rsplit("/", 1)[-1])
+            case UploadComplete(node=node, end=end):
+                self._answer(node, end.hd, refusal)
+            case _:
+                self._log.failure(Event.INTERNAL_ERROR, refusal)
+
+    def _send(self, node: NodeId, step: CoordinatorStep) -> None:
+        self._shop.hub.send(node, self.state.study.id, step)
+
+    def _answer(self, node: NodeId, hd: HeaderDigest, refusal: Refusal | None) -> None:
+        ack = self._acks.pop((node, hd), None)
+        if ack is None or ack.done():
+            return
+        if refusal is None:
+            ack.set_result(None)
+        else:
+            ack.set_exception(refusal)
+
+    def _act(self, command: RunCommand) -> None:
+        match command:
+            case Record():
+                return
+            case Send():
+                self._send(command.to, command.step)
+            case StartTimer():
+                self._start_timer(command)
+            case AckUpload():
+                self._answer(command.to, command.hd, None)
+            case ReserveEpoch():
+                self._start(self._reserve_epoch())
+            case MakeFirstModel():
+                self._start(self._make_first_model())
+            case OpenSum():
+                self._start(self._open_sum(command))
+            case DropSpool():
+                self._drop_round(command.hd)
+            case MakeRelease():
+                self._start(self._make_release())
+            case SendRelease():
+                self._send(command.to, self.release_notice())
+            case Tell():
+                write = self._log.warning if command.warning else self._log.info
+                write(command.event, **dict(command.fields))
+            case Finish():
+                self._start(self._finish())
+            case _:
+                assert_never(command)
+
+    def _start_timer(self, command: StartTimer) -> None:
+        previous = self._timers.pop(command.name, None)
+        if previous is not None:
+            previous.cancel()
+        loop = asyncio.get_running_loop()
+        self._timers[command.name] = loop.call_later(
+            command.seconds, self.post, TimerFired(command.name)
+        )
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(self._guarded(work))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except FedError as error:
+            self._log.failure(Event.STATE_FAILED, error)
+        except Exception as error:  # noqa: BLE001 - the outermost place of a piece of work
+            self._log.failure(Event.INTERNAL_ERROR, InternalError(type(error).__name__))
+
+    # --- work that takes time ---------------------------------------------------------------------
+
+    async def _reserve_epoch(self) -> None:
+        store, task = self._shop.store, self.state.study.id
+        now = int(self._shop.clock.unix())
+        self.post(EpochReserved(await self._on_disk(lambda: store.next_epoch(task, now))))
+
+    async def _make_first_model(self) -> None:
+        study, objects = self.state.study, self._shop.objects
+        self.post(FirstModelMade(await self._on_disk(lambda: make_first_model(study, objects))))
+
+    async def _open_sum(self, command: OpenSum) -> None:
+        shop, study = self._shop, self.state.study
+        loop = asyncio.get_running_loop()
+        try:
+            used: SumUsed = await loop.run_in_executor(
+                shop.crunch, lambda: use_sum(study, command, shop.spool, shop.objects)
+            )
+        except Refusal as refusal:
+            self._log.failure(Event.PROTOCOL_REFUSED, refusal)
+            self.post(SumRefused(command.header.digest()))
+            return
+        if used.model is not None:
+            self._keep(used.model)
+        self.post(used)
+
+    def _keep(self, model: ModelRef) -> None:
+        """Remember a model, and forget the oldest one nobody can still be fetching."""
+        self._models.append(model)
+        if len(self._models) > KEPT_MODELS:
+            old = self._models.pop(0)
+            if all(old.object_sha256 != kept.object_sha256 for kept in self._models):
+                self._shop.objects.remove(old.object_sha256)
+
+    def _drop_round(self, hd: HeaderDigest) -> None:
+        if self._first_round_unix is None and any(r.opened for r in self.state.history):
+            self._first_round_unix = self._shop.clock.unix()
+        for node, open_hd in [key for key in self._acks if key[1] == hd]:
+            self._answer(node, open_hd, Refusal("CLOSED", "the round ended"))
+        self._shop.spool.drop(hd)
+
+    async def _make_release(self) -> None:
+        state, shop = self.state, self._shop
+        model = state.model
+        if model is None:
+            raise InternalError("a run without a model was to be released")
+
+        def make() -> StoredRelease:
+            release = make_release(
+                state, model, shop.objects, shop.identity, int(shop.clock.unix())
+            )
+            shop.store.put_release(state.run_id, release)
+            return shop.store.release(state.run_id)
+
+        release = await self._on_disk(make)
+        self.post(ReleaseMade(manifest_digest(release)))
+
+    async def _finish(self) -> None:
+        self._ended_unix = self._shop.clock.unix()
+        run_id = self.state.run_id
+        await self._on_disk(lambda: self._shop.store.end_run(run_id))
+
+
+def manifest_digest(release: StoredRelease) -> Sha256:
+    """Return the SHA-256 of a release's manifest."""
+    return Sha256(hashlib.sha256(release.manifest).digest())
+
+
+def notice_of(state: RunState, release: StoredRelease) -> ReleaseNotice:
+    """Return a stored release as it is sent to hospitals and researchers."""
+    chain = tuple(
+        cert.public_bytes(Encoding.DER) for cert in x509.load_pem_x509_certificates(release.chain)
+    )
+    return ReleaseNotice(state.run_id, release.manifest, release.signature, chain)

@@ -1,0 +1,403 @@
+"""The coordinator without its transport: what nodes and people may ask of it.
+
+gRPC (`coordinator.servicer`) and the in-memory transport of `sim` both call this and
+nothing below it. It finds the run that a message is about and hands it over; every
+decision is the run's (`coordinator.run`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+from common.errors import ConfigError, Refusal, RoundError
+from common.events import Event
+from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
+from common.layouts import round_kinds
+from common.messages import (
+    CHUNK_BYTES,
+    PROTOCOL_VERSION,
+    DownloadChunk,
+    Heartbeat,
+    Hello,
+    ReleaseNotice,
+    ReleaseReceipt,
+    StudyDecision,
+    UploadAck,
+    UploadChunk,
+    UploadStart,
+    Welcome,
+)
+from common.secagg.messages import Refused, Resume, UploadEnd
+from common.study import Study, canonical_json, config_hash, study_from_canonical
+from common.version import VERSION
+from common.views import RunView, SiteView, StatusView, StudyView
+from common.wire import NodeStep, UploadPart
+from coordinator.driver import RunDriver, Workshop
+from coordinator.hub import Outbox
+from coordinator.run import fewest, replay
+from coordinator.run_state import (
+    Begin,
+    Cancel,
+    FromNode,
+    NodeConnected,
+    NodeLost,
+    RunState,
+    decode_fact,
+)
+from coordinator.store import StoredRun, StoredStudy
+
+
+class CoordinatorService:
+    """All runs of one coordinator."""
+
+    def __init__(
+        self,
+        shop: Workshop,
+        *,
+        members: tuple[str, ...],
+        heartbeat_s: float = 10.0,
+        bulk_streams: int = 2,
+    ) -> None:
+        self._shop = shop
+        self._federation = shop.identity.federation
+        self._roster = tuple(sorted(hospital_id(self._federation, site) for site in members))
+        self._heartbeat_s = heartbeat_s
+        self._bulk_up = asyncio.Semaphore(bulk_streams)
+        self._bulk_down = asyncio.Semaphore(bulk_streams)
+        self._drivers: dict[RunId, RunDriver] = {}
+        self._tasks: dict[RunId, asyncio.Task[None]] = {}
+        self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
+        self._last_seen: dict[NodeId, float] = {}
+        self._began = shop.clock.monotonic()
+
+    # --- life -------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Take up every stored run where its facts end.
+
+        Raises:
+            StateError: STATE_DAMAGED, the store cannot be read.
+        """
+        keep = set()
+        for run in self._shop.store.runs():
+            study = study_from_canonical(self._shop.store.study(run.config_hash).content)
+            facts = [decode_fact(body) for body in self._shop.store.facts(run.run_id)]
+            state = replay(self._first_state(run, study), facts)
+            self._start(state, len(facts), run.created_unix)
+            current = state.round
+            if current is not None and current.header is not None and not state.phase.final:
+                keep.add(current.hd)
+        self._shop.spool.drop_all_but(frozenset(keep))
+
+    def _first_state(self, run: StoredRun, study: Study) -> RunState:
+        return RunState(run.run_id, study, run.config_hash, self._federation, self._roster)
+
+    def _start(self, state: RunState, facts: int, created_unix: float) -> RunDriver:
+        driver = RunDriver(state, facts, created_unix, self._shop)
+        self._drivers[state.run_id] = driver
+        self._tasks[state.run_id] = asyncio.create_task(driver.run())
+        driver.post(Begin())
+        for node in sorted(self._tasks_with_keys):
+            driver.post(NodeConnected(node, self._has_keys(node, state.study.id)))
+        return driver
+
+    async def watch_over(self) -> None:
+        """Notice silent peers and dead runs, until cancelled.
+
+        Raises:
+            Exception: whatever ended a run's driver: the process has to stop, because
+                a state that could not be stored must not be acted on.
+        """
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            for task in self._tasks.values():
+                if task.done() and not task.cancelled():
+                    task.result()
+            late = self._shop.clock.monotonic() - 3 * self._heartbeat_s
+            for node in [n for n, seen in self._last_seen.items() if seen < late]:
+                self._last_seen.pop(node)
+                self._shop.hub.drop(node)
+
+    async def close(self) -> None:
+        """End all streams and drivers; what is stored stays."""
+        self._shop.hub.close()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    # --- nodes -------------------------------------------------------------------------
+
+    def check_member(self, node: NodeId) -> None:
+        """Refuse a certificate of a hospital that is not (or no longer) a member.
+
+        Raises:
+            Refusal: NOT_MEMBER.
+        """
+        if node not in self._roster:
+            raise Refusal("NOT_MEMBER", f"{node} is not among the coordinator's members")
+
+    def connect(self, node: NodeId) -> Outbox:
+        """Open a hospital's control stream; it begins with Hello."""
+        self.check_member(node)
+        self._last_seen[node] = self._shop.clock.monotonic()
+        return self._shop.hub.connect(node)
+
+    def disconnect(self, outbox: Outbox) -> None:
+        """A control stream ended."""
+        if not self._shop.hub.disconnect(outbox):
+            return
+        self._last_seen.pop(outbox.node, None)
+        if self._tasks_with_keys.pop(outbox.node, None) is not None:
+            self._shop.log.info(Event.LINK_LOST, site=site_name(outbox.node))
+        for driver in self._drivers.values():
+            driver.post(NodeLost(outbox.node))
+
+    async def receive(self, node: NodeId, task: str, step: NodeStep) -> None:
+        """Take one message of a hospital's control stream.
+
+        Raises:
+            Refusal: OUT_OF_TURN, a message before Hello, or of another protocol.
+        """
+        self._last_seen[node] = self._shop.clock.monotonic()
+        if isinstance(step, Hello):
+            self._hello(node, step)
+            return
+        if node not in self._tasks_with_keys:
+            raise Refusal("OUT_OF_TURN", "a control stream begins with Hello")
+        match step:
+            case Heartbeat():
+                self._shop.hub.send(node, "", step)
+            case StudyDecision() | ReleaseReceipt():
+                self._driver(step.run_id).post(FromNode(node, step))
+            case Resume():
+                self._resume(node, task, step)
+            case _:
+                self._hand_over(node, task, step)
+
+    def _hello(self, node: NodeId, hello: Hello) -> None:
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise Refusal(
+                "BAD_MESSAGE",
+                f"protocol version {hello.protocol_version}; this coordinator speaks"
+                f" {PROTOCOL_VERSION}",
+            )
+        self._tasks_with_keys[node] = frozenset(hello.tasks)
+        heartbeat_ms = round(self._heartbeat_s * 1000)
+        self._shop.hub.send(node, "", Welcome(self._federation, heartbeat_ms))
+        self._shop.log.info(Event.LINK_CONNECTED, site=site_name(node), version=hello.software)
+        for driver in self._drivers.values():
+            driver.post(NodeConnected(node, self._has_keys(node, driver.state.study.id)))
+
+    def _has_keys(self, node: NodeId, task: str) -> bool:
+        return task in self._tasks_with_keys.get(node, frozenset())
+
+    def _hand_over(self, node: NodeId, task: str, step: NodeStep) -> None:
+        driver = self._active(task)
+        if driver is None:
+            self._shop.hub.send(node, task, Refused(b"", "CLOSED", "no run of this task is open"))
+        else:
+            driver.post(FromNode(node, step))
+
+    def _resume(self, node: NodeId, task: str, step: Resume) -> None:
+        try:
+            answer = self._open_run(task).resume_state(node, step)
+        except Refusal as refusal:
+            self._shop.hub.send(node, task, Refused(step.hd, refusal.name, refusal.detail))
+        else:
+            self._shop.hub.send(node, task, answer)
+
+    def _active(self, task: str) -> RunDriver | None:
+        for driver in self._drivers.values():
+            if driver.state.study.id == task and not driver.state.phase.final:
+                return driver
+        return None
+
+    def _open_run(self, task: str) -> RunDriver:
+        driver = self._active(task)
+        if driver is None:
+            raise Refusal("CLOSED", "no run of this task is open")
+        return driver
+
+    async def upload(self, node: NodeId, parts: AsyncIterator[UploadPart]) -> UploadAck:
+        """Receive a masked vector, or the rest of one, and acknowledge it once durable.
+
+        Raises:
+            Refusal: see `RunDriver.spool_file` and `finish_upload`.
+        """
+        self.check_member(node)
+        start = await anext(parts, None)
+        if not isinstance(start, UploadStart):
+            raise Refusal("OUT_OF_TURN", "an upload begins with its start record")
+        driver = self._open_run(start.task)
+        async with self._bulk_up:
+            end = await self._spool(driver, node, start, parts)
+        return await driver.finish_upload(node, end)
+
+    async def _spool(
+        self,
+        driver: RunDriver,
+        node: NodeId,
+        start: UploadStart,
+        parts: AsyncIterator[UploadPart],
+    ) -> UploadEnd:
+        file = driver.spool_file(node, start.hd)
+        async for part in parts:
+            match part:
+                case UploadChunk():
+                    file = driver.spool_file(node, start.hd)
+                    file.append(part.index, part.data)
+                case UploadEnd():
+                    if part.hd != start.hd:
+                        raise Refusal("OUT_OF_TURN", "the end record is of another header")
+                    return part
+                case UploadStart():
+                    raise Refusal("OUT_OF_TURN", "an upload has one start record")
+        raise Refusal("UPLOAD_SIZE", "the stream ended without an end record")
+
+    async def download(self, sha256: Sha256, offset: int) -> AsyncIterator[DownloadChunk]:
+        """Yield a stored object from `offset` on.
+
+        Raises:
+            RoundError: NOT_FOUND.
+            Refusal: BAD_MESSAGE, the offset lies beyond the end.
+        """
+        async with self._bulk_down:
+            with self._shop.objects.open(sha256) as reader:
+                if offset > reader.size:
+                    raise Refusal("BAD_MESSAGE", "the offset lies beyond the object's end")
+                if offset == reader.size:
+                    yield DownloadChunk(offset, reader.size, b"")
+                while offset < reader.size:
+                    data = reader.read(offset, CHUNK_BYTES)
+                    yield DownloadChunk(offset, reader.size, data)
+                    offset += len(data)
+
+    # --- people -------------------------------------------------------------------------
+
+    async def submit(self, content: bytes, request: str) -> StoredRun:
+        """Accept a study and begin its run; the same `request` again gives the same run.
+
+        Raises:
+            ConfigError: the study is not valid, or cannot run in this federation.
+            RoundError: BUSY, a run of a study of that id is going on.
+        """
+        study = study_from_canonical(content)
+        self._check_can_run(study)
+        digest = config_hash(study)
+        run_id = RunId(f"{study.id[:48].rstrip('-')}-{secrets.token_hex(4)}")
+        now = self._shop.clock.unix()
+        run = StoredRun(run_id, StudyId(study.id), digest, request, now, ended=False)
+        known = next((r for r in self._shop.store.runs() if r.request == request), None)
+        if known is not None:
+            return known
+        if self._active(study.id) is not None:
+            raise RoundError("BUSY", f"a run of study {study.id} is going on")
+        stored = StoredStudy(StudyId(study.id), digest, canonical_json(study))
+        run = self._shop.store.add_run(stored, run)
+        self._shop.log.info(Event.STUDY_SUBMITTED, study=study.id, run=run_id)
+        self._start(self._first_state(run, study), 0, now)
+        return run
+
+    def _check_can_run(self, study: Study) -> None:
+        if study.kind != "training":
+            raise ConfigError("NOT_SUPPORTED", "kind: statistics is not run by this version")
+        probe = RunState(RunId("x"), study, ConfigHash(b""), self._federation, self._roster)
+        if fewest(probe) > len(self._roster):
+            raise ConfigError(
+                "BAD_VALUE",
+                f"the study needs more hospitals than the federation's {len(self._roster)}",
+            )
+        round_kinds(study)
+
+    def studies(self) -> list[StudyView]:
+        """Return every study with its runs."""
+        runs = self._shop.store.runs()
+        return [
+            _study_view(stored, [r.run_id for r in runs if r.config_hash == stored.config_hash])
+            for stored in self._shop.store.studies()
+        ]
+
+    def study(self, study_id: str) -> tuple[StudyView, bytes]:
+        """Return the study of that id whose run is the latest, with its content.
+
+        Raises:
+            RoundError: NOT_FOUND.
+        """
+        runs = [run for run in self._shop.store.runs() if run.study_id == study_id]
+        if not runs:
+            raise RoundError("NOT_FOUND", f"no study {study_id}")
+        stored = self._shop.store.study(runs[-1].config_hash)
+        same = [run.run_id for run in runs if run.config_hash == stored.config_hash]
+        return _study_view(stored, same), stored.content
+
+    def runs(self) -> list[RunView]:
+        """Return every run, oldest first."""
+        return [driver.view() for driver in self._drivers.values()]
+
+    def run(self, run_id: RunId) -> RunView:
+        """Return one run.
+
+        Raises:
+            RoundError: NOT_FOUND.
+        """
+        return self._driver(run_id).view()
+
+    def watch(self, run_id: RunId) -> AsyncIterator[RunView]:
+        """Yield a run's view at once and after each change, until it is final.
+
+        Raises:
+            RoundError: NOT_FOUND.
+        """
+        return self._driver(run_id).watch()
+
+    async def cancel(self, run_id: RunId, reason: str) -> RunView:
+        """End a run. Ending an ended one changes nothing.
+
+        Raises:
+            RoundError: NOT_FOUND.
+        """
+        driver = self._driver(run_id)
+        driver.post(Cancel(reason))
+        async for view in driver.watch():
+            if view.state.final:
+                return view
+        return driver.view()
+
+    def release(self, run_id: RunId) -> ReleaseNotice:
+        """Return a run's signed release.
+
+        Raises:
+            RoundError: NOT_FOUND.
+        """
+        return self._driver(run_id).release_notice()
+
+    def status(self) -> StatusView:
+        """Return who is connected and what every open run waits for."""
+        connected = self._shop.hub.connected
+        sites = tuple(
+            SiteView(
+                site=site_name(node),
+                connected=node in connected,
+                state="connected" if node in connected else "away",
+                waiting_for="" if node in connected else "its connection",
+                objection="",
+            )
+            for node in self._roster
+        )
+        open_runs = tuple(view for view in self.runs() if not view.state.final)
+        uptime = self._shop.clock.monotonic() - self._began
+        return StatusView(self._federation, VERSION, sites, open_runs, uptime)
+
+    def _driver(self, run_id: RunId) -> RunDriver:
+        try:
+            return self._drivers[run_id]
+        except KeyError:
+            raise RoundError("NOT_FOUND", f"no run {run_id}") from None
+
+
+def _study_view(stored: StoredStudy, run_ids: list[RunId]) -> StudyView:
+    study = study_from_canonical(stored.content)
+    owner = study.owner.organisation
+    return StudyView(stored.study_id, stored.config_hash, study.title, owner, tuple(run_ids))

@@ -1,0 +1,106 @@
+"""What the coordinator does with an opened sum, by kind of round.
+
+    statistics   pooled constants, and with them the first model
+    train        the next model, written while the sum is being opened
+    evaluate     pooled metrics
+
+Runs in a worker thread; everything it returns is durable.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import evaluation, statistics
+from common.errors import InternalError
+from common.ids import HeaderDigest
+from common.layouts import first_model, has_constants, model_schema, round_layout
+from common.model_file import model_header
+from common.secagg.header import RoundKind, sum_bound
+from common.secagg.ring import word_bytes
+from common.study import Study
+from common.vectors import ParameterSchema, model_digest
+from coordinator.aggregate import ModelUpdate, check_weight_sum
+from coordinator.objects import ObjectStore
+from coordinator.opening import Collect, Opening, open_sum, open_tail
+from coordinator.run_state import ModelRef, OpenSum, SumUsed
+from coordinator.spool import Spool
+
+
+def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) -> SumUsed:
+    """Open the sum of a certified set and make of it what the round was for.
+
+    Raises:
+        Refusal: SUM_RANGE, a word lies outside its bound; nothing was kept.
+        StateError: DISK.
+    """
+    header = command.header
+    layout = round_layout(study, header.kind)
+    hd = header.digest()
+    size = header.d * word_bytes(header.w)
+    opening = Opening(
+        spools=[spool.file(hd, node, size) for node in command.survivors],
+        plan=command.plan,
+        words=header.d,
+        bound=sum_bound(len(command.survivors), header.bound),
+    )
+    match header.kind:
+        case RoundKind.TRAIN:
+            return _train(command, opening, layout.schema, objects)
+        case RoundKind.STATISTICS:
+            sink = Collect(header.d)
+            digest = open_sum(opening, sink)
+            words = sink.words[: layout.schema.parameters]
+            constants = statistics.pooled(study, words, header.bound)
+            model = _store(model_schema(study), first_model(study, constants), objects)
+            return SumUsed(hd, digest, model, ())
+        case RoundKind.EVALUATE:
+            sink = Collect(header.d)
+            digest = open_sum(opening, sink)
+            words = sink.words[: layout.schema.parameters]
+            return SumUsed(hd, digest, None, _metrics(study, words, header.bound))
+        case RoundKind.VOTE:
+            raise InternalError("no study has vote rounds")
+        case _:
+            assert_never(header.kind)
+
+
+def _train(
+    command: OpenSum, opening: Opening, schema: ParameterSchema, objects: ObjectStore
+) -> SumUsed:
+    header = command.header
+    if command.model is None:
+        raise InternalError("a training round has no model to add to")
+    weight_sum = open_tail(opening, schema.parameters)[0]
+    check_weight_sum(weight_sum, header.s_min, header.bound)
+    with objects.open(command.model.object_sha256) as previous, objects.writer() as writer:
+        update = ModelUpdate(schema, header.ranges, weight_sum, previous, writer)
+        digest = open_sum(opening, update)
+        made = update.finish()
+    model = ModelRef(made.object_sha256, made.model_sha256, made.rms)
+    return SumUsed(HeaderDigest(header.digest()), digest, model, ())
+
+
+def _metrics(study: Study, words: NDArray[np.int64], bound: int) -> tuple[tuple[str, float], ...]:
+    found = evaluation.pooled(study, words, bound).as_dict(study)
+    return tuple(
+        (name, value) for name, value in found.items() if value is not None and math.isfinite(value)
+    )
+
+
+def make_first_model(study: Study, objects: ObjectStore) -> ModelRef:
+    """Store the first model of a study that needs no statistics round."""
+    constants = statistics.without_statistics(study) if has_constants(study) else None
+    return _store(model_schema(study), first_model(study, constants), objects)
+
+
+def _store(schema: ParameterSchema, model: NDArray[np.float32], objects: ObjectStore) -> ModelRef:
+    data = model.astype("<f4", copy=False).data.cast("B")
+    with objects.writer() as writer:
+        writer.write(model_header(schema))
+        writer.write(data)
+        return ModelRef(writer.commit(), model_digest(schema, data))

@@ -1,0 +1,108 @@
+"""A run's state as people read it: what each hospital does and what it waits for."""
+
+from __future__ import annotations
+
+from common.ids import NodeId, SiteName, site_name
+from common.layouts import round_kinds
+from common.secagg.coordinator_session import SetupPhase
+from common.secagg.coordinator_state import RoundPhase, RoundState
+from common.views import RoundView, RunPhase, RunView, SiteView
+from coordinator.run_state import RoundRecord, RunState
+
+
+def view_of(state: RunState, *, seconds: float, seconds_to_first_round: float) -> RunView:
+    """Return a run's view; `seconds` since its submission, until its end."""
+    model = state.model
+    done = state.released is not None and model is not None
+    return RunView(
+        run_id=state.run_id,
+        study_id=state.study.id,  # type: ignore[arg-type]
+        state=state.phase,
+        round=state.position,
+        rounds=len(round_kinds(state.study)),
+        sites=tuple(site_view(state, node) for node in state.roster),
+        history=tuple(_round_view(record) for record in state.history),
+        pooled=state.pooled,
+        model_sha256=model.model_sha256.hex() if done and model is not None else "",
+        reason=state.reason,
+        seconds=seconds,
+        seconds_to_first_round=seconds_to_first_round,
+    )
+
+
+def _round_view(record: RoundRecord) -> RoundView:
+    return RoundView(
+        number=record.position,
+        kind=record.kind,
+        state="CLOSED" if record.opened else "ABORTED",
+        survivors=_names(record.survivors),
+        dropped=_names(record.dropped),
+        seconds=record.seconds,
+        reason=record.reason,
+        header_digest=record.hd,
+        sum_sha256=record.sum_sha256,
+    )
+
+
+def _names(nodes: tuple[NodeId, ...]) -> tuple[SiteName, ...]:
+    return tuple(site_name(node) for node in nodes)
+
+
+def site_view(state: RunState, node: NodeId) -> SiteView:
+    """Return what one hospital does in this run."""
+    said = dict(state.decisions).get(node)
+    objection = "; ".join(o.detail for o in said.objections) if said is not None else ""
+    trouble = dict(state.trouble).get(node, "")
+    doing, waiting = _doing(state, node)
+    return SiteView(
+        site=site_name(node),
+        connected=node in state.connected,
+        state=doing,
+        waiting_for=waiting,
+        objection=objection or trouble,
+    )
+
+
+def _doing(state: RunState, node: NodeId) -> tuple[str, str]:
+    """Return (state, what it waits for) in words."""
+    if state.phase.final:
+        return state.phase.value, ""
+    if node in state.refused:
+        return "refused", "nobody: its policy decided"
+    if node in state.undecided:
+        return "offered", f"{site_name(node)}'s decision"
+    if node not in state.connected:
+        return "away", "its connection"
+    if state.phase is RunPhase.RELEASING:
+        return ("kept", "") if node in state.receipts else ("verifying", "its receipt")
+    session = state.session
+    if session is None:
+        return "accepted", "other hospitals' decisions"
+    if session.phase is not SetupPhase.READY:
+        done = node in session.confirmed
+        return ("confirmed", "other hospitals' keys") if done else ("keys", "its keys")
+    if node not in session.confirmed:
+        return "joining", "the next epoch"
+    return _in_round(state.round, node)
+
+
+def _in_round(current: RoundState | None, node: NodeId) -> tuple[str, str]:
+    if current is None or current.header is None:
+        ready = current is not None and any(entry == node for entry, _ in current.ready)
+        return ("ready", "other hospitals") if ready else ("between rounds", "its readiness")
+    if node not in current.header.ids:
+        return "sitting out", "the next round"
+    if node in current.left:
+        return "left the round", "the next round"
+    uploaded = any(upload.sender == node for upload in current.uploads)
+    match current.phase:
+        case RoundPhase.RUNNING:
+            return ("uploaded", "other hospitals") if uploaded else ("training", "its update")
+        case RoundPhase.PROPOSED:
+            signed = any(entry == node for entry, _ in current.commits)
+            return ("signed", "other signatures") if signed else ("proposed", "its signature")
+        case RoundPhase.CERTIFIED | RoundPhase.RECOVERING:
+            given = any(entry == node for entry, _ in current.releases)
+            return ("released", "other seeds") if given else ("certified", "its seeds")
+        case _:
+            return "done", "the next round"
