@@ -17,10 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS: Final = 1024
-"""Bins of a score histogram, equally wide in the logit of the probability."""
+"""Bins of a score histogram, equally wide in a stretched logit of the probability."""
 
-LOGIT_LIMIT: Final = 16.0
-"""Logits beyond +-16 (probabilities within 1.2e-7 of 0 or 1) share the outer bins."""
+LOGIT_LIMIT: Final = 700.0
+"""Logits beyond +-700, about where a float64 probability is 0, share the outer bins."""
+
+LOGIT_SCALE: Final = 0.02
+"""Logits t are binned by sign(t) log(1 + |t| / scale): 0.0003 wide at p = 1/2, where an
+untrained model's scores crowd, and 0.02 of t for the scores of a very sure one."""
 
 THRESHOLD: Final = 0.5
 """A probability above this says yes."""
@@ -66,13 +70,15 @@ def score_histogram(
 ) -> NDArray[np.float64]:
     """Return counts [2, bins]: row 0 the healthy, row 1 the sick, lowest score first.
 
-    The bins are equally wide in logit(p) over +-`LOGIT_LIMIT`, so that a confident
-    model's scores do not all fall into the outer bins.
+    See `LOGIT_SCALE` for the bins: neither a hesitant nor a very sure model's scores
+    all fall into a few of them.
     """
-    edge = 1.0 / (1.0 + np.exp(LOGIT_LIMIT))
-    clipped = np.clip(probabilities, edge, 1.0 - edge)
-    logits = np.log(clipped) - np.log1p(-clipped)
-    place = np.floor((logits + LOGIT_LIMIT) * (bins / (2.0 * LOGIT_LIMIT))).astype(np.int64)
+    with np.errstate(divide="ignore"):  # a probability of 0 or 1 has an infinite logit
+        logits = np.log(probabilities) - np.log1p(-probabilities)
+    logits = np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+    stretched = np.sign(logits) * np.log1p(np.abs(logits) / LOGIT_SCALE)
+    limit = np.log1p(LOGIT_LIMIT / LOGIT_SCALE)
+    place = np.floor((stretched / limit + 1.0) * (bins / 2)).astype(np.int64)
     place = np.clip(place, 0, bins - 1)
     sick = labels > 0
     return np.stack(

@@ -14,7 +14,9 @@ between hospitals; pooled constants keep it. They come out of one `statistics` r
 
 A feature may have no range, or one far wider than its values; z^2 is then tiny. So each
 number is sent in two words ("limbs"): `high` with range 1, and what its rounding left
-over as `low` with range 1/B, together about 104 bits (w = 64).
+over as `low` with range 1/B, together about 104 bits (w = 64). A feature without a range
+sends the mean of z^2 once more, 2^64 times as large and cut off at 1: if the plain sum
+shows that no hospital's can have been cut off, this finer one is taken.
 
 No constant is ever NaN or divides by zero: a column that is constant, or missing at
 every hospital, is scaled by 1.
@@ -58,10 +60,13 @@ _ABSENT: Final = 2.0**-60
 
 _MOMENTS: Final = 3
 
+_FINE: Final = 2.0**64
+"""Magnification of the second moment of a feature without a range."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Where a feature's numbers stand: `start`, then 3 moments and `bins`, or k level shares."""
+    """Where a feature's numbers stand: `start`, then its moments and bins, or level shares."""
 
     feature: Feature
     start: int
@@ -69,7 +74,8 @@ class _Block:
 
     @property
     def size(self) -> int:
-        return level_count(self.feature) or _MOMENTS + self.bins
+        fine = 1 if self.feature.range is None else 0
+        return level_count(self.feature) or _MOMENTS + fine + self.bins
 
 
 def needed(study: Study) -> bool:
@@ -180,13 +186,15 @@ def _middle_and_half(feature: Feature) -> tuple[float, float]:
 
 
 def _moments(block: _Block, column: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return [present, mean of z, mean of z^2, bins...], each a share of all rows."""
+    """Return [present, mean of z, mean of z^2, (fine z^2 | bins...)], each over all rows."""
     middle, half = _middle_and_half(block.feature)
     rows = len(column)
     values = column[~np.isnan(column)]
     z = (values - middle) / half
     # fsum rounds once: the constants then do not depend on the order of the rows.
     moments = np.array([len(z), math.fsum(z), math.fsum(z * z)]) / rows
+    if block.feature.range is None:
+        return np.append(moments, moments[-1] * _FINE)
     if not block.bins:
         return moments
     first, width = _edges(block)
@@ -233,6 +241,8 @@ def _category_constants(feature: Feature, sums: NDArray[np.float64]) -> _Constan
 def _number_constants(block: _Block, sums: NDArray[np.float64]) -> _Constants:
     middle, half = _middle_and_half(block.feature)
     present, first, second = (float(value) for value in sums[:_MOMENTS])
+    if block.feature.range is None and second * _FINE <= 1.0:
+        second = float(sums[_MOMENTS]) / _FINE
     if present < _ABSENT:
         return _Constants((middle,), (1.0,), _stand_in(block, middle, middle))
     mean = first / present

@@ -1,0 +1,128 @@
+"""Pooled metrics out of masked sums equal those over all rows of all hospitals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as reference
+
+from common import evaluation
+from common.errors import InternalError
+from common.quantise import Coding, VectorEncoder
+from common.secagg.header import Rounding, quant_bound
+from common.study import Study
+from common.weights import row_weight
+from tests.learning import study
+
+Floats = NDArray[np.float64]
+
+
+def binary(rows: int, seed: int, share: float = 0.4) -> tuple[Floats, Floats]:
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(rows) < share).astype(np.float64)
+    return 1 / (1 + np.exp(-rng.normal(size=rows) - labels + 0.5)), labels
+
+
+def opened(terms: Study, sites: list[tuple[Floats, Floats]], weights: list[float]) -> object:
+    bound = quant_bound(len(sites), evaluation.RING_BITS)
+    schema = evaluation.layout(terms)
+    coding = Coding(bound, evaluation.RING_BITS, Rounding.EVEN)
+    total = np.zeros(schema.words, np.int64)
+    for (p, y), each in zip(sites, weights, strict=True):
+        values = evaluation.contribution(terms, p, y, each)
+        words = np.empty(schema.words, np.uint64)
+        VectorEncoder(schema, values, ranges=evaluation.ranges(terms), coding=coding).fill(words, 0)
+        total += words.view(np.int64)
+    return evaluation.pooled(terms, total[: schema.parameters], bound)
+
+
+def test_rows_that_count_one_give_the_metrics_of_all_rows() -> None:
+    terms = study()
+    sites = [binary(rows, rows) for rows in (104, 89, 16, 45)]
+    p, y = (np.concatenate([site[k] for site in sites]) for k in (0, 1))
+    found = opened(terms, sites, [1.0] * 4)
+    exact = evaluation.site_metrics(terms, p, y)
+    assert isinstance(found, evaluation.Metrics)
+    assert (found.rows, found.positives) == (254, y.sum())
+    assert found.auroc == pytest.approx(reference.roc_auc_score(y, p), abs=0.002)
+    assert found.accuracy == pytest.approx(exact.accuracy, abs=1e-9)
+    assert found.brier == pytest.approx(exact.brier, abs=1e-6)
+    assert found.log_loss == pytest.approx(exact.log_loss, abs=1e-6)
+
+
+def test_the_exact_metrics_of_a_site_equal_scikit_learns() -> None:
+    p, y = binary(200, 1)
+    found = evaluation.site_metrics(study(), p, y)
+    assert found.auroc == pytest.approx(reference.roc_auc_score(y, p))
+    assert found.brier == pytest.approx(reference.brier_score_loss(y, p))
+    assert found.log_loss == pytest.approx(reference.log_loss(y, p))
+    assert found.as_dict(study())["rows"] == 200
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_one_class_at_a_site_leaves_out_its_auroc_only(share: float) -> None:
+    terms = study()
+    p, y = binary(30, 1, share)
+    found = evaluation.site_metrics(terms, p, y).as_dict(terms)
+    assert found.pop("auroc") is None
+    assert all(value is not None and np.isfinite(value) for value in found.values())
+
+
+def test_a_site_without_test_rows_adds_nothing() -> None:
+    terms = study()
+    empty = (np.zeros(0), np.zeros(0))
+    assert evaluation.site_metrics(terms, *empty).as_dict(terms)["rows"] == 0
+    alone, joined = ([binary(50, 1)], [binary(50, 1), empty])
+    assert opened(terms, joined, [1.0, 0.0]) == opened(terms, alone, [1.0])
+    nobody = opened(terms, [empty, empty], [0.0, 0.0])
+    assert isinstance(nobody, evaluation.Metrics)
+    assert (nobody.rows, nobody.auroc, nobody.accuracy) == (0, None, None)
+
+
+@pytest.mark.parametrize(("rule", "rows"), [("samples", 300), ("size_class", 256), ("equal", 512)])
+def test_what_a_sites_rows_count_together_follows_the_weight_rule(rule: str, rows: int) -> None:
+    terms = study(federation=f"{{weights: {rule}, max_weight: 512}}")
+    site = binary(300, 1)
+    found = opened(terms, [site, (np.zeros(0),) * 2], [row_weight(terms, "x", 300), 0.0])
+    assert isinstance(found, evaluation.Metrics)
+    assert found.rows == rows
+    exact = evaluation.site_metrics(terms, *site)
+    assert found.auroc == pytest.approx(exact.auroc, abs=0.002)
+    assert found.accuracy == pytest.approx(exact.accuracy, abs=1e-6)
+
+
+def test_several_levels() -> None:
+    terms = study(target="{type: multiclass, name: kind, levels: [a, b, c]}")
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 3, 90).astype(np.float64)
+    p = rng.dirichlet(np.ones(3), 90)
+    found = evaluation.site_metrics(terms, p, y)
+    assert found.accuracy == pytest.approx((p.argmax(axis=1) == y).mean())
+    assert found.log_loss == pytest.approx(reference.log_loss(y, p))
+    joined = opened(terms, [(p[:40], y[:40]), (p[40:], y[40:])], [1.0, 1.0])
+    assert isinstance(joined, evaluation.Metrics)
+    assert joined.brier == pytest.approx(found.brier, abs=1e-6)
+
+
+def test_numbers() -> None:
+    terms = study(
+        target="{type: continuous, name: days}",
+        model="{kind: mlp, hidden: [4]}",
+    )
+    rng = np.random.default_rng(3)
+    y = rng.normal(20, 5, 90)
+    p = y + rng.normal(0, 2, 90)
+    found = evaluation.site_metrics(terms, p, y)
+    assert found.mse == pytest.approx(reference.mean_squared_error(y, p))
+    assert found.mae == pytest.approx(reference.mean_absolute_error(y, p))
+    assert found.r2 == pytest.approx(reference.r2_score(y, p))
+    assert evaluation.site_metrics(terms, p[:3], np.full(3, 7.0)).r2 is None
+    joined = opened(terms, [(p[:40], y[:40]), (p[40:], y[40:])], [1.0, 1.0])
+    assert isinstance(joined, evaluation.Metrics)
+    assert joined.r2 == pytest.approx(found.r2, abs=1e-6)
+
+
+def test_a_sum_of_another_length_is_refused() -> None:
+    with pytest.raises(InternalError):
+        evaluation.pooled(study(), np.zeros(7, np.int64), 2**52)
