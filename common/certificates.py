@@ -25,7 +25,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -63,6 +63,16 @@ class Role(StrEnum):
     OPERATOR = "operator"
     RESEARCHER = "researcher"
 
+
+_MALFORMED: Final = (
+    # All that the library raises on hostile bytes; found by flipping every bit of a leaf.
+    ValueError,
+    UnsupportedAlgorithm,
+    UserWarning,  # a serial number below 1, where warnings are errors
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 PublicKey = ec.EllipticCurvePublicKey | Ed25519PublicKey
 """The key kinds a hospital's certificate may hold: ECDSA P-256 or Ed25519."""
@@ -131,7 +141,7 @@ def parse_certificate(data: bytes) -> x509.Certificate:
         if data.startswith(b"-----BEGIN"):
             return x509.load_pem_x509_certificate(data)
         return x509.load_der_x509_certificate(data)
-    except ValueError:
+    except _MALFORMED:
         raise IdentityError("CERT_INVALID", "the bytes are not an X.509 certificate") from None
 
 
@@ -148,7 +158,7 @@ def read_leaf(certificate: x509.Certificate, *, federation: str | None = None) -
         _check_usage(certificate)
         spiffe = parse_spiffe(_single_uri(certificate))
         key = _public_key(certificate)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except _MALFORMED:
         # The library parses lazily, so hostile bytes may surface only here.
         raise IdentityError("CERT_INVALID", "the certificate's extensions are malformed") from None
     if federation is not None and spiffe.federation != federation:
@@ -231,9 +241,6 @@ def verify_chain(
         raise IdentityError("CERT_INVALID", f"a chain has 1 to {MAX_CHAIN} certificates")
     leaf, *between = [_parse_der(der) for der in chain_der]
     anchors = [_parse_der(der) for der in ca_der]
-    if leaf in anchors:
-        # A pinned CA is trusted to sign, not to take part.
-        raise IdentityError("CERT_INVALID", "a CA's certificate is not an identity")
     try:
         verifier = (
             PolicyBuilder()

@@ -39,6 +39,7 @@ class Spec:
     dns: Sequence[str] = ()
     common_name: str = "hospital cleveland"
     ca: bool = False
+    cert_sign: bool = False
     purposes: Sequence[x509.ObjectIdentifier] | None = (CLIENT,)
     key_usage: bool | None = True  # None: no extension; False: without digital signature
     begins: timedelta = timedelta(hours=-1)
@@ -82,7 +83,7 @@ def make(spec: Spec, signer: Authority | None, now: float = NOW) -> x509.Certifi
         builder = builder.add_extension(
             x509.KeyUsage(
                 digital_signature=spec.key_usage,
-                key_cert_sign=spec.ca,
+                key_cert_sign=spec.cert_sign,
                 crl_sign=False,
                 content_commitment=False,
                 key_encipherment=not spec.key_usage,
@@ -109,6 +110,7 @@ def new_ca(name: str = "heart CA", now: float = NOW) -> Authority:
         uris=(),
         common_name=name,
         ca=True,
+        cert_sign=True,
         purposes=None,
         key_usage=False,
         key=key,
@@ -148,6 +150,8 @@ WRONG_LEAVES = (
     Wrong("of another CA", _same, "other"),
     Wrong("signed by itself", _same, "self"),
     Wrong("CA flag set", lambda s: replace(s, ca=True)),
+    Wrong("may sign certificates", lambda s: replace(s, cert_sign=True)),
+    Wrong("CA flag set and may sign", lambda s: replace(s, ca=True, cert_sign=True)),
     Wrong("server certificate as client", lambda s: replace(s, purposes=(SERVER,))),
     Wrong("no extended key usage", lambda s: replace(s, purposes=None)),
     Wrong("no key usage", lambda s: replace(s, key_usage=None)),

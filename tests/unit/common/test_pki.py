@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from dataclasses import replace
 from datetime import timedelta
@@ -16,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.certificates import parse_spiffe, read_leaf, to_der, verify_chain
+from common.certificates import parse_certificate, parse_spiffe, read_leaf, to_der, verify_chain
 from common.errors import ConfigError, FedError, IdentityError, Refusal, StateError
 from common.ids import NodeId
 from common.pki import (
@@ -129,15 +130,47 @@ def test_malformed_chains_are_refused_in_words(chain: list[bytes]) -> None:
     assert refused.value.name == "CERT_CHAIN"
 
 
-@given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
-def test_no_flipped_bit_of_a_certificate_verifies(position: int, bit: int) -> None:
-    good = bytearray(to_der(make(_FIXED, CA)))
-    good[position % len(good)] ^= 1 << bit
-    with pytest.raises(Refusal):
-        TRUST.verify_chain([bytes(good)], NodeId(RIGHT), NOW)
+def test_no_flipped_bit_changes_what_a_verifying_certificate_says_or_crashes() -> None:
+    certificate = make(Spec(), CA)
+    good = to_der(certificate)
+    verified = 0
+    for position in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[position // 8] ^= 1 << position % 8
+        try:
+            TRUST.verify_chain([bytes(bad)], NodeId(RIGHT), NOW)
+        except Refusal:
+            pass
+        else:
+            # Only the count of unused bits around the signature, which is not signed.
+            said = x509.load_der_x509_certificate(bytes(bad)).tbs_certificate_bytes
+            assert said == certificate.tbs_certificate_bytes
+            verified += 1
+        with contextlib.suppress(IdentityError):
+            # Without the signature's protection: any answer, but no other exception.
+            read_leaf(parse_certificate(bytes(bad)))
+    assert verified < 8
 
 
-_FIXED = Spec()
+BY_CONTENT = [
+    wrong
+    for wrong in WRONG_LEAVES
+    if wrong.name not in {"expired", "not yet valid", "of another CA", "signed by itself"}
+]
+
+
+@pytest.mark.parametrize("wrong", BY_CONTENT, ids=lambda w: w.name)
+def test_a_leafs_contents_are_judged_without_the_chain_too(wrong: Wrong) -> None:
+    # This is all that stands between a certificate that TLS let through and a handler.
+    certificate, _ = wrong.make(CA, OTHER)
+    with pytest.raises(IdentityError):
+        read_leaf(certificate, federation=FEDERATION)
+
+
+def test_a_coordinator_has_one_uri_as_well() -> None:
+    uris = [f"spiffe://{FEDERATION}/coordinator/{name}" for name in ("main", "second")]
+    with pytest.raises(IdentityError):
+        read_leaf(make(Spec(uris=uris, dns=("example.org",)), CA))
 
 
 def test_validity_holds_on_both_ends_inclusive() -> None:
