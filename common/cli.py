@@ -81,20 +81,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(args)
-    except Interrupted:
-        return _interrupted(as_json=as_json)
-    except KeyboardInterrupt:
-        return _interrupted(as_json=as_json)
-    except BrokenPipeError:
+        code = _guarded(args, as_json=as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.REFUSED)
+    else:
+        return code
+    finally:
+        debug.reset(token)
+
+
+def _guarded(args: list[str], *, as_json: bool) -> int:
+    """Run, and turn whatever is raised into a report and an exit code."""
+    try:
+        return _run(args)
+    except (Interrupted, KeyboardInterrupt):
+        return _interrupted(as_json=as_json)
+    except BrokenPipeError:
+        raise
     except Exception as error:  # noqa: BLE001 - the one place that turns all into a line
         if debug.get():
             traceback.print_exc()
         return report(understand(error), as_json=as_json)
-    finally:
-        debug.reset(token)
 
 
 def _run(args: list[str]) -> int:
@@ -107,7 +116,6 @@ def _run(args: list[str]) -> int:
     result = _find(args[0]).main(
         args=args[1:], prog_name=f"fedcare {args[0]}", standalone_mode=False
     )
-    sys.stdout.flush()
     return result if isinstance(result, int) else 0
 
 
@@ -215,7 +223,6 @@ def report(error: FedError, *, as_json: bool) -> int:
     """Print an error, as the envelope on stdout or for people on stderr; return its exit code."""
     if as_json:
         print(error_envelope(error))  # noqa: T201
-        sys.stdout.flush()
     else:
         print(f"error {error.code} {_message(error)}", file=sys.stderr)  # noqa: T201
         print(f"fix: {escape(error.fix)}", file=sys.stderr)  # noqa: T201

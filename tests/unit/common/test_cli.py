@@ -265,12 +265,13 @@ def test_lint_imports_no_network_and_no_numbers(tmp_path: Path) -> None:
     assert run_python(code, str(path)).stderr.strip() == "[]"
 
 
-def test_a_closed_pipe_is_no_bug() -> None:
+@pytest.mark.parametrize("args", [["explain"], ["--help"], ["nonsense", "--json"]])
+def test_a_closed_pipe_is_no_bug(args: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
-    code = "import sys; from common.cli import main; sys.exit(main(['explain']))"
+    code = "import sys; from common.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *args],
         cwd=ROOT,
         stdout=write,
         stderr=subprocess.PIPE,

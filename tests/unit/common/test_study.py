@@ -188,6 +188,13 @@ def test_a_number_as_target_is_neither_stratified_nor_scored_by_auroc() -> None:
     assert study.model == MlpModel(kind="mlp", hidden=(64, 64))
 
 
+def test_a_split_cannot_be_stratified_by_a_number() -> None:
+    text = altered(SHORTEST, "type: binary", "type: continuous")
+    text = altered(text, "kind: logistic", "kind: mlp") + "split: {stratify: true}\n"
+    with pytest.raises(ConfigError, match=r"split.stratify must be false for a continuous"):
+        parse_study(text)
+
+
 def test_several_levels_are_stratified() -> None:
     text = altered(
         SHORTEST, "type: binary, name: num", "type: multiclass, name: num, levels: [a, b, c]"
