@@ -57,6 +57,7 @@ from common.study_sections import (
     SurvivalTarget,
     Target,
     Train,
+    VectorModel,
     split_form,
 )
 from common.text import listed, nearest, show
@@ -71,7 +72,8 @@ __all__ = [
     "STRATEGIES", "WEIGHT_RULES", "BinaryTarget", "ColumnSplit", "ContinuousTarget",
     "DifferentialPrivacy", "Evaluate", "Feature", "Federation", "LogisticModel", "MlpModel",
     "MulticlassTarget", "NoModel", "NoTarget", "Owner", "Privacy", "RandomSplit",
-    "SecureAggregation", "Strategy", "Study", "SurvivalTarget", "Train", "canonical_json",
+    "SecureAggregation", "Strategy", "Study", "SurvivalTarget", "Train", "VectorModel",
+    "canonical_json",
     "completed", "completed_yaml", "config_hash", "load_study", "parse_study",
     "study_from_canonical", "warnings",
 ]  # fmt: skip

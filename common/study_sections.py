@@ -37,7 +37,7 @@ from common.ids import NAME_PATTERN
 from common.positive import PositiveRule, parse_positive
 from common.text import listed, nearest, show
 
-MODEL_KINDS: Final = ("logistic", "mlp")
+MODEL_KINDS: Final = ("logistic", "mlp", "vector")
 """Models this version can train."""
 
 LATER_MODEL_KINDS: Final = ("cox", "cnn", "deepsurv", "resnet", "unet", "transformer")
@@ -267,6 +267,17 @@ class MlpModel(Section):
     ] = (64, 64)
 
 
+class VectorModel(Section):
+    """`size` numbers and no learning: what `fedcare bench` sends through a whole federation.
+
+    A hospital's "training" adds a fixed pattern (`common.models.vector`) and reads no data;
+    it runs only where the site policy lists the model kind `vector`.
+    """
+
+    kind: Literal["vector"]
+    size: Annotated[int, Field(ge=1, le=2**31)]
+
+
 class NoModel(Section):
     """The model of a statistics study."""
 
@@ -285,7 +296,7 @@ def _catalogue(value: object) -> object:
 
 
 Model = Annotated[
-    Annotated[LogisticModel | MlpModel | NoModel, Field(discriminator="kind")],
+    Annotated[LogisticModel | MlpModel | VectorModel | NoModel, Field(discriminator="kind")],
     BeforeValidator(_catalogue),
 ]
 
