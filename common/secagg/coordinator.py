@@ -193,15 +193,15 @@ def _refused(step: work.Step, sender: NodeId, message: Refused) -> None:
 
 
 def _go_on(step: work.Step) -> None:
-    """Somebody is away: perhaps nobody is awaited any more, or too few are left."""
+    """Enter the phase whose turn has come: somebody is away, or a crash cut a step short."""
     state = step.state
     match state.phase:
         case RoundPhase.RUNNING:
             early.maybe_propose(step)
         case RoundPhase.PROPOSED:
-            if not early.quorum_possible(state, step.header):
-                work.abort(step, "NOT_ENOUGH")
-        case RoundPhase.CERTIFIED:
+            early.maybe_certify(step)
+        case RoundPhase.CERTIFIED | RoundPhase.RECOVERING:
+            late.maybe_open(step)
             late.maybe_recover(step)
         case _:
             return
@@ -256,11 +256,13 @@ def _tell_certified(step: work.Step, node: NodeId) -> None:
 
 def _restart(step: work.Step) -> None:
     """After a crash: the timer of the phase, and to each member what it may have missed."""
+    before = step.state.phase
+    _go_on(step)
     state = step.state
     timer = _TIMER_OF.get(state.phase)
-    if timer is not None:
+    if timer is not None and state.phase is before:
         step.arm(timer)
-    if state.phase is RoundPhase.OPENED:
+    if state.phase is before is RoundPhase.OPENED:
         step.commands.append(late.opening(state, step.header))
     for node, _ in state.session.keys:
         _tell(step, node)

@@ -43,7 +43,7 @@ def release(step: Step, sender: NodeId, message: Release) -> None:
     outside = dropped(step.header, state.survivors)
     check_release(message, sender, ends(state)[sender], outside)
     step.record(ReleaseAccepted(sender, message))
-    _maybe_open(step)
+    maybe_open(step)
     maybe_recover(step)
 
 
@@ -97,12 +97,14 @@ def shares(step: Step, sender: NodeId, message: RecoverShares) -> None:
     for item in message.items:
         check_item(item, sender, outside)
     step.record(SharesAccepted(sender, message))
-    _maybe_open(step)
+    maybe_open(step)
 
 
-def _maybe_open(step: Step) -> None:
+def maybe_open(step: Step) -> None:
     """Open as soon as every seed is released or put together."""
     state = step.state
+    if state.phase not in (RoundPhase.CERTIFIED, RoundPhase.RECOVERING):
+        return
     recovered: list[RecoveredSecrets] = []
     for node in silent(state):
         items = {

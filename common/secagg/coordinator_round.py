@@ -217,8 +217,7 @@ def commit(step: Step, sender: NodeId, message: Commit) -> None:
     key = find(state.session.keys, sender) or b""
     verify_session_signature(key, message.sig, data, refusal="COMMIT_SIG", who=sender)
     step.record(CommitAccepted(sender, message))
-    if step.state.phase is RoundPhase.PROPOSED and len(step.state.commits) >= step.header.q:
-        _certify(step)
+    maybe_certify(step)
 
 
 def _compare(step: Step, sender: NodeId, known: Commit, message: Commit) -> None:
@@ -229,6 +228,17 @@ def _compare(step: Step, sender: NodeId, known: Commit, message: Commit) -> None
     step.record(CommitsConflict(evidence))
     step.commands.append(Evidence(evidence))
     step.report((sender,), "COMMIT_SIG", "two different commits in one round")
+
+
+def maybe_certify(step: Step) -> None:
+    """Issue the certificate with the q-th commit; end a round that cannot have q."""
+    state = step.state
+    if state.phase is not RoundPhase.PROPOSED:
+        return
+    if len(state.commits) >= step.header.q:
+        _certify(step)
+    elif not quorum_possible(state, step.header):
+        abort(step, "NOT_ENOUGH")
 
 
 def _certify(step: Step) -> None:

@@ -19,7 +19,6 @@ from typing import assert_never
 
 from common.errors import InternalError, Refusal
 from common.ids import NodeId, RoundNo, SessionId
-from common.secagg.keys import Suite
 from common.secagg.messages import (
     Confirm,
     Kem,
@@ -112,7 +111,11 @@ class _Step:
 
     def enter(self, phase: SetupPhase) -> None:
         self.record(PhaseEntered(phase))
-        if phase in (SetupPhase.KEMS, SetupPhase.CONFIRMS):
+        self.arm()
+
+    def arm(self) -> None:
+        phase = self.state.phase
+        if phase not in (SetupPhase.READY, SetupPhase.FAILED):
             self.commands.append(ArmTimer(phase.value, self.state.wait_s))
 
 
@@ -174,15 +177,13 @@ def _advert(step: _Step, sender: NodeId, advert: KeyAdvert, ctx: SessionContext)
     check_advert(advert, state.terms, ctx.trust, ctx.now_unix)
     check_distinct((*state.adverts, advert))
     step.record(AdvertAccepted(advert))
-    if step.state.members == state.invited:
-        _fix_roster(step)
+    _go_on(step)
 
 
 def _fix_roster(step: _Step) -> None:
     state = step.state
     step.record(RosterFixed(session_of(state.adverts, state.terms)))
-    hybrid = state.terms.suite is Suite.HYBRID
-    step.enter(SetupPhase.KEMS if hybrid else SetupPhase.CONFIRMS)
+    step.arm()
     message = Roster(state.adverts, FIRST_ROUND)
     step.commands += [SendTo(member, message) for member in state.members]
 
@@ -204,18 +205,20 @@ def _kem(step: _Step, sender: NodeId, kem: Kem) -> None:
         raise Refusal("OUT_OF_TURN", f"{sender} sent ciphertexts in phase {state.phase.value}")
     check_kem(kem, session, state.keys)
     step.record(KemAccepted(kem))
-    if len(step.state.kems) == len(state.members):
-        step.enter(SetupPhase.CONFIRMS)
-    for item in kem.items:
-        step.commands += _forward(step.state, item.to)
-    _finish(step)
+    for to in (sender, *(item.to for item in kem.items)):
+        step.commands += _forward(step.state, to)
+    _go_on(step)
 
 
 def _forward(state: SessionState, to: NodeId) -> list[SessionCommand]:
-    """Return the one message with all of a node's ciphertexts, once all are there."""
+    """Return the one message with all of a node's ciphertexts, once all are there.
+
+    The smallest id's is empty: it says that the node's own Kem has arrived, so that
+    no member confirms before its ciphertexts are safe here.
+    """
     due = smaller_ids(to, state.members)
     kems = {kem.sender: kem for kem in state.kems}
-    if not due or not kems.keys() >= set(due):
+    if not kems.keys() >= {to, *due}:
         return []
     items = []
     for sender in due:
@@ -233,15 +236,26 @@ def _confirm(step: _Step, sender: NodeId, confirm: Confirm) -> None:
     if sender in state.confirmed or state.phase is SetupPhase.FAILED:
         return
     step.record(ConfirmAccepted(sender))
-    _finish(step)
+    _go_on(step)
 
 
-def _finish(step: _Step) -> None:
-    """Everybody confirmed (a confirmation may overtake another's ciphertexts)."""
-    state = step.state
-    if state.phase is SetupPhase.CONFIRMS and state.confirmed == state.members:
-        step.enter(SetupPhase.READY)
-        step.commands.append(SessionReady(_session_id(state)))
+def _go_on(step: _Step) -> None:
+    """Enter every phase whose turn has come; also after a crash between two facts.
+
+    A confirmation may overtake another member's ciphertexts.
+    """
+    if step.state.phase is SetupPhase.ADVERTS and step.state.members == step.state.invited:
+        _fix_roster(step)
+    if step.state.phase is SetupPhase.KEMS and len(step.state.kems) == len(step.state.members):
+        step.enter(SetupPhase.CONFIRMS)
+    confirmed = step.state.confirmed == step.state.members
+    if step.state.phase is SetupPhase.CONFIRMS and confirmed:
+        _get_ready(step)
+
+
+def _get_ready(step: _Step) -> None:
+    step.enter(SetupPhase.READY)
+    step.commands.append(SessionReady(_session_id(step.state)))
 
 
 def _deadline(step: _Step, event: Deadline) -> None:
@@ -258,8 +272,7 @@ def _deadline(step: _Step, event: Deadline) -> None:
             _fail(step, "KEM", [kem.sender for kem in state.kems], state.members)
         case SetupPhase.CONFIRMS:
             if len(state.confirmed) >= state.min_members:
-                step.enter(SetupPhase.READY)
-                step.commands.append(SessionReady(_session_id(state)))
+                _get_ready(step)
             else:
                 _fail(step, "NOT_ENOUGH", state.confirmed, state.members)
         case SetupPhase.READY | SetupPhase.FAILED:
@@ -287,10 +300,13 @@ def _tell(step: _Step, node: NodeId, next_r: RoundNo) -> None:
 
 
 def _restart(step: _Step) -> None:
+    before = step.state.phase
+    _go_on(step)
     state = step.state
     if state.phase in (SetupPhase.READY, SetupPhase.FAILED):
         return
-    step.commands.append(ArmTimer(state.phase.value, state.wait_s))
+    if state.phase is before:
+        step.arm()
     for node in state.members:
         if node not in state.confirmed:
             _tell(step, node, FIRST_ROUND)

@@ -112,7 +112,10 @@ class KemFrom:
 
 @dataclass(frozen=True, slots=True)
 class KemForward:
-    """Coordinator -> node: the ciphertexts of every smaller id, in one message."""
+    """Coordinator -> node: the ciphertexts of every smaller id, in one message.
+
+    Sent once the node's own Kem is there too; the smallest id's has no items.
+    """
 
     session_id: SessionId
     items: tuple[KemFrom, ...]

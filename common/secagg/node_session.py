@@ -4,8 +4,9 @@
     Roster       every check of 3.3; encapsulate to larger ids   -> Encapsulated
     KemForward   pair keys; erase X25519, ML-KEM and prk; confirm -> LiveSession
 
-In the classical suite, and for the smallest id, the roster leads straight to the
-live session. Confirming closes the round of an earlier session: one session per task.
+In the classical suite the roster leads straight to the live session. The smallest id
+awaits no ciphertext, but the empty KemForward: it says that its own Kem has arrived.
+Confirming closes the round of an earlier session: one session per task.
 """
 
 from __future__ import annotations
@@ -154,9 +155,6 @@ def _first_roster(state: NodeState, begun: Advertised, event: Roster, ctx: NodeC
     )
     if begun.terms.suite is Suite.CLASSICAL:
         return _go_live(state, known, {})
-    if not smaller_ids(begun.advert.id, [advert.id for advert in members]):
-        live, commands = _go_live(state, known, {})
-        return live, [Persist(), Send(known.kem), *commands]
     return replace(state, setup=known), [Persist(), Send(known.kem)]
 
 

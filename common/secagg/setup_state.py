@@ -14,6 +14,7 @@ from typing import Final, TypeAlias, assert_never
 from common.errors import InternalError
 from common.ids import NodeId, RoundNo, SessionId
 from common.secagg import codec
+from common.secagg.keys import Suite
 from common.secagg.messages import FromCoordinator, FromNode, Kem, KeyAdvert
 from common.secagg.params import DEFAULT_MIN_COHORT
 from common.secagg.session import EpochTerms, Trust
@@ -231,7 +232,9 @@ def apply(state: SessionState | None, fact: SessionFact) -> SessionState:
             adverts = sorted((*state.adverts, fact.advert), key=lambda one: one.id.encode())
             return replace(state, adverts=tuple(adverts))
         case RosterFixed():
-            return replace(state, session_id=fact.session_id)
+            hybrid = state.terms.suite is Suite.HYBRID
+            phase = SetupPhase.KEMS if hybrid else SetupPhase.CONFIRMS
+            return replace(state, session_id=fact.session_id, phase=phase)
         case KemAccepted():
             kems = sorted((*state.kems, fact.kem), key=lambda one: one.sender.encode())
             return replace(state, kems=tuple(kems))
