@@ -530,8 +530,20 @@ def _gather(step: _Step) -> None:
         if state.round is None:
             view = SessionView.of(session)
             fresh = rounds.begin_round(view, state.next_r, state.edges)
-            step.state = replace(state, round=fresh)
+            step.state = replace(state, round=_with_early(fresh, state.early), early=())
         _open_when_ready(step)
+
+
+def _with_early(
+    fresh: round_types.RoundState, early: tuple[tuple[NodeId, Ready], ...]
+) -> round_types.RoundState:
+    """Give a new round the nonces that came before it; stale ones are passed over."""
+    for node, message in early:
+        try:
+            fresh, _ = rounds.handle(fresh, rounds.From(node, message))
+        except Refusal:
+            continue
+    return fresh
 
 
 def _joiners(state: RunState) -> frozenset[NodeId]:
@@ -746,6 +758,10 @@ def _late_confirmation(step: _Step, node: NodeId) -> None:
 
 def _round_message(step: _Step, event: rounds.From) -> None:
     state = step.state
+    if state.round is None and isinstance(event.message, Ready):
+        others = tuple(entry for entry in state.early if entry[0] != event.sender)
+        step.state = replace(state, early=(*others, (event.sender, event.message)))
+        return
     if state.round is None:
         raise Refusal("OUT_OF_TURN", "no round is open")
     _round(step, event)

@@ -21,7 +21,7 @@ from common.secagg.coordinator_state import RoundState
 from common.secagg.cover import EdgeRecord
 from common.secagg.header import Header
 from common.secagg.masking import OpeningPlan
-from common.secagg.messages import UploadEnd
+from common.secagg.messages import Ready, UploadEnd
 from common.study import Study
 from common.views import RunPhase
 from common.wire import CoordinatorStep, NodeStep
@@ -197,6 +197,8 @@ class RunState:
     """Left out of the next epoch or cohort until they come back."""
     without_keys: frozenset[NodeId] = field(default=frozenset(), compare=False)
     """Connected members that hold no key of the live session."""
+    early: tuple[tuple[NodeId, Ready], ...] = field(default=(), compare=False)
+    """Hospitals that were ready before the next round began to collect."""
     round_began: float = field(default=0.0, compare=False)
     """Monotonic seconds at which the open round's header was sent."""
     epoch_asked: bool = field(default=False, compare=False)
