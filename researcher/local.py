@@ -1,0 +1,272 @@
+"""A whole federation on this machine: its folders, and its processes.
+
+    DIR/pki/                     the consortium's CA
+    DIR/coordinator/             coordinator.yaml, its certificate, its state
+    DIR/sites/<site>/            node.yaml, policy.yaml, site.yaml, its certificate and key,
+                                 its own table and nobody else's, its state
+    DIR/researcher/              the researcher's certificate
+    DIR/logs/<process>.log
+
+Everything is what an operator and hospitals would write by hand and start by
+`fedcare coordinator serve` and `fedcare node serve`: real processes, mutual TLS, no mode
+of their own. Used by `demo` and `bench`; `sim` uses the folders with a memory transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from common.certificates import Role
+from common.clock import Clock, SystemClock
+from common.documents import dump_yaml
+from common.errors import ConfigError, RoundError
+from common.pki import create_ca, issue
+from common.policy import PUBLIC_WEIGHTS, STATISTICS
+from common.study import Study
+from researcher.processes import FEDCARE, Children, Program
+
+LOOPBACK: Final = "127.0.0.1"
+_TWO: Final = 2
+_LEAF_DAYS: Final = 2
+_LOW_PORT, _HIGH_PORT = 20_000, 32_000
+"""Below the ports that the kernel hands out: a node that dials before the coordinator
+listens could otherwise be connected to itself."""
+
+_POLL_S: Final = 0.02
+_START_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan:
+    """One hospital: its name and its table (None for a study without data).
+
+    `columns` maps the study's names to the table's own, as a site manifest does.
+    """
+
+    name: str
+    table: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FederationPlan:
+    """What is to be built: for one study, with the policies that allow just that study's kind."""
+
+    folder: Path
+    federation: str
+    study: Study
+    sites: Sequence[SitePlan]
+    timing: Mapping[str, str] = field(default_factory=dict)
+
+    def site_folder(self, site: str) -> Path:
+        """Return a hospital's own folder."""
+        return self.folder / "sites" / site
+
+    @property
+    def coordinator_folder(self) -> Path:
+        """Return the coordinator's folder."""
+        return self.folder / "coordinator"
+
+    @property
+    def researcher_folder(self) -> Path:
+        """Return the folder of the researcher's certificate."""
+        return self.folder / "researcher"
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+def build(plan: FederationPlan, address: str, clock: Clock | None = None) -> None:
+    """Write every file of a federation into `plan.folder`, which holds none of them yet.
+
+    Raises:
+        ConfigError: OUTPUT_EXISTS, or a site's name or table that cannot be.
+        StateError: DISK.
+    """
+    if len(plan.sites) < _TWO:
+        raise ConfigError("BAD_ARGUMENT", "a federation has at least two hospitals")
+    now = (clock or SystemClock()).unix()
+    pki = plan.folder / "pki"
+    ca = create_ca(pki, plan.federation, now_unix=now)
+    issue(
+        pki,
+        Role.COORDINATOR,
+        "coordinator",
+        now_unix=now,
+        hosts=(LOOPBACK, "localhost"),
+        days=_LEAF_DAYS,
+        out=plan.coordinator_folder,
+    )
+    issue(
+        pki,
+        Role.RESEARCHER,
+        "researcher",
+        now_unix=now,
+        days=_LEAF_DAYS,
+        out=plan.researcher_folder,
+    )
+    write(plan.coordinator_folder / "coordinator.yaml", coordinator_file(plan, address))
+    for site in plan.sites:
+        folder = plan.site_folder(site.name)
+        issue(pki, Role.HOSPITAL, site.name, now_unix=now, days=_LEAF_DAYS, out=folder)
+        _build_site(plan, site, folder, ca.sha256, address)
+
+
+def _build_site(
+    plan: FederationPlan, site: SitePlan, folder: Path, ca_sha256: str, address: str
+) -> None:
+    write(folder / "policy.yaml", policy_file(plan, site.name, ca_sha256, address))
+    node: dict[str, Any] = {"schema": "fedcare.node/v1", "site": None}
+    if site.table is not None:
+        node["site"] = "site.yaml"
+        table = {
+            "name": plan.study.dataset,
+            "kind": "csv",
+            "path": str(site.table),
+            "columns": dict(site.columns),
+        }
+        manifest = {"schema": "fedcare.site/v1", "id": site.name, "data": [table]}
+        write(folder / "site.yaml", manifest)
+    write(folder / "node.yaml", node)
+
+
+def coordinator_file(plan: FederationPlan, address: str) -> dict[str, Any]:
+    """Return the coordinator's own file."""
+    timing = {"timing": dict(plan.timing)} if plan.timing else {}
+    return {
+        "schema": "fedcare.coordinator/v1",
+        "federation": plan.federation,
+        "listen": address,
+        "state_dir": "state",
+        "members": sorted(site.name for site in plan.sites),
+        **timing,
+    }
+
+
+def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -> dict[str, Any]:
+    """Return the policy of a hospital that allows this study's kind and owner, no more."""
+    study, count = plan.study, len(plan.sites)
+    weights = study.federation.weight_rule
+    two = _TWO in (count, study.federation.min_sites)
+    require: dict[str, Any] = {
+        "min_cohort": min(3, study.federation.min_sites),
+        "min_sites": study.federation.min_sites,
+        "colluders": study.colluders(count),
+    }
+    if two:
+        require["allow_two_party"] = True
+    return {
+        "schema": "fedcare.policy/v1",
+        "site": site,
+        "federation": {
+            "id": plan.federation,
+            "ca_sha256": ca_sha256,
+            "members": sorted(entry.name for entry in plan.sites),
+        },
+        "coordinator": {"address": address},
+        "allow": {
+            "purposes": [study.purpose],
+            "owners": [study.owner.organisation],
+            "datasets": [study.dataset],
+            "model_kinds": [STATISTICS if study.kind == "statistics" else study.model.kind],
+            "strategies": [study.federation.strategy.name],
+            "weights": [PUBLIC_WEIGHTS if weights == "public" else weights],
+        },
+        "require": require,
+        "release": {"site_metrics": study.evaluate.site_metrics},
+    }
+
+
+def write(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a YAML file for people to read."""
+    path.write_text(dump_yaml(data), encoding="utf-8")
+
+
+def free_address() -> str:
+    """Return a loopback address whose port nobody uses now.
+
+    Raises:
+        RoundError: no free port was found.
+    """
+    for _ in range(200):
+        port = _LOW_PORT + secrets.randbelow(_HIGH_PORT - _LOW_PORT)
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+                continue
+        return f"{LOOPBACK}:{port}"
+    raise RoundError("RUN_FAILED", "no free loopback port was found")
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+class LocalFederation:
+    """The running processes of a plan; leaving the context stops all of them.
+
+    `build` has written the folders. `programs` names a hospital's program where it is not
+    `fedcare node serve` (a bench's hospital that always drops out).
+    """
+
+    def __init__(
+        self, plan: FederationPlan, address: str, programs: Mapping[str, Program] | None = None
+    ) -> None:
+        self.plan = plan
+        self.address = address
+        self.children = Children(plan.folder / "logs")
+        self._programs = programs or {}
+
+    async def __aenter__(self) -> Self:
+        await self.children.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.children.__aexit__(kind, error, trace)
+
+    async def start(self) -> None:
+        """Start the coordinator and, as soon as it listens, every hospital.
+
+        A hospital that dials before would be right to back off, and be late.
+
+        Raises:
+            RoundError: RUN_FAILED, a process died; DEADLINE, it did not listen in time.
+        """
+        folder = self.plan.coordinator_folder
+        serve = ["coordinator", "serve", "--config", "coordinator.yaml"]
+        await self.children.start("coordinator", serve, folder)
+        async with self.children.guard():
+            await self._listening(folder / "state" / "address")
+        for site in self.plan.sites:
+            await self.children.start(
+                site.name,
+                ["node", "serve", "--config", "node.yaml"],
+                self.plan.site_folder(site.name),
+                self._programs.get(site.name, FEDCARE),
+            )
+
+    async def _listening(self, mark: Path) -> None:
+        try:
+            async with asyncio.timeout(_START_S):
+                while not await asyncio.to_thread(mark.exists):  # noqa: ASYNC110 - a file
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise RoundError(
+                "DEADLINE", f"the coordinator did not listen on {self.address} in {_START_S:g} s"
+            ) from None
