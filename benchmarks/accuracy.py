@@ -124,8 +124,9 @@ def with_seed(study: Study, seed: int) -> Study:
 
 
 def report(study: Study, tables: Mapping[str, SiteData], seeds: int) -> None:
-    """Print the table: federated, centralised, and each hospital alone."""
+    """Print the table: federated, with each hospital's own scaling, centralised, alone."""
     prepared = prepare(study, tables)
+    apart = {site: prepare(study, {site: data})[site] for site, data in tables.items()}
     trains = {site: pair[0] for site, pair in prepared.items()}
     tests = {site: pair[1] for site, pair in prepared.items()}
     rows: dict[str, list[Figures]] = {}
@@ -134,6 +135,10 @@ def report(study: Study, tables: Mapping[str, SiteData], seeds: int) -> None:
         seeded = with_seed(study, seed)
         whole = federated(seeded, trains)
         rows.setdefault("federated", []).append(scores(seeded, whole, tests))
+        own = federated(seeded, {site: pair[0] for site, pair in apart.items()})
+        rows.setdefault("scaled apart", []).append(
+            scores(seeded, own, {site: pair[1] for site, pair in apart.items()})
+        )
         rows.setdefault("centralised", []).append(
             scores(seeded, centralised(seeded, trains), tests)
         )

@@ -59,6 +59,9 @@ def read_csv(
         raise ConfigError(
             "FILE_SYNTAX", f"{path.name} is not a comma-separated UTF-8 table of one width"
         ) from None
+    filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
+    # Blank lines at the end are no rows; one between rows is, so that row numbers hold.
+    frame = frame.head(int(filled.arg_true().max() or 0) + 1 if filled.any() else 0)
     columns = {
         name: frame[f"c{place}"].fill_null("").str.strip_chars().alias(name)
         for name, place in places.items()

@@ -173,6 +173,7 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
         ("", "DATA_EMPTY"),
         ("\n", "DATA_EMPTY"),
         ("age,sex,sick\n", "DATA_EMPTY"),
+        ("age,sex,sick\n\n\n", "DATA_EMPTY"),
         ("age,sex,sick\n40,0,0\n50,1,1,9\n", "FILE_SYNTAX"),
         ("age;sex;sick\n40;0;0\n", "DATA_COLUMN"),
     ],
@@ -205,6 +206,10 @@ def test_a_file_of_unused_rows_only_is_empty(tmp_path: Path) -> None:
         read(tmp_path, "age,sex,sick,part\n40,0,0,\n", terms)
     with pytest.raises(DataError, match="no training row"):
         read(tmp_path, "age,sex,sick,part\n40,0,0,test\n", terms)
+
+
+def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD + "\n\n", no_test_rows()).train.rows == 2
 
 
 def test_a_quoted_cell_and_windows_line_ends_are_read(tmp_path: Path) -> None:
