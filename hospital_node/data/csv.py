@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from common.errors import ConfigError, DataError
@@ -61,7 +62,10 @@ def read_csv(
         ) from None
     filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
     # Blank lines at the end are no rows; one between rows is, so that row numbers hold.
-    frame = frame.head(int(filled.arg_true().max() or 0) + 1 if filled.any() else 0)
+    used = np.flatnonzero(filled.to_numpy())
+    if len(used) == 0:
+        raise DataError("DATA_EMPTY", f"{path.name} has a header but no rows")
+    frame = frame.head(int(used[-1]) + 1)
     columns = {
         name: frame[f"c{place}"].fill_null("").str.strip_chars().alias(name)
         for name, place in places.items()

@@ -116,10 +116,12 @@ def test_size_classes_hide_all_but_the_class() -> None:
     assert np.allclose(words[0], words[1], rtol=0, atol=1e-15)
 
 
-def test_a_constant_column_is_scaled_by_one() -> None:
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 3.3, 6.9, 7.0])
+@pytest.mark.parametrize("sizes", [(5, 9), (199, 172, 30, 85), (1, 1)])
+def test_a_constant_column_is_scaled_by_one(value: float, sizes: tuple[int, ...]) -> None:
     terms = study("\n  - {name: x, type: float}\n  - {name: y, type: float, range: [0, 7]}")
-    found = constants(terms, [table([[1e6] * 5, [3.3] * 5]), table([[1e6] * 9, [3.3] * 9])])
-    assert found.centre == pytest.approx((1e6, 3.3))
+    found = constants(terms, [table([[1e6 + value] * n, [value] * n]) for n in sizes])
+    assert found.centre == pytest.approx((1e6 + value, value))
     assert found.scale == (1.0, 1.0)
 
 

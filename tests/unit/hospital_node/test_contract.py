@@ -173,7 +173,7 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
         ("", "DATA_EMPTY"),
         ("\n", "DATA_EMPTY"),
         ("age,sex,sick\n", "DATA_EMPTY"),
-        ("age,sex,sick\n\n\n", "DATA_EMPTY"),
+        ("age,sex,sick\n\n\n", "FILE_SYNTAX"),
         ("age,sex,sick\n40,0,0\n50,1,1,9\n", "FILE_SYNTAX"),
         ("age;sex;sick\n40;0;0\n", "DATA_COLUMN"),
     ],
