@@ -22,6 +22,7 @@ from common.model_file import is_constant, model_header
 from common.secagg.ring import SignedWords
 from common.vectors import ModelHasher, ParameterSchema
 from coordinator.objects import ObjectReader, ObjectWriter
+from coordinator.opening import Later
 
 SERVER_LR: Final = 1.0
 MIN_WEIGHT_SHARE: Final = 2.0**-10
@@ -78,11 +79,11 @@ class ModelUpdate:
         self._squares = [0.0] * len(schema.tensors)
         writer.write(self._header)
 
-    def take(self, start: int, words: SignedWords) -> None:
+    def take(self, start: int, words: SignedWords) -> Later | None:
         """See `coordinator.opening.Sink`."""
         count = min(words.size, self._schema.parameters - start)
         if count <= 0:
-            return
+            return None
         data = self._previous.read(len(self._header) + 4 * start, 4 * count)
         model = np.frombuffer(data, "<f4").astype(np.float64)
         for index, segment in enumerate(self._schema.segments()):
@@ -90,6 +91,9 @@ class ModelUpdate:
             if low < high and not is_constant(self._schema.tensors[index].name):
                 self._step(index, model[low:high], words[low:high])
         out = model.astype("<f4").data.cast("B")
+        return lambda: self._keep(out)
+
+    def _keep(self, out: memoryview) -> None:
         self._hasher.update(out)
         self._writer.write(out)
 

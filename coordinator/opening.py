@@ -3,15 +3,17 @@
     sum of v_i = sum over S of [ y_i - PRG(b_i) ] - sum of sign(i,j) PRG(e_ij)   mod 2^w
 
 All uploads of the survivors are read side by side, one block of 1 MiB at a time, added,
-and freed of the masks that remain; no more than two blocks are ever in memory, whatever
+and freed of the masks that remain; no more than a few blocks are ever in memory, whatever
 the number of hospitals or the size of the model. Blocks go to a `Sink` in order, which
-for training makes the next model in the same pass.
+for training makes the next model in the same pass. Hashing and writing, which leave the
+interpreter to others, run one block behind on a second thread.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -36,11 +38,15 @@ _MASK_ALIGN: Final = 16
 """Keystreams start at multiples of 16 bytes (section 4.3)."""
 
 
+Later = Callable[[], None]
+"""The rest of the work on a block: hashing and writing. Run in order, on another thread."""
+
+
 class Sink(Protocol):
     """Takes the opened words in order; see `coordinator.aggregate`."""
 
-    def take(self, start: int, words: SignedWords) -> None:
-        """Take the words from index `start` on; the array is reused afterwards."""
+    def take(self, start: int, words: SignedWords) -> Later | None:
+        """Take the words from index `start` on; the array is reused after the answer."""
         ...
 
 
@@ -65,17 +71,20 @@ class _Blocks:
         self._width = word_bytes(opening.plan.ring_bits)
         dtype = word_dtype(opening.plan.ring_bits)
         self.size = BLOCK_BYTES // self._width
-        self._total: Words = np.empty(self.size, dtype)
+        # Two, in turn: one is being hashed while the next block is opened into the other.
+        self._totals: tuple[Words, Words] = (np.empty(self.size, dtype), np.empty(self.size, dtype))
+        self._turn = 0
         self._part: Words = np.empty(self.size, dtype)
         self._masks: MaskStream = opening.plan.stream()
 
     def open(self, start: int, count: int) -> Words:
-        """Return `count` opened words from `start`, valid until the next call.
+        """Return `count` opened words from `start`, valid until the call after the next.
 
         Raises:
             Refusal: SUM_RANGE, a word lies outside the bound.
         """
-        total, part = self._total[:count], self._part[:count]
+        self._turn = 1 - self._turn
+        total, part = self._totals[self._turn][:count], self._part[:count]
         offset = start * self._width
         first, *others = self._opening.spools
         first.read_into(total.data.cast("B"), offset)
@@ -113,11 +122,23 @@ def open_sum(opening: Opening, sink: Sink) -> Sha256:
         raise Refusal("NOT_ENOUGH", "no upload survived")
     blocks = _Blocks(opening)
     digest = hashlib.sha256()
-    for start in range(0, opening.words, blocks.size):
-        words = blocks.open(start, min(blocks.size, opening.words - start))
-        digest.update(words.data)
-        sink.take(start, signed_view(words))
+    behind: Future[None] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
+        for start in range(0, opening.words, blocks.size):
+            words = blocks.open(start, min(blocks.size, opening.words - start))
+            later = sink.take(start, signed_view(words))
+            if behind is not None:
+                behind.result()
+            behind = hasher.submit(_hash_and_write, digest, words, later)
+        if behind is not None:
+            behind.result()
     return Sha256(digest.digest())
+
+
+def _hash_and_write(digest: hashlib._Hash, words: Words, later: Later | None) -> None:
+    digest.update(words.data)
+    if later is not None:
+        later()
 
 
 class Collect:
@@ -126,6 +147,7 @@ class Collect:
     def __init__(self, words: int) -> None:
         self.words: NDArray[np.int64] = np.empty(words, np.int64)
 
-    def take(self, start: int, words: SignedWords) -> None:
+    def take(self, start: int, words: SignedWords) -> Later | None:
         """See `Sink`."""
         self.words[start : start + words.size] = words
+        return None
