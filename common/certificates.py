@@ -51,6 +51,7 @@ MAX_CERTIFICATE_BYTES: Final = 8 * 1024
 """Size cap of one DER certificate from a peer; ours are about 600 bytes."""
 
 MANIFEST_PREFIX: Final = b"fedcare/manifest/v1\x00"
+STUDY_PREFIX: Final = b"fedcare/study/v1\x00"
 """Goes before every signed model manifest, so that no other signature of the same
 key (a key advert begins otherwise) can be passed off as one."""
 
@@ -364,4 +365,37 @@ def verify_manifest(
         raise StateError(
             "MANIFEST_SIGNATURE", f"the signature is not {leaf.spiffe}'s over this manifest"
         ) from None
+    return leaf.spiffe
+
+
+def verify_study(
+    config_hash: bytes,
+    organisation: str,
+    signature: bytes,
+    chain_der: Sequence[bytes],
+    *,
+    ca_der: Sequence[bytes],
+    federation: str,
+    now_unix: int,
+) -> SpiffeId:
+    """Return the researcher that signed a study, if it is the owner the study names.
+
+    A policy allows studies by their owners, so an owner's name has to be worth
+    something: `organisation` must be the id of the signing certificate.
+
+    Raises:
+        Refusal: OWNER_SIGNATURE, wrong signature, chain, role, federation or owner.
+    """
+    try:
+        leaf = read_leaf(verify_chain(chain_der, ca_der, now_unix), federation=federation)
+        verify_signature(leaf.key, signature, STUDY_PREFIX + config_hash)
+    except IdentityError as error:
+        raise Refusal("OWNER_SIGNATURE", error.detail) from None
+    except InvalidSignature:
+        raise Refusal("OWNER_SIGNATURE", "the signature is not over this study's hash") from None
+    if leaf.spiffe.role is not Role.RESEARCHER or leaf.spiffe.id != organisation:
+        raise Refusal(
+            "OWNER_SIGNATURE",
+            f"the study names {organisation[:80]!a} as its owner but {leaf.spiffe} signed it",
+        )
     return leaf.spiffe

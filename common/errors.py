@@ -175,6 +175,7 @@ _ROWS: Final = (
     ErrorKind("FC-5008", "POLICY_TWO_PARTY", _NO, _DENY, _HOSP, "A two-hospital run needs `allow_two_party: true` at both hospitals.", "Each hospital decides; the other one can compute its update."),
     ErrorKind("FC-5009", "POLICY_UNSUPPORTED", _IN, _PRE, _HOSP, "The policy sets a rule that this version cannot enforce yet.", "Remove the key, or wait for the version that enforces it; it is never ignored."),
     ErrorKind("FC-5010", "POLICY_RELEASE", _NO, _DENY, _RES, "The hospital's policy does not release what the study asks for.", "Leave the item out of the study, or ask the hospital."),
+    ErrorKind("FC-5011", "OWNER_SIGNATURE", _NO, _DENY, _RES, "The study is not signed by the certificate of the organisation it names as its owner.", "Submit it with the owner's own certificate; its id is the study's owner.organisation."),
     # --- rounds and runs --------------------------------------------------------------------------
     ErrorKind("FC-6001", "ROUND_VOID", _DL, Status.DEADLINE_EXCEEDED, _OPER, "A round was voided below its quorum; the model is unchanged.", "See which hospitals were missing; the run goes on when they return."),
     ErrorKind("FC-6002", "RUN_FAILED", _NO, _PRE, _OPER, "A run ended without a model.", "`fedcare run show` says which round failed and why."),

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from common.certificates import (
     MANIFEST_PREFIX,
+    STUDY_PREFIX,
     Leaf,
     Role,
     SpiffeId,
@@ -113,6 +114,17 @@ def sign_manifest(identity: Identity, data: bytes) -> bytes:
     if identity.role is not Role.COORDINATOR:
         raise IdentityError("ROLE_DENIED", f"{identity.spiffe} may not sign models")
     return identity.sign(MANIFEST_PREFIX + data)
+
+
+def sign_study(identity: Identity, config_hash: bytes) -> bytes:
+    """Return an owner's signature over its study's hash.
+
+    Raises:
+        IdentityError: ROLE_DENIED, the certificate is not a researcher's.
+    """
+    if identity.role is not Role.RESEARCHER:
+        raise IdentityError("ROLE_DENIED", f"{identity.spiffe} may not submit studies")
+    return identity.sign(STUDY_PREFIX + config_hash)
 
 
 def load_identity(

@@ -42,11 +42,17 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class StudyOffer:
-    """A study somebody submitted; `study` is its canonical JSON, not yet trusted."""
+    """A study somebody submitted; `study` is its canonical JSON, not yet trusted.
+
+    `signature` is its owner's over the hash, by the certificate in `cert_chain`: the
+    coordinator cannot make a study in somebody's name.
+    """
 
     run_id: RunId
     study: bytes
     config_hash: ConfigHash
+    signature: bytes = b""
+    cert_chain: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,8 @@ def _code(value: str, field: str) -> str:
     return value
 
 
-def _chain(certs: Iterable[bytes], field: str) -> tuple[bytes, ...]:
+def checked_chain(certs: Iterable[bytes], field: str) -> tuple[bytes, ...]:
+    """Return certificates, each within `MAX_CERT_BYTES`, at least one, at most `MAX_CHAIN`."""
     chain = _many(certs, field, lambda der: _at_most(der, field, MAX_CERT_BYTES), MAX_CHAIN)
     if not chain:
         raise _bad(field, "is empty")
@@ -213,7 +214,7 @@ def _decode_advert(m: sa.KeyAdvert) -> KeyAdvert:
         config_hash=ConfigHash(_bytes(m.config_hash, "advert.config_hash", 32)),
         not_before=_uint(m.not_before, "advert.not_before"),
         not_after=_uint(m.not_after, "advert.not_after"),
-        cert_chain=_chain(m.cert_chain, "advert.cert_chain"),
+        cert_chain=checked_chain(m.cert_chain, "advert.cert_chain"),
         sig=_at_most(m.sig, "advert.sig", MAX_SIGNATURE),
     )
 
@@ -489,6 +490,8 @@ def _decode_offer(m: pb.StudyOffer) -> StudyOffer:
         RunId(_name(m.run_id, "offer.run_id")),
         _at_most(m.study, "offer.study", MAX_STUDY_BYTES),
         ConfigHash(_bytes(m.config_hash, "offer.config_hash", 32)),
+        _at_most(m.signature, "offer.signature", MAX_SIGNATURE),
+        checked_chain(m.cert_chain, "offer.cert_chain"),
     )
 
 
@@ -507,7 +510,7 @@ def _decode_notice(m: pb.ReleaseNotice) -> ReleaseNotice:
         RunId(_name(m.run_id, "release.run_id")),
         _at_most(m.manifest, "release.manifest", MAX_MANIFEST_BYTES),
         _at_most(m.signature, "release.signature", MAX_SIGNATURE),
-        _chain(m.cert_chain, "release.cert_chain"),
+        checked_chain(m.cert_chain, "release.cert_chain"),
     )
 
 
@@ -631,7 +634,11 @@ def encode_coordinator(  # noqa: PLR0911, PLR0912, C901 - one line a step
             return pb.CoordinatorMessage(task=task, heartbeat=pb.Heartbeat(counter=step.counter))
         case StudyOffer():
             offer = pb.StudyOffer(
-                run_id=step.run_id, study=step.study, config_hash=step.config_hash
+                run_id=step.run_id,
+                study=step.study,
+                config_hash=step.config_hash,
+                signature=step.signature,
+                cert_chain=step.cert_chain,
             )
             return pb.CoordinatorMessage(task=task, study_offer=offer)
         case BeginEpoch():

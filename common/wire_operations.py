@@ -6,12 +6,13 @@ Raises (all `decode_*`): Refusal BAD_MESSAGE, naming the field.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from common.errors import Refusal
 from common.ids import NAME_PATTERN, ConfigHash, RunId, SiteName, StudyId
 from common.views import RoundView, RunPhase, RunView, SiteView, StatusView, StudyView
-from common.wire import MAX_STUDY_BYTES
+from common.wire import MAX_SIGNATURE, MAX_STUDY_BYTES, checked_chain
 from fedcare.v1 import operations_pb2 as pb
 
 _NAME: Final = re.compile(NAME_PATTERN)
@@ -30,13 +31,26 @@ def checked_name(value: str, field: str) -> str:
     return value
 
 
-def decode_submission(request: pb.SubmitStudyRequest) -> tuple[bytes, str]:
-    """Return (canonical study, the caller's id for the request)."""
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A study in canonical form, the caller's id for the request, and the owner's signature."""
+
+    study: bytes
+    request: str
+    signature: bytes
+    cert_chain: tuple[bytes, ...]
+
+
+def decode_submission(request: pb.SubmitStudyRequest) -> Submission:
+    """Return what a researcher submits."""
     if not 0 < len(request.study) <= MAX_STUDY_BYTES:
         raise _bad("study", f"is {len(request.study)} bytes long, not 1 to {MAX_STUDY_BYTES}")
     if not _NAME.fullmatch(request.client_id) or len(request.client_id) > _MAX_REQUEST:
         raise _bad("client_id", "is not a name of a-z, 0-9 and inner hyphens")
-    return request.study, request.client_id
+    if not 0 < len(request.signature) <= MAX_SIGNATURE:
+        raise _bad("signature", f"is {len(request.signature)} bytes long, not 1 to {MAX_SIGNATURE}")
+    chain = checked_chain(request.cert_chain, "cert_chain")
+    return Submission(request.study, request.client_id, request.signature, chain)
 
 
 def decode_cancel(request: pb.CancelRunRequest) -> tuple[RunId, str]:

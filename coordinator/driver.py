@@ -404,7 +404,16 @@ def manifest_digest(release: StoredRelease) -> Sha256:
 
 def notice_of(state: RunState, release: StoredRelease) -> ReleaseNotice:
     """Return a stored release as it is sent to hospitals and researchers."""
-    chain = tuple(
-        cert.public_bytes(Encoding.DER) for cert in x509.load_pem_x509_certificates(release.chain)
-    )
+    chain = chain_of(release.chain)
     return ReleaseNotice(state.run_id, release.manifest, release.signature, chain)
+
+
+def chain_of(pem: bytes) -> tuple[bytes, ...]:
+    """Return stored certificates as they travel: DER, leaf first."""
+    return tuple(cert.public_bytes(Encoding.DER) for cert in x509.load_pem_x509_certificates(pem))
+
+
+def to_pem(chain: tuple[bytes, ...]) -> bytes:
+    """Return certificates as they are stored: PEM, leaf first."""
+    certificates = [x509.load_der_x509_certificate(der) for der in chain]
+    return b"".join(cert.public_bytes(Encoding.PEM) for cert in certificates)

@@ -310,7 +310,13 @@ def _connected(step: _Step, event: NodeConnected) -> None:
 
 def offer(state: RunState) -> StudyOffer:
     """Return what every hospital is asked to decide on."""
-    return StudyOffer(state.run_id, canonical_json(state.study), state.config_hash)
+    return StudyOffer(
+        run_id=state.run_id,
+        study=canonical_json(state.study),
+        config_hash=state.config_hash,
+        signature=state.signature,
+        cert_chain=state.cert_chain,
+    )
 
 
 def _late_release(step: _Step, node: NodeId) -> None:

@@ -172,6 +172,10 @@ class RunState:
     federation: str
     roster: tuple[NodeId, ...]
     """Every member of the federation, sorted; `c` is counted over these."""
+    signature: bytes = b""
+    """The owner's, over `config_hash`."""
+    cert_chain: tuple[bytes, ...] = ()
+    """The owner's certificates, DER, leaf first."""
     phase: RunPhase = RunPhase.ENROLLING
     decisions: tuple[tuple[NodeId, Decision], ...] = ()
     session: SessionState | None = None

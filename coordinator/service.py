@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 
+from common.certificates import verify_study
 from common.errors import ConfigError, Refusal, RoundError
 from common.events import Event
 from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
@@ -30,11 +31,12 @@ from common.messages import (
     Welcome,
 )
 from common.secagg.messages import Refused, Resume, UploadEnd
-from common.study import Study, canonical_json, config_hash, study_from_canonical
+from common.study import Study, config_hash, study_from_canonical
 from common.version import VERSION
 from common.views import RunView, SiteView, StatusView, StudyView
 from common.wire import NodeStep, UploadPart
-from coordinator.driver import RunDriver, Workshop
+from common.wire_operations import Submission
+from coordinator.driver import RunDriver, Workshop, chain_of, to_pem
 from coordinator.hub import Outbox
 from coordinator.run import fewest, replay
 from coordinator.run_state import (
@@ -92,7 +94,15 @@ class CoordinatorService:
         self._shop.spool.drop_all_but(frozenset(keep))
 
     def _first_state(self, run: StoredRun, study: Study) -> RunState:
-        return RunState(run.run_id, study, run.config_hash, self._federation, self._roster)
+        return RunState(
+            run_id=run.run_id,
+            study=study,
+            config_hash=run.config_hash,
+            federation=self._federation,
+            roster=self._roster,
+            signature=run.signature,
+            cert_chain=chain_of(run.chain),
+        )
 
     def _start(self, state: RunState, facts: int, created_unix: float) -> RunDriver:
         driver = RunDriver(state, facts, created_unix, self._shop)
@@ -276,28 +286,46 @@ class CoordinatorService:
 
     # --- people -------------------------------------------------------------------------
 
-    async def submit(self, content: bytes, request: str) -> StoredRun:
-        """Accept a study and begin its run; the same `request` again gives the same run.
+    async def submit(self, submission: Submission, caller: str) -> StoredRun:
+        """Accept a study and begin its run; the same request again gives the same run.
 
         Raises:
             ConfigError: the study is not valid, or cannot run in this federation.
+            Refusal: OWNER_SIGNATURE, it is not signed by the owner it names.
             RoundError: BUSY, a run of a study of that id is going on.
         """
-        study = study_from_canonical(content)
+        study = study_from_canonical(submission.study)
         self._check_can_run(study)
         digest = config_hash(study)
-        run_id = RunId(f"{study.id[:48].rstrip('-')}-{secrets.token_hex(4)}")
-        now = self._shop.clock.unix()
-        run = StoredRun(run_id, StudyId(study.id), digest, request, now, ended=False)
-        known = next((r for r in self._shop.store.runs() if r.request == request), None)
+        shop = self._shop
+        verify_study(
+            digest,
+            study.owner.organisation,
+            submission.signature,
+            submission.cert_chain,
+            ca_der=shop.identity.ca_der,
+            federation=self._federation,
+            now_unix=int(shop.clock.unix()),
+        )
+        request = f"{caller} {submission.request}"
+        known = next((run for run in shop.store.runs() if run.request == request), None)
         if known is not None:
             return known
         if self._active(study.id) is not None:
             raise RoundError("BUSY", f"a run of study {study.id} is going on")
-        stored = StoredStudy(StudyId(study.id), digest, canonical_json(study))
-        run = self._shop.store.add_run(stored, run)
-        self._shop.log.info(Event.STUDY_SUBMITTED, study=study.id, run=run_id)
-        self._start(self._first_state(run, study), 0, now)
+        run = StoredRun(
+            run_id=RunId(f"{study.id[:48].rstrip('-')}-{secrets.token_hex(4)}"),
+            study_id=StudyId(study.id),
+            config_hash=digest,
+            request=request,
+            signature=submission.signature,
+            chain=to_pem(submission.cert_chain),
+            created_unix=shop.clock.unix(),
+            ended=False,
+        )
+        run = shop.store.add_run(StoredStudy(run.study_id, digest, submission.study), run)
+        shop.log.info(Event.STUDY_SUBMITTED, study=study.id, run=run.run_id)
+        self._start(self._first_state(run, study), 0, run.created_unix)
         return run
 
     def _check_can_run(self, study: Study) -> None:

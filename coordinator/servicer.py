@@ -131,8 +131,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
         self, request: ops.SubmitStudyRequest, _context: Context
     ) -> ops.SubmitStudyResponse:
         """Accept a study and begin a run of it."""
-        study, client_id = decode_submission(request)
-        run = await self._service.submit(study, f"{caller().node_id} {client_id}")
+        submission = decode_submission(request)
+        run = await self._service.submit(submission, caller().node_id)
         return ops.SubmitStudyResponse(
             study_id=run.study_id, run_id=run.run_id, config_hash=run.config_hash
         )

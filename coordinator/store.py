@@ -38,7 +38,9 @@ RUNS: Final = sql.Table(
     sql.Column("run_id", sql.String(63), primary_key=True),
     sql.Column("study_id", sql.String(63), nullable=False),
     sql.Column("config_hash", sql.LargeBinary(32), nullable=False),
-    sql.Column("request", sql.String(200), nullable=False, unique=True),
+    sql.Column("request", sql.String(400), nullable=False, unique=True),
+    sql.Column("signature", sql.LargeBinary, nullable=False),
+    sql.Column("chain", sql.LargeBinary, nullable=False),
     sql.Column("created_unix", sql.Float, nullable=False),
     sql.Column("ended", sql.Boolean, nullable=False),
 )
@@ -76,12 +78,17 @@ class StoredStudy:
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """One submission of a study. `request` names it, so that a retry finds the same run."""
+    """One submission of a study. `request` names it, so that a retry finds the same run.
+
+    `signature` is the owner's over the study's hash; `chain` its certificates in PEM.
+    """
 
     run_id: RunId
     study_id: StudyId
     config_hash: ConfigHash
     request: str
+    signature: bytes
+    chain: bytes
     created_unix: float
     ended: bool
 
@@ -210,6 +217,8 @@ class SqlStore:
                     study_id=run.study_id,
                     config_hash=run.config_hash,
                     request=run.request,
+                    signature=run.signature,
+                    chain=run.chain,
                     created_unix=run.created_unix,
                     ended=run.ended,
                 )
@@ -317,6 +326,8 @@ def _run(row: sql.Row[tuple[object, ...]]) -> StoredRun:
         StudyId(row.study_id),
         ConfigHash(bytes(row.config_hash)),
         row.request,
+        bytes(row.signature),
+        bytes(row.chain),
         row.created_unix,
         row.ended,
     )

@@ -17,6 +17,7 @@ ConnectError UNREACHABLE, IdentityError, RoundError NOT_FOUND and so on.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import Any, Final, Self, TypeVar
 
 from common.clock import Clock, SystemClock
 from common.errors import ConnectError, FedError, IdentityError, Refusal
-from common.identity import Identity
+from common.identity import Identity, sign_study
 from common.ids import DIGEST_BYTES, ConfigHash, RunId, Sha256, StudyId
 from common.messages import DownloadChunk, ReleaseNotice
 from common.transport.status import remote_errors
@@ -113,7 +114,13 @@ class Client:
         the same run. Made here unless given.
         """
         name = client_id or new_client_id()
-        request = ops.SubmitStudyRequest(study=study, client_id=name)
+        digest = hashlib.sha256(study).digest()
+        request = ops.SubmitStudyRequest(
+            study=study,
+            client_id=name,
+            signature=sign_study(self._identity, digest),
+            cert_chain=self._identity.chain,
+        )
         answer = await self._ask(lambda: self._operations.SubmitStudy(request, timeout=CALL_S))
         if len(answer.config_hash) != DIGEST_BYTES:
             raise Refusal("BAD_MESSAGE", "config_hash is not 32 bytes long")

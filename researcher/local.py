@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import secrets
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,11 +49,13 @@ _START_S: Final = 60.0
 class SitePlan:
     """One hospital: its name and its table (None for a study without data).
 
-    `columns` maps the study's names to the table's own, as a site manifest does.
+    `columns` maps the study's names to the table's own, as a site manifest does. The table
+    is copied into the hospital's folder unless `in_place`.
     """
 
     name: str
     table: Path | None = None
+    in_place: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -108,7 +111,7 @@ def build(plan: FederationPlan, address: str, clock: Clock | None = None) -> Non
     issue(
         pki,
         Role.RESEARCHER,
-        "researcher",
+        plan.study.owner.organisation,
         now_unix=now,
         days=_LEAF_DAYS,
         out=plan.researcher_folder,
@@ -127,10 +130,13 @@ def _build_site(
     node: dict[str, Any] = {"schema": "fedcare.node/v1", "site": None}
     if site.table is not None:
         node["site"] = "site.yaml"
+        path = site.table.absolute()
+        if not site.in_place:
+            path = Path(shutil.copyfile(site.table, folder / f"{site.name}.csv").name)
         table = {
             "name": plan.study.dataset,
             "kind": "csv",
-            "path": str(site.table),
+            "path": str(path),
             "columns": dict(site.columns),
         }
         manifest = {"schema": "fedcare.site/v1", "id": site.name, "data": [table]}

@@ -21,7 +21,9 @@ def upgrade() -> None:
         sql.Column("run_id", sql.String(63), primary_key=True),
         sql.Column("study_id", sql.String(63), nullable=False),
         sql.Column("config_hash", sql.LargeBinary(32), nullable=False),
-        sql.Column("request", sql.String(200), nullable=False, unique=True),
+        sql.Column("request", sql.String(400), nullable=False, unique=True),
+        sql.Column("signature", sql.LargeBinary, nullable=False),
+        sql.Column("chain", sql.LargeBinary, nullable=False),
         sql.Column("created_unix", sql.Float, nullable=False),
         sql.Column("ended", sql.Boolean, nullable=False),
     )
