@@ -9,7 +9,9 @@ Three models are compared, all on rows prepared with the federation's constants:
 
 * `federated`: the released one;
 * `local_only`: what each hospital gets from its own training rows, tested at home
-  (`by_site`) and on all hospitals' test rows (`elsewhere`);
+  (`by_site`) and on all hospitals' test rows (`elsewhere`); its `pooled` figures are the
+  mean of the latter: what one hospital's model is worth for everybody's patients.
+  `at_home` pools the rows with each scored by its own hospital's model;
 * `centralised`: what all training rows in one place would give.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,9 @@ Figures: TypeAlias = dict[str, float | None]
 """Metrics by name as `common.evaluation.Metrics.as_dict` gives them."""
 
 Weights: TypeAlias = NDArray[np.float32]
+
+
+_COUNTS: Final = ("rows", "positives")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +56,8 @@ class Assessment:
     @property
     def mean_of_sites(self) -> Figures:
         """Each figure's mean over the hospitals that have it."""
-        names = [name for name in self.pooled if name not in ("rows", "positives")]
-        return {
-            name: _mean(figures.get(name) for figures in self.by_site.values()) for name in names
-        }
+        means = _means(self.by_site)
+        return {name: value for name, value in means.items() if name not in _COUNTS}
 
     def data(self) -> dict[str, object]:
         """Return the form for envelopes and files."""
@@ -71,6 +74,7 @@ class Comparison:
 
     federated: Assessment
     local_only: Assessment
+    at_home: Figures
     elsewhere: dict[str, Figures]
     centralised: Assessment
     scores: Mapping[str, Scored]
@@ -82,9 +86,19 @@ class Comparison:
     def baselines(self) -> dict[str, object]:
         """Return `baselines` of the envelope."""
         return {
-            "local_only": {**self.local_only.data(), "elsewhere": self.elsewhere},
+            "local_only": {
+                **self.local_only.data(),
+                "elsewhere": self.elsewhere,
+                "at_home": self.at_home,
+            },
             "centralised": self.centralised.data(),
         }
+
+
+def _means(figures: Mapping[str, Figures]) -> Figures:
+    """Return each figure's mean over those that have it."""
+    names = next(iter(figures.values()), {})
+    return {name: _mean(entry.get(name) for entry in figures.values()) for name in names}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -111,10 +125,13 @@ def compare(
     def everywhere(model: Weights) -> Assessment:
         return assess(study, score(study, test, lambda _site: model))
 
+    home = assess(study, score(study, test, lambda site: alone[site]))
+    elsewhere = {site: everywhere(model).pooled for site, model in alone.items()}
     return Comparison(
         federated=assess(study, scores),
-        local_only=assess(study, score(study, test, lambda site: alone[site])),
-        elsewhere={site: everywhere(model).pooled for site, model in alone.items()},
+        local_only=Assessment(_means(elsewhere), home.by_site),
+        at_home=home.pooled,
+        elsewhere=elsewhere,
         centralised=everywhere(together),
         scores=scores,
     )
