@@ -219,7 +219,7 @@ def _deadline(step: work.Step, name: str) -> None:
         case RoundPhase.CERTIFIED:
             late.maybe_recover(step, final=True)
         case RoundPhase.RECOVERING:
-            work.abort(step, "NOT_ENOUGH", sit_out=late.silent(state))
+            late.give_up(step)
         case _:
             return
 

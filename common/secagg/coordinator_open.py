@@ -12,11 +12,11 @@ from common.secagg.coordinator_facts import (
     SharesAccepted,
 )
 from common.secagg.coordinator_state import RecoveredSecrets, RoundPhase, RoundState
-from common.secagg.coordinator_step import Step, ends, find
+from common.secagg.coordinator_step import Step, abort, ends, find
 from common.secagg.header import Header
 from common.secagg.keys import EdgeSeed, SelfSeed
 from common.secagg.masking import OpeningPlan, edge_sign
-from common.secagg.messages import RecoverRequest, RecoverShares, Release
+from common.secagg.messages import RecoverItem, RecoverRequest, RecoverShares, Release
 from common.secagg.recovery import (
     check_item,
     check_release,
@@ -41,7 +41,7 @@ def release(step: Step, sender: NodeId, message: Release) -> None:
     ):
         return
     outside = dropped(step.header, state.survivors)
-    check_release(message, sender, ends(state)[sender], outside)
+    check_release(message, sender, ends(state), outside)
     step.record(ReleaseAccepted(sender, message))
     maybe_open(step)
     maybe_recover(step)
@@ -100,6 +100,24 @@ def shares(step: Step, sender: NodeId, message: RecoverShares) -> None:
     maybe_open(step)
 
 
+def give_up(step: Step) -> None:
+    """End a round whose missing seeds nobody could supply; their owners sit out (4.6)."""
+    state = step.state
+    quiet = silent(state)
+    stuck = [node for node in quiet if len(_items(state, node)) >= step.header.t_h]
+    abort(step, "SHARE_BAD" if stuck else "NOT_ENOUGH", quiet)
+
+
+def _items(state: RoundState, node: NodeId) -> dict[NodeId, RecoverItem]:
+    """Return what helpers sent of a silent member's shares."""
+    return {
+        helper: item
+        for helper, answer in state.shares
+        for item in answer.items
+        if item.sender == node
+    }
+
+
 def maybe_open(step: Step) -> None:
     """Open as soon as every seed is released or put together."""
     state = step.state
@@ -107,12 +125,7 @@ def maybe_open(step: Step) -> None:
         return
     recovered: list[RecoveredSecrets] = []
     for node in silent(state):
-        items = {
-            helper: item
-            for helper, answer in state.shares
-            for item in answer.items
-            if item.sender == node
-        }
+        items = _items(state, node)
         found = put_together(step.header, state.hd, node, ends(state)[node], items)
         if found is None:
             return
