@@ -32,7 +32,7 @@ STUDY_FILE: Final = "study.json"
 
 _GENESIS: Final = "0" * 64
 
-Hex = Annotated[str, StringConstraints(pattern=r"[0-9a-f]{64}\Z")]
+Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 digest in lower-case hexadecimal."""
 
 
@@ -132,7 +132,12 @@ def chained(entries: Iterable[RoundEntry]) -> Iterable[str]:
     previous = _GENESIS
     for entry in entries:
         items = (entry.position, entry.kind, entry.r, entry.header)
-        sites = (len(entry.survivors), *entry.survivors, len(entry.dropped), *entry.dropped)
+        sites: tuple[str | int, ...] = (
+            len(entry.survivors),
+            *entry.survivors,
+            len(entry.dropped),
+            *entry.dropped,
+        )
         body = enc(previous, *items, *sites, entry.sum_sha256, entry.model_sha256)
         previous = hashlib.sha256(body).hexdigest()
         yield previous

@@ -21,14 +21,14 @@ import grpc
 
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
-from common.errors import ConfigError, StateError
+from common.errors import ConfigError, ConnectError, StateError
 from common.events import Event
 from common.identity import Identity, load_identity
 from common.ids import NodeId, hospital_id
 from common.logs import EventLog, capture_libraries, make_log
 from common.transport.identity import PeerIdentity
 from common.transport.interceptors import CallFailure, Guard
-from common.transport.tls import bind, server, server_credentials
+from common.transport.tls import bind, server, server_credentials, split_address
 from common.version import VERSION
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
@@ -105,6 +105,39 @@ def build_service(
     )
 
 
+def own_identity(config: CoordinatorConfig, clock: Clock) -> Identity:
+    """Load the coordinator's certificate and key.
+
+    Raises:
+        ConfigError, IdentityError: a file is missing, wrong or out of date.
+    """
+    return load_identity(
+        certificate=config.path(config.tls.certificate),
+        key=config.path(config.tls.key),
+        ca=config.path(config.tls.ca),
+        now_unix=clock.unix(),
+    )
+
+
+def serving_address(config: CoordinatorConfig) -> str:
+    """Return where a coordinator of this configuration is listening now.
+
+    Raises:
+        ConnectError: UNREACHABLE, none is.
+    """
+    mark = config.path(config.state_dir) / ADDRESS_FILE
+    try:
+        address = mark.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise ConnectError(
+            "UNREACHABLE",
+            f"no coordinator of {config.federation} is running here",
+            fix="Start it with `fedcare coordinator serve`.",
+        ) from None
+    host, port = split_address(address)
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "::") else address  # noqa: S104 - compared
+
+
 async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the process at once.
 
@@ -115,12 +148,7 @@ async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
     clock = SystemClock()
     log = make_log(stream, clock=clock)
     capture_libraries(log)
-    identity = load_identity(
-        certificate=config.path(config.tls.certificate),
-        key=config.path(config.tls.key),
-        ca=config.path(config.tls.ca),
-        now_unix=clock.unix(),
-    )
+    identity = own_identity(config, clock)
     state_dir = config.path(config.state_dir)
     lock = lock_state(state_dir)
     try:

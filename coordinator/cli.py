@@ -28,3 +28,34 @@ def serve(config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag = 
 
     asyncio.run(run(CoordinatorConfig.read(config), sys.stderr))
     return Outcome({"stopped": True})
+
+
+@app.command()
+@command
+def status(
+    config: ConfigFile = Path("coordinator.yaml"),
+    *,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT to ask; default: where the file says it listens.")
+    ] = None,
+    tls: Annotated[
+        Path | None, typer.Option(help="An operator's certificate folder, to ask from elsewhere.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Show who is connected and what every open run waits for."""
+    del as_json
+    from common.clock import SystemClock
+    from common.identity import load_identity
+    from coordinator.app import own_identity, serving_address
+    from coordinator.config import CoordinatorConfig
+    from coordinator.status import ask, data_of, screen
+
+    if tls is not None and coordinator is not None:
+        address, identity = coordinator, load_identity(tls, now_unix=SystemClock().unix())
+    else:
+        settings = CoordinatorConfig.read(config)
+        address = coordinator or serving_address(settings)
+        identity = own_identity(settings, SystemClock())
+    view = asyncio.run(ask(address, identity))
+    return Outcome(data_of(view), screen(view))

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncIterator
 
 from common.certificates import verify_study
-from common.errors import ConfigError, Refusal, RoundError
+from common.errors import ConfigError, FedError, Refusal, RoundError
 from common.events import Event
 from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
 from common.layouts import round_kinds
@@ -176,6 +176,13 @@ class CoordinatorService:
             return
         if node not in self._tasks_with_keys:
             raise Refusal("OUT_OF_TURN", "a control stream begins with Hello")
+        try:
+            self._take(node, task, step)
+        except FedError as error:
+            # One wrong message is no reason to cut a hospital off.
+            self._shop.hub.send(node, task, Refused(b"", error.name, error.detail))
+
+    def _take(self, node: NodeId, task: str, step: NodeStep) -> None:
         match step:
             case Heartbeat():
                 self._shop.hub.send(node, "", step)

@@ -54,7 +54,7 @@ METHODS: Final[MethodTable] = {
     "/fedcare.v1.Operations/WatchRun": _PEOPLE,
     "/fedcare.v1.Operations/CancelRun": _PEOPLE,
     "/fedcare.v1.Operations/GetRelease": _READERS,
-    "/fedcare.v1.Operations/GetStatus": _PEOPLE,
+    "/fedcare.v1.Operations/GetStatus": _PEOPLE | {Role.COORDINATOR},
 }
 """Which role may call what; a method that is not here is refused."""
 
