@@ -86,7 +86,9 @@ def _scalar(hint: Any) -> tuple[_Encode, _Decode]:
         return _b64, _unb64
     if isinstance(hint, type) and issubclass(hint, Secret):
         return (lambda value: _b64(value.reveal())), (lambda tree: hint(_unb64(tree)))
-    if hint in (int, str, bool, float, type(None)):
+    if hint is float:
+        return float, _checked(float)  # a whole number given as int stays readable
+    if hint in (int, str, bool, type(None)):
         return (lambda value: value), _checked(hint)
     raise InternalError(f"no coder for {hint!r}")
 
@@ -194,7 +196,11 @@ def _plain_union(hints: tuple[Any, ...]) -> tuple[_Encode, _Decode]:
                 continue
         raise TypeError(f"{tree!r} fits none of {hints}")
 
-    return (lambda value: value), read_first
+    def write(value: Any) -> Any:
+        whole = type(value) is int and float in rest and int not in rest
+        return float(value) if whole else value
+
+    return write, read_first
 
 
 def _dataclass(kind: type) -> tuple[_Encode, _Decode]:

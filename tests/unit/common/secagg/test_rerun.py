@@ -1,0 +1,111 @@
+"""Rule 10.4: one survivor set, and one set of numbers, for each model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from common.errors import Refusal
+from common.ids import ConfigHash, NodeId, RoundNo, SessionId, Sha256
+from common.secagg.header import Header, Rounding, RoundKind
+from common.secagg.rerun import RerunMemory
+
+A, B, C, D = (NodeId(name) for name in "abcd")
+HEADER = Header(
+    session_id=SessionId(b"\x01" * 32),
+    r=RoundNo(1),
+    kind=RoundKind.TRAIN,
+    model_sha256=Sha256(b"\x02" * 32),
+    layout_sha256=Sha256(b"\x03" * 32),
+    config_hash=ConfigHash(b"\x04" * 32),
+    members=tuple((node, bytes(32)) for node in (A, B, C, D)),
+    d=8,
+    w=32,
+    c=1,
+    q=3,
+    s_min=3,
+    t_h=2,
+    kappa=3,
+    ranges=(0.5, 1.0),
+    w_max=1000,
+    rounding=Rounding.EVEN,
+    deadline_ms=1000,
+)
+MEMORY = RerunMemory().remember(HEADER, (A, B, C))
+
+
+def test_the_same_set_is_agreed_to_again_in_any_order() -> None:
+    MEMORY.check_set(HEADER, (C, A, B))
+    assert MEMORY.remember(HEADER, (A, B, C)) == MEMORY
+
+
+@pytest.mark.parametrize("survivors", [(A, B, D), (A, B), (A, B, C, D)])
+def test_another_set_is_refused(survivors: tuple[NodeId, ...]) -> None:
+    with pytest.raises(Refusal, match="RERUN"):
+        MEMORY.check_set(HEADER, survivors)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        replace(HEADER, w=64),
+        replace(HEADER, w_max=999),
+        replace(HEADER, ranges=(0.5, 2.0)),
+        replace(HEADER, ranges=(0.5,)),
+    ],
+)
+def test_the_same_model_with_other_numbers_is_refused_before_any_training(header: Header) -> None:
+    with pytest.raises(Refusal, match="RERUN"):
+        MEMORY.check_terms(header)
+    with pytest.raises(Refusal, match="RERUN"):
+        MEMORY.check_set(header, (A, B, C))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        replace(HEADER, kind=RoundKind.EVALUATE),
+        replace(HEADER, model_sha256=Sha256(b"\x09" * 32)),
+        replace(HEADER, layout_sha256=Sha256(b"\x09" * 32)),
+    ],
+)
+def test_another_kind_model_or_layout_is_free(header: Header) -> None:
+    MEMORY.check_set(header, (A, B, D))
+    both = MEMORY.remember(header, (A, B, D))
+    with pytest.raises(Refusal):
+        both.check_set(header, (A, B, C))
+    both.check_set(HEADER, (A, B, C))
+
+
+def test_the_session_the_round_and_the_nonces_make_no_difference() -> None:
+    later = replace(
+        HEADER,
+        session_id=SessionId(b"\x0a" * 32),
+        r=RoundNo(9),
+        members=tuple((node, b"\x01" * 32) for node in (A, B, C, D)),
+    )
+    with pytest.raises(Refusal):
+        MEMORY.check_set(later, (A, B, D))
+
+
+def test_a_lift_frees_exactly_one_model() -> None:
+    other = replace(HEADER, model_sha256=Sha256(b"\x09" * 32))
+    third = replace(HEADER, model_sha256=Sha256(b"\x0b" * 32))
+    memory = MEMORY.remember(other, (A, B, C)).remember(third, (A, B, C))
+    lifted = memory.lifted(other)
+    lifted.check_set(other, (A, B, D))
+    for header in (HEADER, third):
+        with pytest.raises(Refusal):
+            lifted.check_set(header, (A, B, D))
+    assert RerunMemory().lifted(HEADER) == RerunMemory()
+
+
+def test_a_thousand_rounds_take_ninety_six_bytes_each() -> None:
+    memory = RerunMemory()
+    for number in range(1000):
+        header = replace(HEADER, model_sha256=Sha256(number.to_bytes(32, "big")))
+        memory = memory.remember(header, (A, B, C))
+    assert len(memory.records) == 96_000
+    with pytest.raises(Refusal):
+        memory.check_set(replace(HEADER, model_sha256=Sha256(bytes(32))), (A, B, D))
