@@ -45,7 +45,7 @@ class Table(Section):
     name: Label
     kind: Literal["csv"]
     path: Annotated[Text, Field(min_length=1, max_length=1024)]
-    columns: Mapping[Name, Name] = MappingProxyType({})
+    columns: Mapping[Name, Name] = Field(default_factory=lambda: MappingProxyType({}))
 
     @field_validator("columns")
     @classmethod
