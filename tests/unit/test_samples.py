@@ -84,7 +84,7 @@ def test_the_walk_finds_the_schemas_inside_unions() -> None:
     assert {"Feature", "BinaryTarget", "RandomSplit", "MlpModel", "SecureAggregation"} <= names
 
 
-NOT_DEFAULTS = {
+NOT_DEFAULTS: dict[str, set[tuple[str, ...]]] = {
     "policy.yaml": {("allow", "owners")},
     "study.yaml": {("target",), ("model",)},
 }
