@@ -157,13 +157,43 @@ def _auroc(assessment: Assessment, row: str) -> float | None:
     return figures.get("auroc")
 
 
-def _bar(axes: Axes, y: float, value: float | None, colour: str, *, bold: bool = False) -> None:
+def _bar(
+    axes: Axes,
+    y: float,
+    value: float | None,
+    colour: str,
+    *,
+    bold: bool = False,
+    height: float = 0.24,
+) -> None:
     if value is None:
         axes.text(0.36, y, "no value: one class only", va="center", fontsize=8.5, color=GREY)
         return
-    axes.barh(y, value, height=0.24, color=colour)
+    axes.barh(y, value, height=height, color=colour)
     weight = "bold" if bold else "normal"
     axes.text(value + 0.008, y, f"{value:.3f}", va="center", fontsize=8.5, weight=weight)
+
+
+def elsewhere_bars(comparison: Comparison) -> str:
+    """Draw what each single hospital's model is worth for all hospitals' test patients."""
+    sites = list(comparison.elsewhere)
+    palette = colours(sites)
+    rows = [("federated", comparison.federated.pooled.get("auroc"), INK)]
+    rows += [
+        (f"{site} alone", comparison.elsewhere[site].get("auroc"), palette[site])
+        for site in reversed(sites)
+    ]
+
+    def draw(axes: Axes) -> None:
+        for place, (_, value, colour) in enumerate(rows):
+            _bar(axes, place, value, colour, bold=place == 0, height=0.5)
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+        axes.set_xlim(0.45, 1.0)
+        axes.set_xlabel("AUROC on the test patients of all hospitals")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+
+    return _svg(draw, 5.0, 0.42 * len(rows) + 0.9)
 
 
 def _bar_legend(axes: Axes) -> None:
@@ -250,7 +280,7 @@ def timeline(history: Sequence[RoundView], sites: Sequence[str]) -> str:
                     )
         _seconds(axes, shown)
         axes.set_yticks([-1.3, *range(len(sites))], ["seconds", *reversed(sites)])
-        axes.set_xticks(range(len(shown)), [_label(entry) for entry in shown], fontsize=8.5)
+        axes.set_xticks(range(len(shown)), _labels(history)[-len(shown) :], fontsize=8.5)
         axes.set_xlim(-0.7, len(shown) - 0.3)
         axes.set_ylim(-1.95, len(sites) - 0.5)
         axes.tick_params(length=0)
@@ -271,5 +301,10 @@ def _seconds(axes: Axes, shown: Sequence[RoundView]) -> None:
         )  # fmt: skip
 
 
-def _label(entry: RoundView) -> str:
-    return {"statistics": "sums", "evaluate": "test"}.get(entry.kind, str(entry.number))
+def _labels(history: Sequence[RoundView]) -> list[str]:
+    """Number the training rounds from 1; a void one has the number of its repetition."""
+    found, trained = [], 1
+    for entry in history:
+        found.append({"statistics": "sums", "evaluate": "test"}.get(entry.kind, str(trained)))
+        trained += entry.kind == "train" and entry.state == "CLOSED"
+    return found

@@ -21,6 +21,7 @@ from researcher.report_page import PAGE
 
 Row: TypeAlias = tuple[str, ...]
 
+_COUNTS: Final = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six"}
 _NONE: Final = "&ndash;"
 
 
@@ -80,6 +81,7 @@ def html(facts: ReportFacts) -> str:
         facts=_facts(facts),
         table=_table(comparison),
         elsewhere=_elsewhere(comparison),
+        alone=plots.elsewhere_bars(comparison),
         bars=plots.auroc_bars(comparison),
         roc=plots.roc(comparison),
         calibration=plots.calibration(comparison),
@@ -99,8 +101,8 @@ def _lead(facts: ReportFacts) -> str:
     best = max((f.get("auroc") or 0.0 for f in comparison.elsewhere.values()), default=0.0)
     rows = comparison.federated.pooled.get("rows") or 0
     return (
-        f"{len(sites)} hospitals trained one model together. On the {rows:.0f} test patients of "
-        f"all of them it reaches an AUROC of <b>{figure(pooled)}</b>; with all patients in one "
+        f"{_COUNTS.get(len(sites), len(sites))} hospitals trained one model together. "
+        f"On the {rows:.0f} test patients of all of them it reaches an AUROC of <b>{figure(pooled)}</b>; with all patients in one "
         f"place it would be {figure(central)}. The best model that a single hospital makes alone "
         f"reaches {figure(best)} on the same patients. No record left a hospital, and the "
         "coordinator saw sums only."
@@ -138,7 +140,9 @@ def _table(comparison: Comparison) -> str:
     body = []
     for place, (site, rows, *_rest) in enumerate(columns["auroc"]):
         mark = f'<i style="background:{palette[site]}"></i>' if site in palette else ""
-        cells = [f"<td>{mark}{escape(site)}</td><td>{rows}</td>"]
+        sick = comparison.federated.by_site.get(site, {}).get("positives")
+        note = "" if sick is None else f" <small>({sick:.0f} positive)</small>"
+        cells = [f"<td>{mark}{escape(site)}</td><td>{rows}{note}</td>"]
         for name in names:
             values = columns[name][place][2:]
             cells += [
@@ -158,17 +162,12 @@ def _css(name: str, kind: str) -> str:
 
 
 def _elsewhere(comparison: Comparison) -> str:
-    pairs = [
-        f"{escape(site)} {figure(figures.get('auroc'))}"
-        for site, figures in comparison.elsewhere.items()
-    ]
     return (
-        "A model made at one hospital alone does well where its patients resemble the others and "
-        f"fails where they do not. AUROC on the test patients of all hospitals: "
-        f"{', '.join(pairs)}; the federated model: "
-        f"<b>{figure(comparison.federated.pooled.get('auroc'))}</b>. If every patient could always "
-        "be judged by the model of the very hospital that treats them, it would be "
-        f"{figure(comparison.at_home.get('auroc'))}, but a new hospital has no such model."
+        "A model made at one hospital alone does well where the patients are like its own and less "
+        "well where they are not. If each patient could always be judged by the very hospital's "
+        f"model, it would be {figure(comparison.at_home.get('auroc'))} against the federated "
+        f"<b>{figure(comparison.federated.pooled.get('auroc'))}</b>, but a hospital that is new, "
+        "small, or sees one outcome only has no such model."
     )
 
 

@@ -38,14 +38,16 @@ dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr));
   border-radius: 10px; padding: 20px 28px; }
 dt { font-size: 13px; color: var(--soft); }
 dd { margin: 0; font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
+  font-size: 15px; }
 .scroll { overflow-x: auto; }
-td, th { padding: 7px 10px; text-align: right; border-top: 1px solid var(--line);
+td, th { padding: 7px 8px; text-align: right; border-top: 1px solid var(--line);
   white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
-thead th { border-top: 0; font-size: 13px; font-weight: 500; color: var(--soft); }
+thead th { border-top: 0; font-size: 12.5px; font-weight: 500; color: var(--soft); }
 thead tr:first-child th { padding-bottom: 0; font-weight: 650; color: var(--ink);
   text-align: center; }
+td small { color: var(--soft); font-size: 12px; }
 td.fed { font-weight: 650; color: var(--accent); }
 .first { border-left: 1px solid var(--line); }
 tr.sum td { border-top: 2px solid var(--ink); }
@@ -83,7 +85,7 @@ row, local only is one hospital's model tried on everybody's patients, mean over
 <div class="scroll"><table>
 <thead>
 <tr><th></th><th></th><th colspan="3">AUROC</th><th colspan="3">accuracy</th>
-<th colspan="3">Brier score (lower is better)</th></tr>
+<th colspan="3">Brier score (less is better)</th></tr>
 <tr><th>hospital</th><th>test rows</th>
 <th>federated</th><th>local only</th><th>centralised</th>
 <th>federated</th><th>local only</th><th>centralised</th>
@@ -104,9 +106,8 @@ $roc</section>
 <section><h2>Calibration</h2><p>Of the patients given a probability, how many were sick? Bars are
 95&nbsp;% intervals; the dashed line would be perfect.</p>
 $calibration</section>
-<section><h2>Alone, elsewhere</h2><p></p><p style="color:inherit">$elsewhere</p>
-<p style="color:inherit">A hospital whose training patients are all sick cannot learn the
-difference by itself; a share in the common model is all the help it can get.</p></section>
+<section><h2>One hospital's model elsewhere</h2><p>$elsewhere</p>
+$alone</section>
 </div>
 <section>
 <h2>Rounds</h2>
