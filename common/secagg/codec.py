@@ -179,9 +179,9 @@ def _plain_union(hints: tuple[Any, ...]) -> tuple[_Encode, _Decode]:
     optional = type(None) in hints
     rest = [hint for hint in hints if hint is not type(None)]
     if len(rest) == 1:
-        write, read = _coder(rest[0])
+        inner, read = _coder(rest[0])
         return (
-            lambda value: None if value is None else write(value),
+            lambda value: None if value is None else inner(value),
             lambda tree: None if tree is None and optional else read(tree),
         )
     coders = [_coder(hint)[1] for hint in rest]
