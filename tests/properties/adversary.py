@@ -198,12 +198,11 @@ def cast(n: int, c: int, corrupt: tuple[int, ...] = (), *, hybrid: bool = False)
         items = tuple(
             KemFrom(k.sender, item.ct, item.sig) for k in kems for item in k.items if item.to == i
         )
-        if items:
-            setup = states[i].setup
-            session = getattr(setup, "session_id", SessionId(b""))
-            forward = KemForward(session, items)
-            states[i], commands = machine.handle(states[i], forward, blank.context(i, entropy))
-            take(i, commands)
+        setup = states[i].setup
+        session = getattr(setup, "session_id", SessionId(b""))
+        forward = KemForward(session, items)
+        states[i], commands = machine.handle(states[i], forward, blank.context(i, entropy))
+        take(i, commands)
     if len(set(confirmed.values())) != 1 or len(confirmed) != n:
         raise BreachError("the cast did not confirm one session")
     return replace(blank, states=states, session_id=next(iter(confirmed.values())))
