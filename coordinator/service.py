@@ -36,6 +36,7 @@ from common.version import VERSION
 from common.views import RunView, SiteView, StatusView, StudyView
 from common.wire import NodeStep, UploadPart
 from common.wire_operations import Submission
+from coordinator.admission import Turnstile, patiently
 from coordinator.driver import RunDriver, Workshop, chain_of, to_pem
 from coordinator.hub import Outbox
 from coordinator.run import fewest, replay
@@ -66,8 +67,8 @@ class CoordinatorService:
         self._federation = shop.identity.federation
         self._roster = tuple(sorted(hospital_id(self._federation, site) for site in members))
         self._heartbeat_s = heartbeat_s
-        self._bulk_up = asyncio.Semaphore(bulk_streams)
-        self._bulk_down = asyncio.Semaphore(bulk_streams)
+        self._bulk_up = Turnstile(bulk_streams)
+        self._bulk_down = Turnstile(bulk_streams)
         self._drivers: dict[RunId, RunDriver] = {}
         self._tasks: dict[RunId, asyncio.Task[None]] = {}
         self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
@@ -248,8 +249,8 @@ class CoordinatorService:
         if not isinstance(start, UploadStart):
             raise Refusal("OUT_OF_TURN", "an upload begins with its start record")
         driver = self._open_run(start.task)
-        async with self._bulk_up:
-            end = await self._spool(driver, node, start, parts)
+        async with self._bulk_up.turn() as turn:
+            end = await self._spool(driver, node, start, patiently(parts, turn))
         return await driver.finish_upload(node, end)
 
     async def _spool(
@@ -280,7 +281,7 @@ class CoordinatorService:
             RoundError: NOT_FOUND.
             Refusal: BAD_MESSAGE, the offset lies beyond the end.
         """
-        async with self._bulk_down:
+        async with self._bulk_down.turn() as turn:
             with self._shop.objects.open(sha256) as reader:
                 if offset > reader.size:
                     raise Refusal("BAD_MESSAGE", "the offset lies beyond the object's end")
@@ -288,7 +289,9 @@ class CoordinatorService:
                     yield DownloadChunk(offset, reader.size, b"")
                 while offset < reader.size:
                     data = reader.read(offset, CHUNK_BYTES)
+                    turn.waiting()
                     yield DownloadChunk(offset, reader.size, data)
+                    await turn.going_on()
                     offset += len(data)
 
     # --- people -------------------------------------------------------------------------

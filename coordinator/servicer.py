@@ -25,12 +25,16 @@ from common.wire import (
     encode_piece,
 )
 from common.wire_operations import (
+    Submitted,
     checked_name,
     decode_cancel,
     decode_submission,
+    encode_content,
+    encode_release,
     encode_run,
     encode_status,
     encode_study,
+    encode_submitted,
 )
 from coordinator.hub import Outbox
 from coordinator.service import CoordinatorService
@@ -133,9 +137,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
         """Accept a study and begin a run of it."""
         submission = decode_submission(request)
         run = await self._service.submit(submission, caller().node_id)
-        return ops.SubmitStudyResponse(
-            study_id=run.study_id, run_id=run.run_id, config_hash=run.config_hash
-        )
+        return encode_submitted(Submitted(run.study_id, run.run_id, run.config_hash))
 
     async def ListStudies(  # noqa: N802
         self, _request: ops.ListStudiesRequest, _context: Context
@@ -149,7 +151,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     ) -> ops.GetStudyResponse:
         """Return a study with its content; the latest one of that id."""
         view, content = self._service.study(checked_name(request.study_id, "study_id"))
-        return ops.GetStudyResponse(study=encode_study(view), content=content)
+        return encode_content(view, content)
 
     async def ListRuns(  # noqa: N802
         self, _request: ops.ListRunsRequest, _context: Context
@@ -186,9 +188,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     ) -> ops.GetReleaseResponse:
         """Return the signed manifest of a run's model."""
         notice = self._service.release(RunId(checked_name(request.run_id, "run_id")))
-        return ops.GetReleaseResponse(
-            manifest=notice.manifest, signature=notice.signature, cert_chain=notice.cert_chain
-        )
+        return encode_release(notice)
 
     async def GetStatus(  # noqa: N802
         self, _request: ops.GetStatusRequest, _context: Context

@@ -1,0 +1,86 @@
+"""How many bulk streams move at a time, without letting a slow one hold up the rest.
+
+Each stream that is read or written costs memory in gRPC's buffers, so only a few have
+a turn at once. A stream that makes no progress for `patience_s` lends its turn to
+another and takes the next free one when its peer has caught up: a hospital behind a
+slow line, or one that stalls on purpose, delays nobody else's traffic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+PATIENCE_S: Final = 0.5
+"""Longer than a chunk takes on a fast line, much shorter than a round."""
+
+
+class Turn:
+    """One stream's turn; made by `Turnstile.turn`."""
+
+    def __init__(self, slots: asyncio.Semaphore, patience_s: float) -> None:
+        self._slots = slots
+        self._patience_s = patience_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._held = False
+
+    async def take(self) -> None:
+        """Wait for a turn."""
+        await self._slots.acquire()
+        self._held = True
+
+    def waiting(self) -> None:
+        """The stream now waits for its peer; the turn is lent if that takes long."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._patience_s, self.give)
+
+    async def going_on(self) -> None:
+        """The peer has caught up: keep the turn, or take one again if it was lent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._held:
+            await self.take()
+
+    def give(self) -> None:
+        """Let another stream have the turn."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._held:
+            self._held = False
+            self._slots.release()
+
+
+class Turnstile:
+    """Admits `limit` streams at a time."""
+
+    def __init__(self, limit: int, patience_s: float = PATIENCE_S) -> None:
+        self._slots = asyncio.Semaphore(limit)
+        self._patience_s = patience_s
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        """Hold a turn for the length of the block, but for the times it is lent."""
+        turn = Turn(self._slots, self._patience_s)
+        await turn.take()
+        try:
+            yield turn
+        finally:
+            turn.give()
+
+
+async def patiently(parts: AsyncIterator[T], turn: Turn) -> AsyncIterator[T]:
+    """Yield what a peer sends, lending the turn while nothing comes."""
+    while True:
+        turn.waiting()
+        try:
+            part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        await turn.going_on()
+        yield part
