@@ -73,6 +73,8 @@ MOST_AT_ONCE: Final = 64
 KEPT_MODELS: Final = 3
 """Models of a run that stay on disk: a hospital may still be fetching the previous one."""
 
+WATCH_PAUSE_S: Final = 0.05
+
 T = TypeVar("T")
 
 
@@ -131,7 +133,10 @@ class RunDriver:
         )
 
     async def watch(self) -> AsyncIterator[RunView]:
-        """Yield the view at once and after each change, until it is final."""
+        """Yield the view at once and after changes, until it is final.
+
+        Changes within `WATCH_PAUSE_S` come together: watching must not slow the run.
+        """
         seen = -1
         while True:
             async with self._changed:
@@ -142,6 +147,7 @@ class RunDriver:
             yield view
             if view.state.final:
                 return
+            await asyncio.sleep(WATCH_PAUSE_S)
 
     def open_header(self) -> HeaderDigest | None:
         """Return the digest of the round whose uploads are awaited or kept, if any."""
