@@ -479,7 +479,9 @@ def _decode_decision(m: pb.StudyDecision) -> StudyDecision:
         objections=_many(
             m.objections,
             "decision.objections",
-            lambda o: Objection(_code(o.code, "objection"), _text(o.detail, "objection")),
+            lambda o: Objection(
+                _code(o.code, "objections.code"), _text(o.detail, "objections.detail")
+            ),
             64,
         ),
     )

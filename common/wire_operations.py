@@ -5,23 +5,71 @@ Raises (all `decode_*`): Refusal BAD_MESSAGE, naming the field.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from common.errors import Refusal
 from common.ids import NAME_PATTERN, ConfigHash, RunId, SiteName, StudyId
+from common.messages import ReleaseNotice
 from common.views import RoundView, RunPhase, RunView, SiteView, StatusView, StudyView
-from common.wire import MAX_SIGNATURE, MAX_STUDY_BYTES, checked_chain
+from common.wire import MAX_MANIFEST_BYTES, MAX_SIGNATURE, MAX_STUDY_BYTES, checked_chain
 from fedcare.v1 import operations_pb2 as pb
 
 _NAME: Final = re.compile(NAME_PATTERN)
 _MAX_REQUEST: Final = 64
 _MAX_REASON: Final = 1000
+MAX_VIEW_TEXT: Final = 16 << 10
+"""A view's longest text: why an enrolment failed, in the words of every hospital."""
+
+_MAX_ENTRIES: Final = 200_000
+_HEX: Final = re.compile("[0-9a-f]{64}")
+_P = TypeVar("_P")
+_T = TypeVar("_T")
 
 
 def _bad(field: str, why: str) -> Refusal:
     return Refusal("BAD_MESSAGE", f"{field} {why}")
+
+
+def _exact(value: bytes, field: str, *lengths: int) -> bytes:
+    if len(value) not in lengths:
+        wanted = " or ".join(str(length) for length in lengths)
+        raise _bad(field, f"is {len(value)} bytes long, not {wanted}")
+    return value
+
+
+def _at_most(value: bytes, field: str, limit: int) -> bytes:
+    if not 0 < len(value) <= limit:
+        raise _bad(field, f"is {len(value)} bytes long, not 1 to {limit}")
+    return value
+
+
+def _text(value: str, field: str) -> str:
+    if len(value) > MAX_VIEW_TEXT:
+        raise _bad(field, f"is longer than {MAX_VIEW_TEXT} characters")
+    if not value.isprintable():
+        raise _bad(field, "holds control characters")
+    return value
+
+
+def _finite(value: float, field: str) -> float:
+    if not math.isfinite(value):
+        raise _bad(field, "is not finite")
+    return value
+
+
+def _many(items: Iterable[_P], field: str, convert: Callable[[_P], _T]) -> tuple[_T, ...]:
+    listed = list(items)
+    if len(listed) > _MAX_ENTRIES:
+        raise _bad(field, f"has {len(listed)} entries, more than {_MAX_ENTRIES}")
+    return tuple(convert(item) for item in listed)
+
+
+def _names(items: Iterable[str], field: str) -> tuple[SiteName, ...]:
+    return _many(items, field, lambda site: SiteName(checked_name(site, field)))
 
 
 def checked_name(value: str, field: str) -> str:
@@ -43,14 +91,37 @@ class Submission:
 
 def decode_submission(request: pb.SubmitStudyRequest) -> Submission:
     """Return what a researcher submits."""
-    if not 0 < len(request.study) <= MAX_STUDY_BYTES:
-        raise _bad("study", f"is {len(request.study)} bytes long, not 1 to {MAX_STUDY_BYTES}")
+    study = _at_most(request.study, "study", MAX_STUDY_BYTES)
     if not _NAME.fullmatch(request.client_id) or len(request.client_id) > _MAX_REQUEST:
         raise _bad("client_id", "is not a name of a-z, 0-9 and inner hyphens")
-    if not 0 < len(request.signature) <= MAX_SIGNATURE:
-        raise _bad("signature", f"is {len(request.signature)} bytes long, not 1 to {MAX_SIGNATURE}")
+    signature = _at_most(request.signature, "signature", MAX_SIGNATURE)
     chain = checked_chain(request.cert_chain, "cert_chain")
-    return Submission(request.study, request.client_id, request.signature, chain)
+    return Submission(study, request.client_id, signature, chain)
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What a submission began."""
+
+    study_id: StudyId
+    run_id: RunId
+    config_hash: ConfigHash
+
+
+def encode_submitted(submitted: Submitted) -> pb.SubmitStudyResponse:
+    """Encode the answer to a submission."""
+    return pb.SubmitStudyResponse(
+        study_id=submitted.study_id, run_id=submitted.run_id, config_hash=submitted.config_hash
+    )
+
+
+def decode_submitted(answer: pb.SubmitStudyResponse) -> Submitted:
+    """Return what a submission began."""
+    return Submitted(
+        StudyId(checked_name(answer.study_id, "study_id")),
+        RunId(checked_name(answer.run_id, "run_id")),
+        ConfigHash(_exact(answer.config_hash, "config_hash", 32)),
+    )
 
 
 def decode_cancel(request: pb.CancelRunRequest) -> tuple[RunId, str]:
@@ -58,6 +129,33 @@ def decode_cancel(request: pb.CancelRunRequest) -> tuple[RunId, str]:
     if len(request.reason) > _MAX_REASON or not request.reason.isprintable():
         raise _bad("reason", f"is longer than {_MAX_REASON} characters or not printable")
     return RunId(checked_name(request.run_id, "run_id")), request.reason
+
+
+def encode_content(view: StudyView, content: bytes) -> pb.GetStudyResponse:
+    """Encode a study with its canonical form."""
+    return pb.GetStudyResponse(study=encode_study(view), content=content)
+
+
+def decode_content(answer: pb.GetStudyResponse) -> tuple[StudyView, bytes]:
+    """Return a study and its canonical form."""
+    return decode_study(answer.study), _at_most(answer.content, "content", MAX_STUDY_BYTES)
+
+
+def encode_release(notice: ReleaseNotice) -> pb.GetReleaseResponse:
+    """Encode a run's signed release."""
+    return pb.GetReleaseResponse(
+        manifest=notice.manifest, signature=notice.signature, cert_chain=notice.cert_chain
+    )
+
+
+def decode_release(run_id: RunId, answer: pb.GetReleaseResponse) -> ReleaseNotice:
+    """Return the release of the run that was asked for; nothing of it is verified yet."""
+    return ReleaseNotice(
+        run_id,
+        _at_most(answer.manifest, "manifest", MAX_MANIFEST_BYTES),
+        _at_most(answer.signature, "signature", MAX_SIGNATURE),
+        checked_chain(answer.cert_chain, "cert_chain"),
+    )
 
 
 def encode_study(view: StudyView) -> pb.StudyView:
@@ -74,11 +172,11 @@ def encode_study(view: StudyView) -> pb.StudyView:
 def decode_study(view: pb.StudyView) -> StudyView:
     """Return a study's view."""
     return StudyView(
-        StudyId(view.study_id),
-        ConfigHash(view.config_hash),
-        view.title,
-        view.owner,
-        tuple(RunId(run) for run in view.run_ids),
+        StudyId(checked_name(view.study_id, "study.study_id")),
+        ConfigHash(_exact(view.config_hash, "study.config_hash", 32)),
+        _text(view.title, "study.title"),
+        _text(view.owner, "study.owner"),
+        _many(view.run_ids, "study.run_ids", lambda x: RunId(checked_name(x, "study.run_ids"))),
     )
 
 
@@ -88,13 +186,17 @@ def _encode_site(view: SiteView) -> pb.SiteView:
         connected=view.connected,
         state=view.state,
         waiting_for=view.waiting_for,
-        objection=view.objection,
+        objection=view.objection[:MAX_VIEW_TEXT],
     )
 
 
 def _decode_site(view: pb.SiteView) -> SiteView:
     return SiteView(
-        SiteName(view.site), view.connected, view.state, view.waiting_for, view.objection
+        SiteName(checked_name(view.site, "site.site")),
+        view.connected,
+        _text(view.state, "site.state"),
+        _text(view.waiting_for, "site.waiting_for"),
+        _text(view.objection, "site.objection"),
     )
 
 
@@ -115,14 +217,14 @@ def _encode_round(view: RoundView) -> pb.RoundView:
 def _decode_round(view: pb.RoundView) -> RoundView:
     return RoundView(
         number=view.number,
-        kind=view.kind,
-        state=view.state,
-        survivors=tuple(SiteName(site) for site in view.survivors),
-        dropped=tuple(SiteName(site) for site in view.dropped),
-        seconds=view.seconds,
-        reason=view.reason,
-        header_digest=view.header_digest,
-        sum_sha256=view.sum_sha256,
+        kind=_text(view.kind, "round.kind"),
+        state=_text(view.state, "round.state"),
+        survivors=_names(view.survivors, "round.survivors"),
+        dropped=_names(view.dropped, "round.dropped"),
+        seconds=_finite(view.seconds, "round.seconds"),
+        reason=_text(view.reason, "round.reason"),
+        header_digest=_exact(view.header_digest, "round.header_digest", 32),
+        sum_sha256=_exact(view.sum_sha256, "round.sum_sha256", 0, 32),
     )
 
 
@@ -138,7 +240,7 @@ def encode_run(view: RunView) -> pb.RunView:
         history=[_encode_round(entry) for entry in view.history],
         pooled=[pb.Metric(name=name, value=value) for name, value in view.pooled],
         model_sha256=view.model_sha256,
-        reason=view.reason,
+        reason=view.reason[:MAX_VIEW_TEXT],
         seconds=view.seconds,
         seconds_to_first_round=view.seconds_to_first_round,
     )
@@ -150,19 +252,25 @@ def decode_run(view: pb.RunView) -> RunView:
         phase = RunPhase(view.state)
     except ValueError:
         raise _bad("run.state", "is not one this version knows") from None
+    if view.model_sha256 and not _HEX.fullmatch(view.model_sha256):
+        raise _bad("run.model_sha256", "is not 64 hexadecimal digits")
     return RunView(
-        run_id=RunId(view.run_id),
-        study_id=StudyId(view.study_id),
+        run_id=RunId(checked_name(view.run_id, "run.run_id")),
+        study_id=StudyId(checked_name(view.study_id, "run.study_id")),
         state=phase,
         round=view.round,
         rounds=view.rounds,
-        sites=tuple(_decode_site(site) for site in view.sites),
-        history=tuple(_decode_round(entry) for entry in view.history),
-        pooled=tuple((metric.name, metric.value) for metric in view.pooled),
+        sites=_many(view.sites, "run.sites", _decode_site),
+        history=_many(view.history, "run.history", _decode_round),
+        pooled=_many(
+            view.pooled,
+            "run.pooled",
+            lambda m: (_text(m.name, "metric.name"), _finite(m.value, "metric.value")),
+        ),
         model_sha256=view.model_sha256,
-        reason=view.reason,
-        seconds=view.seconds,
-        seconds_to_first_round=view.seconds_to_first_round,
+        reason=_text(view.reason, "run.reason"),
+        seconds=_finite(view.seconds, "run.seconds"),
+        seconds_to_first_round=_finite(view.seconds_to_first_round, "run.seconds_to_first_round"),
     )
 
 
@@ -180,9 +288,9 @@ def encode_status(view: StatusView) -> pb.GetStatusResponse:
 def decode_status(view: pb.GetStatusResponse) -> StatusView:
     """Return the coordinator's status."""
     return StatusView(
-        federation=view.federation,
-        software=view.software,
-        sites=tuple(_decode_site(site) for site in view.sites),
-        runs=tuple(decode_run(run) for run in view.runs),
-        uptime_s=view.uptime_s,
+        federation=checked_name(view.federation, "status.federation"),
+        software=_text(view.software, "status.software"),
+        sites=_many(view.sites, "status.sites", _decode_site),
+        runs=_many(view.runs, "status.runs", decode_run),
+        uptime_s=_finite(view.uptime_s, "status.uptime_s"),
     )

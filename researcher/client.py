@@ -20,20 +20,27 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from common.clock import Clock, SystemClock
 from common.errors import ConnectError, FedError, IdentityError, Refusal
 from common.identity import Identity, sign_study
-from common.ids import DIGEST_BYTES, ConfigHash, RunId, Sha256, StudyId
+from common.ids import RunId, Sha256
 from common.messages import DownloadChunk, ReleaseNotice
 from common.transport.status import remote_errors
 from common.transport.tls import channel
 from common.views import RunView, StatusView, StudyView
 from common.wire import decode_piece, encode_download
-from common.wire_operations import decode_run, decode_status, decode_study
+from common.wire_operations import (
+    Submitted,
+    decode_content,
+    decode_release,
+    decode_run,
+    decode_status,
+    decode_study,
+    decode_submitted,
+)
 from fedcare.v1 import aggregation_pb2_grpc, operations_pb2_grpc
 from fedcare.v1 import operations_pb2 as ops
 
@@ -45,18 +52,7 @@ CALL_S: Final = 30.0
 ATTEMPTS: Final = 5
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 3.0
-_MAX_MANIFEST: Final = 1 << 20
-_MAX_SIGNATURE: Final = 72
 _TRY_AGAIN: Final = frozenset({"UNREACHABLE", "DEADLINE", "BUSY"})
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """What became of a submission."""
-
-    study_id: StudyId
-    run_id: RunId
-    config_hash: ConfigHash
 
 
 async def _pause(seconds: float) -> None:
@@ -122,11 +118,7 @@ class Client:
             cert_chain=self._identity.chain,
         )
         answer = await self._ask(lambda: self._operations.SubmitStudy(request, timeout=CALL_S))
-        if len(answer.config_hash) != DIGEST_BYTES:
-            raise Refusal("BAD_MESSAGE", "config_hash is not 32 bytes long")
-        return Submitted(
-            StudyId(answer.study_id), RunId(answer.run_id), ConfigHash(answer.config_hash)
-        )
+        return decode_submitted(answer)
 
     async def studies(self) -> tuple[StudyView, ...]:
         """Return every study that was submitted."""
@@ -138,7 +130,7 @@ class Client:
         """Return a study and its canonical form."""
         request = ops.GetStudyRequest(study_id=study_id)
         answer = await self._ask(lambda: self._operations.GetStudy(request, timeout=CALL_S))
-        return decode_study(answer.study), answer.content
+        return decode_content(answer)
 
     async def runs(self) -> tuple[RunView, ...]:
         """Return every run, oldest first."""
@@ -189,13 +181,7 @@ class Client:
         """Return the signed manifest of a run's model; nothing of it is verified yet."""
         request = ops.GetReleaseRequest(run_id=run_id)
         answer = await self._ask(lambda: self._operations.GetRelease(request, timeout=CALL_S))
-        if not 0 < len(answer.manifest) <= _MAX_MANIFEST:
-            raise Refusal("BAD_MESSAGE", f"the manifest is {len(answer.manifest)} bytes long")
-        if not 0 < len(answer.signature) <= _MAX_SIGNATURE:
-            raise Refusal("BAD_MESSAGE", "the signature's length is not one of ECDSA's")
-        return ReleaseNotice(
-            RunId(run_id), answer.manifest, answer.signature, tuple(answer.cert_chain)
-        )
+        return decode_release(RunId(run_id), answer)
 
     async def download(self, sha256: Sha256, offset: int = 0) -> AsyncIterator[DownloadChunk]:
         """Yield a stored object's bytes from `offset` on, in order and without gaps.
