@@ -12,7 +12,9 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
@@ -31,6 +33,10 @@ from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
 from hospital_node.releases import ReleaseTrust
 from hospital_node.store import NodeStore
+from hospital_node.work import Desk
+
+DeskMaker: TypeAlias = Callable[[Loaded[Policy], Site | None, EventLog], Desk]
+"""Makes the hospital's desk; `bench` brings one whose training always fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,7 @@ def build_node(
     clock: Clock | None = None,
     entropy: Entropy | None = None,
     software: str = "fedcare",
+    desk: DeskMaker = HospitalDesk,
 ) -> Node:
     """Return a node that dials with `connect`; it holds its state directory from now on.
 
@@ -136,7 +143,7 @@ def build_node(
         rules=rules_of(policy),
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
         store=store,
-        desk=HospitalDesk(setup.policy, setup.site, log),
+        desk=desk(setup.policy, setup.site, log),
         connect=connect,
         log=log,
         software=software,
@@ -146,7 +153,7 @@ def build_node(
     return Node(parts)
 
 
-def serve(config: NodeConfig) -> None:
+def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:
     """Run a node until SIGTERM or SIGINT; a second signal ends the process at once.
 
     Raises:
@@ -156,16 +163,18 @@ def serve(config: NodeConfig) -> None:
     setup = load_setup(config, clock)
     log = make_log(sys.stderr, level=config.log_level, clock=clock)
     capture_libraries(log)
-    asyncio.run(_serve(setup, log.bind(site=setup.policy.value.site), clock))
+    asyncio.run(_serve(setup, log.bind(site=setup.policy.value.site), clock, desk))
 
 
-async def _serve(setup: NodeSetup, log: EventLog, clock: Clock) -> None:
+async def _serve(setup: NodeSetup, log: EventLog, clock: Clock, desk: DeskMaker) -> None:
     from common.cli import version
     from hospital_node.grpc_link import GrpcDialler  # grpc: not needed to check files
 
     where = setup.policy.value.coordinator
     dialler = GrpcDialler(where.address, setup.identity, where.proxy, clock)
-    node = build_node(setup, dialler, log=log, clock=clock, software=f"fedcare {version()}")
+    node = build_node(
+        setup, dialler, log=log, clock=clock, software=f"fedcare {version()}", desk=desk
+    )
     loop = asyncio.get_running_loop()
 
     def asked_to_stop() -> None:
