@@ -78,7 +78,7 @@ def test_the_same_set_again_gets_the_same_signature_after_any_crash() -> None:
         def hear(i: NodeId, message: Commit, heard: list[Commit] = heard) -> None:
             heard.append(message)
 
-        world.hear_commit = hear  # type: ignore[method-assign]
+        world.hear_commit = hear  # type: ignore[method-assign, assignment]
         hd = next(iter(world.seen))
         world.deliver(node, Propose(hd, first), crash_at)
         world.deliver(node, machine.Restarted())

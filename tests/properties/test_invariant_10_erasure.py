@@ -15,7 +15,7 @@ from common.ids import Epoch, RoundNo
 from common.secagg import node as machine
 from common.secagg.keys import Suite
 from common.secagg.messages import RoundResult, RoundStatus
-from common.secagg.node_state import decode_state
+from common.secagg.node_state import Encapsulated, decode_state
 from tests.properties.secrets_of import found, reachable_bytes, round_secrets
 from tests.simulation.secagg_harness import Setting, Simulation, node_id
 
@@ -118,11 +118,11 @@ def test_chain_keys_of_a_started_round_and_agreement_keys_are_gone() -> None:
         sim.deliver(sim.flying.pop(0))
         for i, one in sim.nodes.items():
             setup = one.state.setup
-            begun = getattr(setup, "begun", setup)
-            if begun is not None:
-                keys = begun.agreement
-                agreement[i] = [keys.x25519.reveal(), keys.mlkem.reveal()]
-            agreement[i] += [sent.secret.reveal() for sent in getattr(setup, "sent", ())]
+            begun = setup.begun if isinstance(setup, Encapsulated) else setup
+            if begun is not None and begun.agreement.mlkem is not None:
+                agreement[i] = [begun.agreement.x25519.reveal(), begun.agreement.mlkem.reveal()]
+            if isinstance(setup, Encapsulated):
+                agreement[i] += [sent.secret.reveal() for sent in setup.sent]
     first = {}
     for i, one in sim.nodes.items():
         assert one.state.session is not None

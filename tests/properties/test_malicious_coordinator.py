@@ -1,4 +1,6 @@
-"""Random attacks by a coordinator that owns the network and up to c hospitals.
+"""Invariants 3, 4, 5 and 16 under random attacks by the coordinator and c hospitals.
+
+The adversary owns the network and every key of up to c hospitals.
 
 A script is a list of `Move`s, executed by `play` on a fresh `World`: rounds opened for
 any members with the same or different headers, any sets proposed to anybody, whatever
@@ -239,7 +241,7 @@ class Attack:
 
 @given(SCRIPTS)
 @bounded(400)
-def test_no_script_opens_two_sums_or_learns_both_kinds_of_secret(script: Script) -> None:
+def test_invariants_3_4_5_16_hold_against_every_script(script: Script) -> None:
     Attack(script).play()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -59,10 +60,10 @@ def _value(old: Any, argument: Any) -> Any:  # noqa: ANN401
         return type(old)(argument)
     if isinstance(argument, str) and ":" in argument:
         kind, text = argument.split(":", 1)
-        makers = {
-            "node": lambda: node_id(int(text)),
-            "hex": lambda: bytes.fromhex(text),
-            "float": lambda: float(text),
+        makers: dict[str, Callable[[str], object]] = {
+            "node": lambda place: node_id(int(place)),
+            "hex": bytes.fromhex,
+            "float": float,
         }
-        return makers[kind]()
+        return makers[kind](text)
     return argument

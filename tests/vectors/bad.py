@@ -127,7 +127,9 @@ def rosters() -> object:
             row("a session key altered", "ADVERT_SIG", [f"{other}.ed25519_pub", "flip", 3]),
             row("another epoch", "EPOCH_OLD", [f"{other}.epoch", "add", 1], resign=True),
             row("another task", "EPOCH_OLD", [f"{other}.task", "set", "x"], resign=True),
-            row("another federation", "EPOCH_OLD", [f"{other}.federation", "set", "x"], resign=True),
+            row(
+                "another federation", "EPOCH_OLD", [f"{other}.federation", "set", "x"], resign=True
+            ),
             row("another study", "CONFIG_HASH", [f"{other}.config_hash", "flip", 0], resign=True),
             row(
                 "not valid any more",
@@ -136,27 +138,49 @@ def rosters() -> object:
                 [f"{other}.not_after", "add", -90_000],
                 resign=True,
             ),
-            row("valid for too long", "EPOCH_OLD", [f"{other}.not_after", "add", 10**6], resign=True),
+            row(
+                "valid for too long", "EPOCH_OLD", [f"{other}.not_after", "add", 10**6], resign=True
+            ),
             row(
                 "not valid yet",
                 "EPOCH_OLD CERT_CHAIN",
                 [f"{other}.not_before", "add", 80_000],
                 resign=True,
             ),
-            row("a public key of zeros", "ZERO_DH", [f"{other}.x25519_pub", "set", "hex:" + "00" * 32], resign=True),
+            row(
+                "a public key of zeros",
+                "ZERO_DH",
+                [f"{other}.x25519_pub", "set", "hex:" + "00" * 32],
+                resign=True,
+            ),
             row(
                 "a public key of small order",
                 "ZERO_DH",
                 [f"{other}.x25519_pub", "set", "hex:01" + "00" * 31],
                 resign=True,
             ),
-            row("a public key too short", "KEY_ADVERT KEM", [f"{other}.x25519_pub", "cut", 1], resign=True),
-            row("another suite", "KEY_ADVERT KEM", [f"{other}.mlkem_pub", "set", "hex:" + "07" * 1184], resign=True),
+            row(
+                "a public key too short",
+                "KEY_ADVERT KEM",
+                [f"{other}.x25519_pub", "cut", 1],
+                resign=True,
+            ),
+            row(
+                "another suite",
+                "KEY_ADVERT KEM",
+                [f"{other}.mlkem_pub", "set", "hex:" + "07" * 1184],
+                resign=True,
+            ),
             row("a member twice", "ADVERT_DUP", ["adverts", "repeat", 2]),
             row("a stranger", "NOT_MEMBER", [f"{other}.id", "set", "node:9"], resign=True),
             row("another certificate", "CERT_CHAIN", [f"{other}.cert_chain.0", "flip", 9]),
             row("no certificate", "CERT_CHAIN", [f"{other}.cert_chain", "cut", 1]),
-            row("the judge's advert altered", "OWN_ADVERT", ["adverts.0.not_after", "add", -1], resign=True),
+            row(
+                "the judge's advert altered",
+                "OWN_ADVERT",
+                ["adverts.0.not_after", "add", -1],
+                resign=True,
+            ),
             row("the judge's advert missing", "OWN_ADVERT", ["adverts", "drop", 0]),
             row("too few members", "COHORT_SMALL", ["adverts", "cut", 3]),
         ],
@@ -188,9 +212,16 @@ def rounds() -> object:
             ),
             row("a signature altered", "CERT_SIG", ["sigs.1.1", "flip", 5]),
             row("a signature cut short", "CERT_SIG", ["sigs.1.1", "cut", 1]),
-            row("signatures exchanged", "CERT_SIG", ["sigs.1.0", "set", "node:2"], ["sigs", "drop", 2]),
+            row(
+                "signatures exchanged",
+                "CERT_SIG",
+                ["sigs.1.0", "set", "node:2"],
+                ["sigs", "drop", 2],
+            ),
             row("a stranger signs", "CERT_QUORUM", ["sigs.4.0", "set", "node:9"]),
-            row("a set that nobody signed", "CERT_SIG", ["digests", "drop", 4], ["sigs", "drop", 4]),
+            row(
+                "a set that nobody signed", "CERT_SIG", ["digests", "drop", 4], ["sigs", "drop", 4]
+            ),
             row("a signer outside the set", "CERT_QUORUM", ["digests", "drop", 4]),
             row("another's digest altered", "CERT_SIG", ["digests.3.1", "flip", 1]),
             row("the judge left out", "RELEASE_OUTSIDE NOT_IN_SET", ["digests", "drop", 0]),
@@ -263,8 +294,18 @@ def shares() -> object:
         "round": "round_n5.json",
         "rows": [
             {"name": "a share off by one", "helpers": 2, "off": {"0": 1}, "expect": ["SHARE_BAD"]},
-            {"name": "both shares off", "helpers": 2, "off": {"0": 1, "1": 5}, "expect": ["SHARE_BAD"]},
-            {"name": "all shares off", "helpers": 3, "off": {"0": 1, "1": 1, "2": 1}, "expect": ["SHARE_BAD"]},
+            {
+                "name": "both shares off",
+                "helpers": 2,
+                "off": {"0": 1, "1": 5},
+                "expect": ["SHARE_BAD"],
+            },
+            {
+                "name": "all shares off",
+                "helpers": 3,
+                "off": {"0": 1, "1": 1, "2": 1},
+                "expect": ["SHARE_BAD"],
+            },
             {"name": "one share only", "helpers": 1, "off": {}, "expect": ["NOT_ENOUGH"]},
             {"name": "one of three off", "helpers": 3, "off": {"1": 1}, "expect": [], "wrong": [1]},
             {"name": "three good ones", "helpers": 3, "off": {}, "expect": [], "wrong": []},

@@ -291,24 +291,14 @@ def quantise() -> object:
 
 
 def advert() -> object:
-    """Return a KeyAdvert of the hybrid suite signed by a test CA's leaf."""
+    """Return KeyAdverts of the hybrid suite, signed by leaves of a test CA.
+
+    ECDSA P-256 (RFC 6979, so that the bytes repeat), and the first one under Ed25519.
+    """
     session = inputs.session("abc", hybrid=True, epoch=4)
-    _, ca_cert = inputs.authority()
-    out = {}
-    for site in "abc":
-        key, cert = inputs.leaf(site)
-        body = session.bodies[inputs.node(site)]
-        member = session.members[inputs.node(site)]
-        out[inputs.node(site)] = {
-            "x25519_pub": plain.x25519_public(member.x25519).hex(),
-            "mlkem_pub": member.mlkem_public().hex(),
-            "ed25519_pub": plain.ed25519_public(member.session_seed).hex(),
-            "body": body.hex(),
-            "cert_chain": [cert.hex()],
-            "sig": key.sign(body).hex(),
-        }
+    out = {inputs.node(site): _advert(session, site, ed25519=False) for site in "abc"}
     return {
-        "ca": ca_cert.public_bytes(Encoding.DER).hex(),
+        "ca": inputs.authority()[1].public_bytes(Encoding.DER).hex(),
         "federation": inputs.FEDERATION,
         "task": inputs.TASK,
         "epoch": 4,
@@ -316,8 +306,26 @@ def advert() -> object:
         "not_before": inputs.NOT_BEFORE,
         "not_after": inputs.NOT_AFTER,
         "adverts": out,
+        "ed25519": {
+            "ca": inputs.authority(ed25519=True)[1].public_bytes(Encoding.DER).hex(),
+            "advert": _advert(session, "a", ed25519=True),
+        },
         "roster_hash": session.roster_hash.hex(),
         "session_id": session.session_id.hex(),
+    }
+
+
+def _advert(session: Session, site: str, *, ed25519: bool) -> dict[str, object]:
+    key, cert = inputs.leaf(site, ed25519=ed25519)
+    body = session.bodies[inputs.node(site)]
+    member = session.members[inputs.node(site)]
+    return {
+        "x25519_pub": plain.x25519_public(member.x25519).hex(),
+        "mlkem_pub": member.mlkem_public().hex(),
+        "ed25519_pub": plain.ed25519_public(member.session_seed).hex(),
+        "body": body.hex(),
+        "cert_chain": [cert.hex()],
+        "sig": inputs.certificate_signature(key, body).hex(),
     }
 
 

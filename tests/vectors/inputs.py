@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -159,10 +161,33 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-def authority(name: str = "ca") -> tuple[Ed25519PrivateKey, x509.Certificate]:
+Key = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
+
+
+def _key(*name: str, ed25519: bool) -> Key:
+    """Return a certificate key; ECDSA signs deterministically (RFC 6979) below."""
+    if ed25519:
+        return Ed25519PrivateKey.from_private_bytes(fixed(*name))
+    return ec.derive_private_key(int.from_bytes(fixed(*name), "big") >> 1, ec.SECP256R1())
+
+
+def _issued(builder: x509.CertificateBuilder, key: Key) -> x509.Certificate:
+    if isinstance(key, Ed25519PrivateKey):
+        return builder.sign(key, None)
+    return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
+
+
+def certificate_signature(key: Key, data: bytes) -> bytes:
+    """Return a certificate key's signature over a statement, the same every time."""
+    if isinstance(key, Ed25519PrivateKey):
+        return key.sign(data)
+    return key.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+
+
+def authority(name: str = "ca", *, ed25519: bool = False) -> tuple[Key, x509.Certificate]:
     """Return a test CA: key and self-signed certificate, the same bytes every time."""
-    key = Ed25519PrivateKey.from_private_bytes(fixed("ca", name))
-    cert = (
+    key = _key("ca", name, ed25519=ed25519)
+    builder = (
         x509.CertificateBuilder()
         .subject_name(_name(f"Test consortium {name}"))
         .issuer_name(_name(f"Test consortium {name}"))
@@ -173,20 +198,24 @@ def authority(name: str = "ca") -> tuple[Ed25519PrivateKey, x509.Certificate]:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(ca=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, None)
     )
-    return key, cert
+    return key, _issued(builder, key)
 
 
 def leaf(
-    site: str, *, ca: str = "ca", expired: bool = False, signing: bool = True
-) -> tuple[Ed25519PrivateKey, bytes]:
+    site: str,
+    *,
+    ca: str = "ca",
+    expired: bool = False,
+    signing: bool = True,
+    ed25519: bool = False,
+) -> tuple[Key, bytes]:
     """Return a hospital's certificate key and DER certificate."""
-    ca_key, ca_cert = authority(ca)
-    key = Ed25519PrivateKey.from_private_bytes(fixed("certificate", site))
+    ca_key, ca_cert = authority(ca, ed25519=ed25519)
+    key = _key("certificate", site, ed25519=ed25519)
     end = NOT_BEFORE - 1 if expired else NOT_AFTER + 86_400
     usage = _usage(ca=not signing)
-    cert = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(_name(site))
         .issuer_name(ca_cert.subject)
@@ -211,6 +240,5 @@ def leaf(
             critical=False,
         )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(ca_key, None)
     )
-    return key, cert.public_bytes(Encoding.DER)
+    return key, _issued(builder, ca_key).public_bytes(Encoding.DER)

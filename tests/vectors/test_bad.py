@@ -17,12 +17,12 @@ from common.secagg import node as nd
 from common.secagg.messages import (
     Certificate,
     Commit,
-    KeyAdvert,
     Propose,
     RecoverRequest,
     Release,
     Roster,
     RoundStart,
+    SealedFrom,
 )
 from common.secagg.session import body_of
 from common.secret import Secret
@@ -128,8 +128,6 @@ def at_recover() -> tuple[Simulation, RecoverRequest]:
     sim, certificate = at_certificate()
     uploaded = {u.sender: u.end for u in sim.round.uploads}
     sealed = next(one for one in uploaded[LIAR].sealed if one.helper == JUDGE)
-    from common.secagg.messages import SealedFrom
-
     asked = (SealedFrom(LIAR, sealed.nonce, sealed.ct),)
     return sim, RecoverRequest(certificate, asked)
 
@@ -192,9 +190,7 @@ def test_bad_roster(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize("key", ["x25519_pub", "ed25519_pub"])
 def test_a_public_key_that_stands_twice(key: str) -> None:
     sim, roster = at_roster()
-    copied = dataclasses.replace(
-        roster.adverts[2], **{key: getattr(roster.adverts[3], key)}
-    )
+    copied = dataclasses.replace(roster.adverts[2], **{key: getattr(roster.adverts[3], key)})
     bad = resigned(sim, Roster((*roster.adverts[:2], copied, *roster.adverts[3:]), roster.next_r))
     refused_by_judge(sim, bad, load("bad_roster.json")["copied"]["expect"])
 
@@ -312,7 +308,7 @@ def test_bad_release(row: dict[str, Any]) -> None:
     assert co.handle(sim.round, co.From(LIAR, message))[0].releases
 
 
-# --- shares ----------------------------------------------------------------------------------------
+# --- shares ------------------------------------------------------------
 
 
 @cache
@@ -360,23 +356,3 @@ def test_share_sets(row: dict[str, Any]) -> None:
         else:
             found = shamir.combine_checked(used, t_h, fits)
             assert list(found.wrong_points) == [given[k][0] for k in row["wrong"]]
-
-
-def test_the_stored_adverts_are_the_kind_the_machines_speak() -> None:
-    stored = load("advert.json")
-    for name, one in stored["adverts"].items():
-        advert = KeyAdvert(
-            id=NodeId(name),
-            federation=stored["federation"],
-            task=stored["task"],
-            epoch=stored["epoch"],
-            x25519_pub=unhex(one["x25519_pub"]),
-            mlkem_pub=unhex(one["mlkem_pub"]),
-            ed25519_pub=unhex(one["ed25519_pub"]),
-            config_hash=stored["config_hash"] and unhex(stored["config_hash"]),
-            not_before=stored["not_before"],
-            not_after=stored["not_after"],
-            cert_chain=tuple(unhex(der) for der in one["cert_chain"]),
-            sig=unhex(one["sig"]),
-        )
-        assert body_of(advert).hex() == one["body"]
