@@ -100,13 +100,13 @@ def _lead(facts: ReportFacts) -> str:
     central = comparison.centralised.pooled.get("auroc")
     best = max((f.get("auroc") or 0.0 for f in comparison.elsewhere.values()), default=0.0)
     rows = comparison.federated.pooled.get("rows") or 0
-    return (
-        f"{_COUNTS.get(len(sites), len(sites))} hospitals trained one model together. "
-        f"On the {rows:.0f} test patients of all of them it reaches an AUROC of <b>{figure(pooled)}</b>; with all patients in one "
-        f"place it would be {figure(central)}. The best model that a single hospital makes alone "
-        f"reaches {figure(best)} on the same patients. No record left a hospital, and the "
-        "coordinator saw sums only."
+    together = (
+        f"{_COUNTS.get(len(sites), len(sites))} hospitals trained one model together. On the "
+        f"{rows:.0f} test patients of all of them it reaches an AUROC of <b>{figure(pooled)}</b>; "
+        f"with all patients in one place it would be {figure(central)}."
     )
+    alone = f"The best model that a single hospital makes alone reaches {figure(best)} on them."
+    return f"{together} {alone} No record left a hospital, and the coordinator saw sums only."
 
 
 def _facts(facts: ReportFacts) -> str:
