@@ -4,9 +4,9 @@
 sends, masked, what adds up: for a binary target a histogram of scores per class, and
 sums of row-wise terms. `pooled` turns the opened sums into the same `Metrics`.
 
-What one row counts is `row_weight` (`common.weights`): 1 gives the figures over all test
-rows of all hospitals; by the study's weight rule the number of a hospital's test rows
-does not show through when another hospital is missing from the next round.
+Every test row counts once, so the pooled figures are those over all test rows of all
+hospitals. A run has one evaluate round on one set of hospitals; whoever compares two
+runs over different sets learns the difference (docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SUMS: Final = {
 class Metrics:
     """Figures over test rows; `None` where one has no value or does not fit the target.
 
-    `rows` counts test rows (pooled: weighted rows, see the module); `positives` of them are
+    `rows` counts test rows ; `positives` of them are
     sick. `auroc` needs both classes. `brier` lies in [0, 1] (binary) or [0, 2] (multiclass),
     `log_loss` is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
     target that varies.
@@ -107,11 +107,10 @@ def contribution(
     study: Study,
     predictions: NDArray[np.float64],
     target: NDArray[np.float64],
-    row_weight: float,
 ) -> NDArray[np.float64]:
     """Return a hospital's vector, float64 [layout.parameters]; zeros without test rows.
 
-    Every row counts `row_weight`; nothing is weighted again when it is quantised.
+    Nothing is weighted when it is quantised.
     """
     if len(target) == 0:
         return np.zeros(layout(study).parameters)
@@ -119,8 +118,8 @@ def contribution(
     if study.target.type == "binary":
         histogram = metrics.score_histogram(predictions, target)
         sums = np.concatenate([sums, histogram.ravel()])
-    weighted: NDArray[np.float64] = sums * row_weight
-    return weighted
+    contributed: NDArray[np.float64] = sums
+    return contributed
 
 
 def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Metrics:

@@ -34,17 +34,3 @@ def weight(study: Study, site: str, rows: int) -> float:
             if constant is None:
                 raise ConfigError("BAD_VALUE", f"federation.weights has no entry for site {site}")
             return constant
-
-
-def row_weight(study: Study, site: str, rows: int) -> float:
-    """Return what one of `rows` test rows counts in a pooled metric; 0 without rows.
-
-    With `samples` every row counts 1. The other rules hide the number of rows, so the
-    site's rows together count as much as its weight says (`size_class`: its power of
-    two; `equal`: the same total for every site).
-    """
-    if rows == 0:
-        return 0.0
-    if study.federation.weight_rule == "samples":
-        return 1.0
-    return weight(study, site, rows) * study.federation.max_weight / rows

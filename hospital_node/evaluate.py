@@ -16,7 +16,6 @@ from common.errors import Refusal
 from common.evaluation import Metrics
 from common.features import Encoded
 from common.study import Study
-from common.weights import row_weight
 from hospital_node.models import build
 from hospital_node.train import make_deterministic
 
@@ -53,13 +52,8 @@ def site_metrics(study: Study, model: NDArray[np.float32], data: Encoded) -> Met
 
 
 def evaluation_contribution(
-    study: Study, model: NDArray[np.float32], data: Encoded, *, site: str
+    study: Study, model: NDArray[np.float32], data: Encoded
 ) -> NDArray[np.float64]:
-    """Return the hospital's vector of an evaluate round (`common.evaluation.layout`).
-
-    Rows count by the study's weight rule, see `common.weights.row_weight`.
-    """
+    """Return the hospital's vector of an evaluate round (`common.evaluation.layout`)."""
     predictions = predict(study, model, data.features)
-    return evaluation.contribution(
-        study, predictions, data.target.astype(np.float64), row_weight(study, site, data.rows)
-    )
+    return evaluation.contribution(study, predictions, data.target.astype(np.float64))

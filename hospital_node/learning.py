@@ -164,7 +164,7 @@ class StudyWork:
                 source = pipeline.ContributionSource(whole, source.u, source.metrics)
             case RoundKind.EVALUATE:
                 weights, rows = self._split(model, "test")
-                source = pipeline.make_evaluation(study, site, rows, weights)
+                source = pipeline.make_evaluation(study, rows, weights)
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)

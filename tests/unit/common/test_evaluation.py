@@ -12,7 +12,6 @@ from common.errors import InternalError
 from common.quantise import Coding, VectorEncoder
 from common.secagg.header import Rounding, quant_bound
 from common.study import Study
-from common.weights import row_weight
 from tests.learning import study
 
 Floats = NDArray[np.float64]
@@ -24,26 +23,25 @@ def binary(rows: int, seed: int, share: float = 0.4) -> tuple[Floats, Floats]:
     return 1 / (1 + np.exp(-rng.normal(size=rows) - labels + 0.5)), labels
 
 
-def opened(terms: Study, sites: list[tuple[Floats, Floats]], weights: list[float]) -> object:
+def opened(terms: Study, sites: list[tuple[Floats, Floats]]) -> evaluation.Metrics:
     bound = quant_bound(len(sites), evaluation.RING_BITS)
     schema = evaluation.layout(terms)
     coding = Coding(bound, evaluation.RING_BITS, Rounding.EVEN)
     total = np.zeros(schema.words, np.int64)
-    for (p, y), each in zip(sites, weights, strict=True):
-        values = evaluation.contribution(terms, p, y, each)
+    for p, y in sites:
+        values = evaluation.contribution(terms, p, y)
         words = np.empty(schema.words, np.uint64)
         VectorEncoder(schema, values, ranges=evaluation.ranges(terms), coding=coding).fill(words, 0)
         total += words.view(np.int64)
     return evaluation.pooled(terms, total[: schema.parameters], bound)
 
 
-def test_rows_that_count_one_give_the_metrics_of_all_rows() -> None:
+def test_the_pooled_metrics_are_those_over_all_rows() -> None:
     terms = study()
     sites = [binary(rows, rows) for rows in (104, 89, 16, 45)]
     p, y = (np.concatenate([site[k] for site in sites]) for k in (0, 1))
-    found = opened(terms, sites, [1.0] * 4)
+    found = opened(terms, sites)
     exact = evaluation.site_metrics(terms, p, y)
-    assert isinstance(found, evaluation.Metrics)
     assert (found.rows, found.positives) == (254, y.sum())
     assert found.auroc == pytest.approx(reference.roc_auc_score(y, p), abs=0.002)
     assert found.accuracy == pytest.approx(exact.accuracy, abs=1e-9)
@@ -60,7 +58,7 @@ def test_the_exact_metrics_of_a_site_equal_scikit_learns() -> None:
     assert found.as_dict(study())["rows"] == 200
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("share")
 def test_one_class_at_a_site_leaves_out_its_auroc_only(share: float) -> None:
     terms = study()
     p, y = binary(30, 1, share)
@@ -74,22 +72,9 @@ def test_a_site_without_test_rows_adds_nothing() -> None:
     empty = (np.zeros(0), np.zeros(0))
     assert evaluation.site_metrics(terms, *empty).as_dict(terms)["rows"] == 0
     alone, joined = ([binary(50, 1)], [binary(50, 1), empty])
-    assert opened(terms, joined, [1.0, 0.0]) == opened(terms, alone, [1.0])
-    nobody = opened(terms, [empty, empty], [0.0, 0.0])
-    assert isinstance(nobody, evaluation.Metrics)
+    assert opened(terms, joined) == opened(terms, alone)
+    nobody = opened(terms, [empty, empty])
     assert (nobody.rows, nobody.auroc, nobody.accuracy) == (0, None, None)
-
-
-@pytest.mark.parametrize(("rule", "rows"), [("samples", 300), ("size_class", 256), ("equal", 512)])
-def test_what_a_sites_rows_count_together_follows_the_weight_rule(rule: str, rows: int) -> None:
-    terms = study(federation=f"{{weights: {rule}, max_weight: 512}}")
-    site = binary(300, 1)
-    found = opened(terms, [site, (np.zeros(0),) * 2], [row_weight(terms, "x", 300), 0.0])
-    assert isinstance(found, evaluation.Metrics)
-    assert found.rows == rows
-    exact = evaluation.site_metrics(terms, *site)
-    assert found.auroc == pytest.approx(exact.auroc, abs=0.002)
-    assert found.accuracy == pytest.approx(exact.accuracy, abs=1e-6)
 
 
 def test_several_levels() -> None:
@@ -100,8 +85,7 @@ def test_several_levels() -> None:
     found = evaluation.site_metrics(terms, p, y)
     assert found.accuracy == pytest.approx((p.argmax(axis=1) == y).mean())
     assert found.log_loss == pytest.approx(reference.log_loss(y, p))
-    joined = opened(terms, [(p[:40], y[:40]), (p[40:], y[40:])], [1.0, 1.0])
-    assert isinstance(joined, evaluation.Metrics)
+    joined = opened(terms, [(p[:40], y[:40]), (p[40:], y[40:])])
     assert joined.brier == pytest.approx(found.brier, abs=1e-6)
 
 
@@ -118,8 +102,7 @@ def test_numbers() -> None:
     assert found.mae == pytest.approx(reference.mean_absolute_error(y, p))
     assert found.r2 == pytest.approx(reference.r2_score(y, p))
     assert evaluation.site_metrics(terms, p[:3], np.full(3, 7.0)).r2 is None
-    joined = opened(terms, [(p[:40], y[:40]), (p[40:], y[40:])], [1.0, 1.0])
-    assert isinstance(joined, evaluation.Metrics)
+    joined = opened(terms, [(p[:40], y[:40]), (p[40:], y[40:])])
     assert joined.r2 == pytest.approx(found.r2, abs=1e-6)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.errors import ConfigError, DataError
-from common.weights import row_weight, weight
+from common.weights import weight
 from tests.learning import study
 
 
@@ -37,4 +37,3 @@ def test_a_site_without_a_public_weight_is_named() -> None:
 def test_no_rows_have_no_weight() -> None:
     with pytest.raises(DataError, match="DATA_EMPTY"):
         weight(study(), "x", 0)
-    assert row_weight(study(), "x", 0) == 0.0

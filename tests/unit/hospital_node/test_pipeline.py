@@ -90,7 +90,7 @@ def test_an_evaluation_gives_the_pooled_metrics() -> None:
         for n in (104, 89, 16, 0)
     ]
     schema = evaluation.layout(terms)
-    sources = [make_evaluation(terms, "s", part, model) for part in rows]
+    sources = [make_evaluation(terms, part, model) for part in rows]
     words = opened(sources, schema, evaluation.ranges(terms), evaluation.RING_BITS)
     found = evaluation.pooled(terms, words[: schema.parameters], quant_bound(4, 64))
     exact = evaluation.site_metrics(
