@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from common.messages import CHUNK_BYTES
 from coordinator.objects import fsync_folder
 
 _BLOCK: Final = 1 << 20
+_ROUND_FOLDER: Final = re.compile("[0-9a-f]{64}")
 
 
 class SpoolFile:
@@ -142,8 +144,8 @@ class Spool:
             folder.rmdir()
 
     def drop_all_but(self, keep: frozenset[HeaderDigest]) -> None:
-        """Delete what rounds that are no longer open left behind."""
+        """Delete what rounds that are no longer open left behind, and nothing else."""
         names = {hd.hex() for hd in keep}
         for folder in self._root.iterdir():
-            if folder.name not in names:
+            if _ROUND_FOLDER.fullmatch(folder.name) and folder.name not in names:
                 self.drop(HeaderDigest(bytes.fromhex(folder.name)))
