@@ -58,7 +58,7 @@ def test_the_exact_metrics_of_a_site_equal_scikit_learns() -> None:
     assert found.as_dict(study())["rows"] == 200
 
 
-@pytest.mark.parametrize("share")
+@pytest.mark.parametrize("share", [0.0, 1.0])
 def test_one_class_at_a_site_leaves_out_its_auroc_only(share: float) -> None:
     terms = study()
     p, y = binary(30, 1, share)
