@@ -31,6 +31,7 @@ from common.secagg.ring import word_bytes
 from common.views import RunView
 from common.wire import CoordinatorStep
 from coordinator.hub import Hub
+from coordinator.journal import Journal
 from coordinator.objects import ObjectStore
 from coordinator.publish import make_release
 from coordinator.run import RunContext, Timing, handle
@@ -100,9 +101,11 @@ class Workshop:
 class RunDriver:
     """One run in progress (or ended, while hospitals still fetch its release)."""
 
-    def __init__(self, state: RunState, facts: int, created_unix: float, shop: Workshop) -> None:
+    def __init__(
+        self, state: RunState, journal: Journal, created_unix: float, shop: Workshop
+    ) -> None:
         self.state = state
-        self._facts = facts
+        self._journal = journal
         self._created_unix = created_unix
         self._shop = shop
         self._log = shop.log.bind(study=state.study.id, run=state.run_id)
@@ -256,10 +259,10 @@ class RunDriver:
     async def _persist(self, facts: list[RunFact]) -> None:
         if not facts:
             return
+        first, run_id = self._journal.length, self.state.run_id
+        blank = self._journal.add(facts)
         bodies = [encode_fact(fact) for fact in facts]
-        first, run_id = self._facts, self.state.run_id
-        self._facts += len(bodies)
-        await self._on_disk(lambda: self._shop.store.append(run_id, first, bodies))
+        await self._on_disk(lambda: self._shop.store.append(run_id, first, bodies, blank))
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._shop.disk, work)

@@ -39,6 +39,7 @@ from common.wire_operations import Submission
 from coordinator.admission import Turnstile, patiently
 from coordinator.driver import RunDriver, Workshop, chain_of, to_pem
 from coordinator.hub import Outbox
+from coordinator.journal import Journal
 from coordinator.run import fewest, replay
 from coordinator.run_state import (
     Begin,
@@ -47,7 +48,6 @@ from coordinator.run_state import (
     NodeConnected,
     NodeLost,
     RunState,
-    decode_fact,
 )
 from coordinator.store import StoredRun, StoredStudy
 
@@ -86,9 +86,10 @@ class CoordinatorService:
         keep = set()
         for run in self._shop.store.runs():
             study = study_from_canonical(self._shop.store.study(run.config_hash).content)
-            facts = [decode_fact(body) for body in self._shop.store.facts(run.run_id)]
+            journal = Journal()
+            facts = journal.read(self._shop.store.facts(run.run_id))
             state = replay(self._first_state(run, study), facts)
-            self._start(state, len(facts), run.created_unix)
+            self._start(state, journal, run.created_unix)
             current = state.round
             if current is not None and current.header is not None and not state.phase.final:
                 keep.add(current.hd)
@@ -105,8 +106,8 @@ class CoordinatorService:
             cert_chain=chain_of(run.chain),
         )
 
-    def _start(self, state: RunState, facts: int, created_unix: float) -> RunDriver:
-        driver = RunDriver(state, facts, created_unix, self._shop)
+    def _start(self, state: RunState, journal: Journal, created_unix: float) -> RunDriver:
+        driver = RunDriver(state, journal, created_unix, self._shop)
         self._drivers[state.run_id] = driver
         self._tasks[state.run_id] = asyncio.create_task(driver.run())
         driver.post(Begin())
@@ -335,7 +336,7 @@ class CoordinatorService:
         )
         run = shop.store.add_run(StoredStudy(run.study_id, digest, submission.study), run)
         shop.log.info(Event.STUDY_SUBMITTED, study=study.id, run=run.run_id)
-        self._start(self._first_state(run, study), 0, run.created_unix)
+        self._start(self._first_state(run, study), Journal(), run.created_unix)
         return run
 
     def _check_can_run(self, study: Study) -> None:

@@ -1,23 +1,25 @@
 """The coordinator's durable memory: what was submitted, and every fact of every run.
 
 A run's state is never stored; its *facts* are, in the order in which they happened,
-and the state is what replaying them gives. A fact is one row that is only ever
-inserted, so a crash leaves a prefix of the truth and never a mixture. `append` makes a
-group of facts durable in one transaction before it returns: that is the "persist" of
-"persist, then send".
+and the state is what replaying them gives. A fact is one row that is inserted once, so a
+crash leaves a prefix of the truth and never a mixture. `append` makes a group of facts
+durable in one transaction before it returns: that is the "persist" of "persist, then
+send". The same transaction may blank facts that nothing will ever need again, seeds
+above all: the row stays, so that a missing one is still noticed, its content goes.
 
 SQLite runs in WAL mode with `synchronous=FULL`; PostgreSQL is used by URL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import sqlalchemy as sql
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from common.errors import RoundError, StateError
@@ -102,6 +104,14 @@ class StoredRelease:
     chain: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFact:
+    """A fact's place in its run, from 0, and its content; empty if it was blanked."""
+
+    seq: int
+    body: bytes
+
+
 class Store(Protocol):
     """What the coordinator remembers. Every method that changes something is durable
     when it returns."""  # noqa: D205, D209 - one sentence
@@ -122,12 +132,14 @@ class Store(Protocol):
         """Return every run, oldest first."""
         ...
 
-    def append(self, run_id: RunId, first_seq: int, bodies: Sequence[bytes]) -> None:
-        """Add facts `first_seq`, `first_seq + 1`, ... of a run in one transaction."""
+    def append(
+        self, run_id: RunId, first_seq: int, bodies: Sequence[bytes], blank: Sequence[int] = ()
+    ) -> None:
+        """Add facts `first_seq`, `first_seq + 1`, ... of a run and blank old ones, at once."""
         ...
 
-    def facts(self, run_id: RunId) -> list[bytes]:
-        """Return a run's facts in order."""
+    def facts(self, run_id: RunId) -> list[StoredFact]:
+        """Return a run's facts in order; a blanked one has an empty body."""
         ...
 
     def end_run(self, run_id: RunId) -> None:
@@ -166,7 +178,7 @@ def open_engine(url: str) -> Engine:
 
 def _sqlite_settings(connection: object, _record: object) -> None:
     cursor = connection.cursor()  # type: ignore[attr-defined]  # the DBAPI's own connection
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {setting}")
     cursor.close()
 
@@ -179,6 +191,7 @@ def migrate(engine: Engine) -> None:
     """
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
@@ -188,6 +201,10 @@ def migrate(engine: Engine) -> None:
             command.upgrade(config, "head")
     except DBAPIError as error:
         raise StateError("STATE_DAMAGED", f"{engine.url.database}: {error.orig}") from error
+    except CommandError as error:
+        raise StateError(
+            "STATE_DAMAGED", f"{engine.url.database} was written by another version: {error}"
+        ) from error
 
 
 class SqlStore:
@@ -196,9 +213,30 @@ class SqlStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as db:
+                yield db
+        except SQLAlchemyError as error:
+            raise StateError("STATE_DAMAGED", f"{self._name}: {_why(error)}") from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """One transaction: all of it is durable afterwards, or nothing of it happened."""
+        try:
+            with self._engine.begin() as db:
+                yield db
+        except SQLAlchemyError as error:
+            raise StateError("DISK", f"{self._name}: {_why(error)}") from error
+
+    @property
+    def _name(self) -> str:
+        return str(self._engine.url.database)
+
     def add_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
         """See `Store`."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             known = db.execute(sql.select(RUNS).where(RUNS.c.request == run.request)).first()
             if known is not None:
                 return _run(known)
@@ -228,12 +266,12 @@ class SqlStore:
     def studies(self) -> list[StoredStudy]:
         """See `Store`."""
         query = sql.select(STUDIES).order_by(STUDIES.c.study_id, STUDIES.c.config_hash)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [_study(row) for row in db.execute(query)]
 
     def study(self, config_hash: ConfigHash) -> StoredStudy:
         """See `Store`."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             query = sql.select(STUDIES).where(STUDIES.c.config_hash == config_hash)
             row = db.execute(query).first()
         if row is None:
@@ -243,42 +281,47 @@ class SqlStore:
     def runs(self) -> list[StoredRun]:
         """See `Store`."""
         query = sql.select(RUNS).order_by(RUNS.c.created_unix, RUNS.c.run_id)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [_run(row) for row in db.execute(query)]
 
-    def append(self, run_id: RunId, first_seq: int, bodies: Sequence[bytes]) -> None:
+    def append(
+        self, run_id: RunId, first_seq: int, bodies: Sequence[bytes], blank: Sequence[int] = ()
+    ) -> None:
         """See `Store`."""
         rows = [
             {"run_id": run_id, "seq": first_seq + index, "body": body}
             for index, body in enumerate(bodies)
         ]
         try:
-            with self._engine.begin() as db:
+            with self._writing() as db:
                 db.execute(FACTS.insert(), rows)
+                if blank:
+                    old = (FACTS.c.run_id == run_id) & FACTS.c.seq.in_(blank)
+                    db.execute(FACTS.update().where(old).values(body=b""))
         except SQLAlchemyError as error:
             raise StateError("DISK", f"run {run_id}: facts were not stored: {error}") from error
 
-    def facts(self, run_id: RunId) -> list[bytes]:
+    def facts(self, run_id: RunId) -> list[StoredFact]:
         """See `Store`.
 
         Raises:
             StateError: STATE_DAMAGED, a fact is missing.
         """
         query = sql.select(FACTS).where(FACTS.c.run_id == run_id).order_by(FACTS.c.seq)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             rows = db.execute(query).all()
         if [row.seq for row in rows] != list(range(len(rows))):
             raise StateError("STATE_DAMAGED", f"run {run_id}: a fact is missing from the store")
-        return [bytes(row.body) for row in rows]
+        return [StoredFact(row.seq, bytes(row.body)) for row in rows]
 
     def end_run(self, run_id: RunId) -> None:
         """See `Store`."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(RUNS.update().where(RUNS.c.run_id == run_id).values(ended=True))
 
     def next_epoch(self, task: str, at_least: int) -> Epoch:
         """See `Store`."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             row = db.execute(sql.select(EPOCHS).where(EPOCHS.c.task == task)).first()
             epoch = max(at_least, row.epoch + 1 if row is not None else 1)
             if row is None:
@@ -289,7 +332,7 @@ class SqlStore:
 
     def put_release(self, run_id: RunId, release: StoredRelease) -> None:
         """See `Store`."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             known = sql.select(RELEASES.c.run_id).where(RELEASES.c.run_id == run_id)
             if db.execute(known).first() is None:
                 db.execute(
@@ -303,7 +346,7 @@ class SqlStore:
 
     def release(self, run_id: RunId) -> StoredRelease:
         """See `Store`."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             row = db.execute(sql.select(RELEASES).where(RELEASES.c.run_id == run_id)).first()
         if row is None:
             raise RoundError("NOT_FOUND", f"run {run_id} has no released model")
@@ -331,6 +374,11 @@ def _run(row: sql.Row[tuple[object, ...]]) -> StoredRun:
         row.created_unix,
         row.ended,
     )
+
+
+def _why(error: SQLAlchemyError) -> str:
+    """Return the database's own words, without the statement and its values."""
+    return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__
 
 
 def open_store(url: str) -> SqlStore:
