@@ -42,7 +42,7 @@ class WordSource(Protocol):
 def write_masked(
     path: Path, source: WordSource, plan: MaskPlan, abandoned: Callable[[], bool] = lambda: False
 ) -> Sha256:
-    """Write `y_i` to `path`, durably, and return `ydig`. Blocking; any thread.
+    """Write `y_i` to `path`, its bytes durably, and return `ydig`. Blocking; any thread.
 
     `abandoned` is asked between blocks: the round may end while this works.
 
@@ -65,7 +65,8 @@ def write_masked(
         raise
     finally:
         os.close(handle)
-    files.sync_directory(path.parent)
+    # The name becomes durable with the session record that promises these bytes (same
+    # journal); a power cut that took it would cost the round, never two inputs.
     return digest
 
 

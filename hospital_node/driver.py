@@ -96,7 +96,9 @@ class Node:
         self._errands: dict[str, asyncio.Task[None]] = {}
         self._last_failure: FedError | None = None
         self._status_at = float("-inf")
-        self._offers = OfferBook(parts.store, parts.desk, parts.clock, parts.log)
+        self._offers = OfferBook(
+            parts.store, parts.desk, parts.release_trust.verify_owner, parts.clock, parts.log
+        )
         road = Road(self._slot, parts.sleep, self._new_backoff)
         self._around = Surroundings(
             own=parts.own,

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Final
 
 from common.clock import Clock
+from common.errors import Refusal
 from common.events import Event
 from common.ids import ConfigHash, RunId
 from common.logs import EventLog
@@ -27,9 +29,17 @@ SHOWN: Final = 20
 class OfferBook:
     """Every decision of this hospital, in memory as on disk."""
 
-    def __init__(self, store: NodeStore, desk: Desk, clock: Clock, log: EventLog) -> None:
+    def __init__(
+        self,
+        store: NodeStore,
+        desk: Desk,
+        verify_owner: Callable[[StudyOffer, int], None],
+        clock: Clock,
+        log: EventLog,
+    ) -> None:
         self._store = store
         self._desk = desk
+        self._verify_owner = verify_owner
         self._clock = clock
         self._log = log
         self._known: dict[RunId, DecisionRecord] = {}
@@ -63,6 +73,7 @@ class OfferBook:
             )
             return answer, None
         objections = await asyncio.to_thread(self._desk.judge, offer.study, offer.config_hash)
+        objections = (*objections, *self._owner_objections(offer))
         record = DecisionRecord(
             run_id=offer.run_id,
             config_hash=offer.config_hash,
@@ -75,6 +86,16 @@ class OfferBook:
         self._known[record.run_id] = record
         self._say(record)
         return _answer(record), record
+
+    def _owner_objections(self, offer: StudyOffer) -> tuple[Objection, ...]:
+        """The coordinator cannot make a study in somebody's name: its owner signed it."""
+        try:
+            self._verify_owner(offer, int(self._clock.unix()))
+        except Refusal as refusal:
+            return (Objection(refusal.name, refusal.detail[:1000]),)
+        except (ValueError, KeyError, TypeError):
+            return (Objection("OWNER_SIGNATURE", "the study names no owner"),)
+        return ()
 
     def ended(self, record: DecisionRecord) -> None:
         """Take note of a record whose run ended."""

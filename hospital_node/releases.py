@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import shutil
 import ssl
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.certificates import verify_manifest
+from common.certificates import verify_manifest, verify_study
 from common.errors import FedError, StateError
 from common.events import Event
 from common.ids import ConfigHash, RunId, Sha256
@@ -32,7 +33,7 @@ from common.manifest import (
     FileEntry,
     Manifest,
 )
-from common.messages import ReleaseNotice, ReleaseReceipt
+from common.messages import ReleaseNotice, ReleaseReceipt, StudyOffer
 from hospital_node import files, transfer
 from hospital_node.receive import ModelReceiver, digest_of_file
 from hospital_node.store import NodeStore
@@ -45,7 +46,7 @@ MAX_SMALL_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class ReleaseTrust:
-    """The CA that a manifest's signature has to lead to, and the federation it is of."""
+    """The CA that others' signatures have to lead to, and the federation they are of."""
 
     ca_der: tuple[bytes, ...]
     federation: str
@@ -72,6 +73,23 @@ class ReleaseTrust:
         if (manifest.run, manifest.federation) != (notice.run_id, self.federation):
             raise StateError("MODEL_INVALID", f"the manifest is not that of {notice.run_id}")
         return manifest
+
+    def verify_owner(self, offer: StudyOffer, now_unix: int) -> None:
+        """Return if the owner that an offered study names has signed it.
+
+        Raises:
+            Refusal: OWNER_SIGNATURE.
+            ValueError, KeyError, TypeError: the study names no owner.
+        """
+        verify_study(
+            offer.config_hash,
+            json.loads(offer.study)["owner"]["organisation"],
+            offer.signature,
+            offer.cert_chain,
+            ca_der=self.ca_der,
+            federation=self.federation,
+            now_unix=now_unix,
+        )
 
 
 OpenWork = Callable[[], Awaitable[Work]]

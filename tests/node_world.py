@@ -14,7 +14,7 @@ import asyncio
 import gc
 import hashlib
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,17 @@ from common import layouts
 from common.clock import ManualClock
 from common.entropy import CountingEntropy
 from common.errors import ConnectError, FedError, Refusal
-from common.ids import ConfigHash, Epoch, HeaderDigest, NodeId, RoundNo, RunId, Sha256, hospital_id
+from common.ids import (
+    ConfigHash,
+    Epoch,
+    HeaderDigest,
+    NodeId,
+    RoundNo,
+    RunId,
+    Sha256,
+    hospital_id,
+    site_name,
+)
 from common.logs import make_log
 from common.messages import (
     CHUNK_BYTES,
@@ -44,10 +54,12 @@ from common.messages import (
     Welcome,
 )
 from common.model_file import model_header
+from common.models import vector
 from common.policy import parse_policy
+from common.quantise import quantise_value
 from common.secagg import coordinator as co
 from common.secagg import coordinator_session as cs
-from common.secagg.header import RoundKind
+from common.secagg.header import RoundKind, quant_bound
 from common.secagg.keys import Suite
 from common.secagg.messages import (
     Ready,
@@ -116,6 +128,14 @@ def node_id(site: str) -> NodeId:
 
 class Killed(BaseException):
     """Stands for SIGKILL at the place where it is raised."""
+
+
+class SimReleaseTrust(ReleaseTrust):
+    """There are no real certificates here: the owner's "signature" is one word."""
+
+    def verify_owner(self, offer: StudyOffer, now_unix: int) -> None:
+        if offer.signature != b"signed":
+            raise Refusal("OWNER_SIGNATURE", "not signed")
 
 
 # --- the road ----------------------------------------------------------------------------
@@ -215,7 +235,7 @@ class MemoryCoordinator:
         self.objects: dict[Sha256, bytes] = {}
         self.results: list[RoundResult] = []
         self.early: dict[NodeId, Ready] = {}
-        self.sums: list[np.ndarray[Any, Any]] = []
+        self.opened: list[tuple[int, tuple[NodeId, ...], np.ndarray[Any, Any]]] = []
         self.done = asyncio.Event()
         self.model, self.stream = self._put_model()
         self.ended = False
@@ -267,7 +287,7 @@ class MemoryCoordinator:
         world = self.world
         self.links[node] = world.links[node]
         self.send(node, "", Welcome(FEDERATION, 10_000))
-        self.send(node, TASK, StudyOffer(RUN, world.canonical, world.config_hash))
+        self.send(node, TASK, world.offer)
         if self.ended:
             self.send(node, TASK, RunEnded(RUN, "finished", ""))
             return
@@ -277,6 +297,8 @@ class MemoryCoordinator:
             self._begin(node)
         r = RoundNo(1) if self.round is None else self.round.r
         self._setup(cs.MemberBack(node, r))
+        if self.results:
+            self.send(node, TASK, self.results[-1])
         if self.round is not None:
             self._round(co.MemberBack(node))
 
@@ -325,6 +347,8 @@ class MemoryCoordinator:
                     self.round = co.begin_round(self.view, RoundNo(1))
                     for node, ready in self.early.items():
                         self._round(co.From(node, ready))
+                case _:
+                    pass
 
     def _round(self, event: Any) -> None:
         assert self.round is not None
@@ -343,6 +367,8 @@ class MemoryCoordinator:
                     self._open(command)
                 case co.Close():
                     self._close()
+                case _:
+                    pass
         round_ = self.round
         if round_.phase is co.RoundPhase.COLLECTING and len(round_.ready) == len(self.world.sites):
             self._start()
@@ -384,7 +410,8 @@ class MemoryCoordinator:
         for node in opening.survivors:
             total += words_of(bytes(self.spools[node]), 32)
         opening.plan.stream().apply(total, 0)
-        self.sums.append(total.view(np.int32).astype(np.int64))
+        found = total.view(np.int32).astype(np.int64)
+        self.opened.append((opening.header.r, opening.survivors, found))
         digest = Sha256(hashlib.sha256(total.tobytes()).digest())
         self._round(co.SumOpened(digest, b""))
 
@@ -392,7 +419,7 @@ class MemoryCoordinator:
         assert self.round is not None
         assert self.view is not None
         self._model_moves()
-        if len(self.sums) >= self.rounds:
+        if len(self.opened) >= self.rounds:
             self.ended = True
             for node in tuple(self.links):
                 self.send(node, TASK, RunEnded(RUN, "finished", ""))
@@ -403,7 +430,7 @@ class MemoryCoordinator:
     def _model_moves(self) -> None:
         """The next round has another model, as a real one would."""
         schema = layouts.model_schema(self.world.study)
-        data = np.full(schema.parameters, float(len(self.sums)), "<f4").tobytes()
+        data = np.full(schema.parameters, float(len(self.opened)), "<f4").tobytes()
         file = model_header(schema) + data
         self.stream = Sha256(hashlib.sha256(file).digest())
         self.objects[self.stream] = file
@@ -432,6 +459,7 @@ class World:
         )
         self.canonical = canonical_json(self.study)
         self.config_hash: ConfigHash = config_hash(self.study)
+        self.offer = StudyOffer(RUN, self.canonical, self.config_hash, b"signed", (b"chain",))
         self.keys = {
             node_id(site): Ed25519PrivateKey.from_private_bytes(
                 hashlib.sha256(site.encode()).digest()
@@ -486,7 +514,7 @@ class World:
             signer=SimSigner(own, self.keys[own]),
             trust=self.trust,
             rules=NodeRules(colluders=1, min_cohort=3, s_min=3),
-            release_trust=ReleaseTrust((), FEDERATION),
+            release_trust=SimReleaseTrust((), FEDERATION),
             store=NodeStore.open(self.state_dir(site), entropy),
             desk=HospitalDesk(policy, None, log),
             connect=lambda: self.connect(site),
@@ -513,13 +541,13 @@ class World:
             link.sever()
         parts = node._parts
         # No last words: neither the status file nor anything else is written.
-        node._write_status = lambda **_: None  # type: ignore[method-assign,assignment]
+        node._write_status = lambda **_: None  # type: ignore[method-assign]
         self.running[site].cancel()
         await asyncio.gather(self.running.pop(site), return_exceptions=True)
         parts.store.close()
         gc.collect()
 
-    async def finish(self, seconds: float = 30.0) -> None:
+    async def finish(self, seconds: float = 8.0) -> None:
         """Wait until the run has ended at every node, then stop them in order."""
         try:
             await self._until_done(seconds)
@@ -555,16 +583,23 @@ class World:
             if isinstance(result, FedError | Exception):
                 raise result
 
-    def expected_sum(self, r: int) -> np.ndarray[Any, Any]:
+    def expected_sum(self, r: int, survivors: Iterable[NodeId]) -> np.ndarray[Any, Any]:
         """The exact integer sum of a round, from the pattern's formula."""
-        from common.models import vector
-        from common.quantise import quantise_value
-        from common.secagg.header import quant_bound
-
         bound = quant_bound(len(self.sites), 32)
         total = np.zeros(self.size + 1, np.int64)
-        for site in self.sites:
-            values = vector.whole(site, r, self.size)
-            total[: self.size] += [quantise_value(float(x), 1.0, bound) for x in values]
-        total[self.size] = bound * len(self.sites)
+        for node in survivors:
+            values = vector.whole(site_name(node), r, self.size)
+            words = [quantise_value(float(x), 1.0, bound) for x in values[: vector.PERIOD]]
+            total[: self.size] += np.resize(np.array(words), self.size)
+            total[self.size] += bound
         return total
+
+    def check(self) -> None:
+        """Every opened sum is exact, and no node made two inputs for one header."""
+        opened = self.coordinator.opened
+        assert len(opened) == self.rounds
+        for r, survivors, total in opened:
+            assert np.array_equal(total, self.expected_sum(r, survivors)), f"round {r}"
+        once: dict[tuple[NodeId, HeaderDigest], Sha256] = {}
+        for node, hd, ydig in self.upload_digests:
+            assert once.setdefault((node, hd), ydig) == ydig, "two inputs for one header"
