@@ -292,14 +292,11 @@ class SqlStore:
             {"run_id": run_id, "seq": first_seq + index, "body": body}
             for index, body in enumerate(bodies)
         ]
-        try:
-            with self._writing() as db:
-                db.execute(FACTS.insert(), rows)
-                if blank:
-                    old = (FACTS.c.run_id == run_id) & FACTS.c.seq.in_(blank)
-                    db.execute(FACTS.update().where(old).values(body=b""))
-        except SQLAlchemyError as error:
-            raise StateError("DISK", f"run {run_id}: facts were not stored: {error}") from error
+        with self._writing() as db:
+            db.execute(FACTS.insert(), rows)
+            if blank:
+                old = (FACTS.c.run_id == run_id) & FACTS.c.seq.in_(blank)
+                db.execute(FACTS.update().where(old).values(body=b""))
 
     def facts(self, run_id: RunId) -> list[StoredFact]:
         """See `Store`.
