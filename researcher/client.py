@@ -104,10 +104,14 @@ class Client:
     # --- studies and runs ---------------------------------------------------------------
 
     async def submit(self, study: bytes, client_id: str | None = None) -> Submitted:
-        """Submit a study in canonical form and begin a run of it.
+        """Sign a study in canonical form as its owner, submit it and begin a run of it.
 
         `client_id` names this submission, however often it is sent: the same id gives
         the same run. Made here unless given.
+
+        Raises:
+            IdentityError: ROLE_DENIED, the certificate is not a researcher's.
+            Refusal: OWNER_SIGNATURE, the study names another owner.
         """
         name = client_id or new_client_id()
         digest = hashlib.sha256(study).digest()

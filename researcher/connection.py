@@ -61,6 +61,28 @@ class Connection:
         require_person(identity)
         return Client(self.address, identity, proxy=self.proxy, clock=clock)
 
+    def require_owner(self, organisation: str) -> None:
+        """Refuse to submit a study that this certificate does not own.
+
+        Raises:
+            IdentityError: ROLE_DENIED. ConfigError: BAD_VALUE, another owner.
+        """
+        from common.clock import SystemClock
+        from common.errors import ConfigError, IdentityError
+        from common.identity import load_identity
+        from common.text import show
+
+        spiffe = load_identity(self.tls, now_unix=SystemClock().unix()).spiffe
+        if spiffe.role != "researcher":
+            raise IdentityError("ROLE_DENIED", f"{spiffe} may not submit studies")
+        if spiffe.id != organisation:
+            raise ConfigError(
+                "BAD_VALUE",
+                f"owner.organisation is {show(organisation)}, but {self.tls} is the certificate "
+                f"of {spiffe}",
+                fix="Name the certificate's id as the study's owner.organisation.",
+            )
+
     def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
         """Run one conversation with the coordinator and return what it gave."""
 

@@ -4,7 +4,7 @@
     DIR/coordinator/             coordinator.yaml, its certificate, its state
     DIR/sites/<site>/            node.yaml, policy.yaml, site.yaml, its certificate and key,
                                  its own table and nobody else's, its state
-    DIR/researcher/              the researcher's certificate
+    DIR/researcher/              the study owner's certificate
     DIR/logs/<process>.log
 
 Everything is what an operator and hospitals would write by hand and start by

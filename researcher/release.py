@@ -22,11 +22,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from common.certificates import to_der, verify_manifest
 from common.errors import ConfigError, FedError, StateError
@@ -46,8 +46,7 @@ from common.manifest import (
 from common.study import Study, config_hash, study_from_canonical
 
 if TYPE_CHECKING:
-    from common.messages import ReleaseNotice
-    from researcher.client import Client
+    from common.messages import DownloadChunk, ReleaseNotice
     from researcher.comparison import Weights
 
 _MAX_SMALL: Final = 1 << 20
@@ -62,6 +61,18 @@ class VerifiedModel:
     manifest: Manifest
     study: Study
     signer: str
+
+
+class Source(Protocol):
+    """Where a release comes from; `researcher.client.Client` is one."""
+
+    async def release(self, run_id: str) -> ReleaseNotice:
+        """Return the signed manifest of a run's model."""
+        ...
+
+    def download(self, sha256: Sha256, offset: int = 0) -> AsyncIterator[DownloadChunk]:
+        """Yield a stored object's bytes from an offset on."""
+        ...
 
 
 # --- verifying --------------------------------------------------------------------------------
@@ -195,7 +206,7 @@ def read_weights(folder: Path, study: Study) -> Weights:
 # --- pulling ----------------------------------------------------------------------------------
 
 
-async def pull(client: Client, run_id: str, out: Path, ca: Path) -> VerifiedModel:
+async def pull(client: Source, run_id: str, out: Path, ca: Path) -> VerifiedModel:
     """Fetch a run's release into `out`, which must be absent or empty, and verify it.
 
     Raises:
@@ -254,7 +265,7 @@ def _write_signed(part: Path, notice: ReleaseNotice) -> None:
             os.fsync(file.fileno())
 
 
-async def _fetch(client: Client, path: Path, entry: FileEntry) -> None:
+async def _fetch(client: Source, path: Path, entry: FileEntry) -> None:
     """Download one file of a release, going on behind what an earlier attempt left."""
     if _complete(path, entry):
         return

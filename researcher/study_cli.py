@@ -53,14 +53,15 @@ def submit(
     seed: SeedOption = None,
     as_json: JsonFlag = False,
 ) -> Outcome:
-    """Check a study and submit it; every hospital then decides for itself."""
+    """Check a study, sign it as its owner and submit it; every hospital then decides."""
     del as_json
     from common.study import canonical_json, load_study
     from researcher.studies import with_seed
 
     study = with_seed(load_study(file), seed)
-    content = canonical_json(study)
-    submitted = Connection(coordinator, tls, proxy).ask(lambda client: client.submit(content))
+    content, connection = canonical_json(study), Connection(coordinator, tls, proxy)
+    connection.require_owner(study.owner.organisation)
+    submitted = connection.ask(lambda client: client.submit(content))
     data = {
         "study_id": submitted.study_id,
         "run_id": submitted.run_id,

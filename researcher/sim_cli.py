@@ -1,0 +1,63 @@
+"""`fedcare sim`: see `researcher.sim`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.commands import JsonFlag, Outcome, command, single
+from researcher.connection import SeedOption
+
+if TYPE_CHECKING:
+    from common.study import Study
+    from researcher.sim import SimResult
+
+
+@command
+def sim(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", show_default=False)],
+    *,
+    site: Annotated[
+        list[Path], typer.Option("--site", metavar="SITE.yaml", help="One manifest per hospital.")
+    ],
+    seed: SeedOption = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Run a study over several site manifests in one process, with the same round code."""
+    del as_json
+    began = time.monotonic()
+    from common.site import load_site
+    from common.study import load_study
+    from researcher.progress import display
+    from researcher.studies import with_seed
+
+    chosen = with_seed(load_study(study), seed)
+    sites = [load_site(path) for path in site]
+    from researcher.sim import simulate
+
+    with display(f"simulation of {chosen.id}") as screen:
+        result = simulate(chosen, sites, screen, began)
+    return Outcome(result.data, _text(chosen, result))
+
+
+def _text(study: Study, result: SimResult) -> str:
+    from common.study import warnings
+    from researcher.report import NOTE, comparison_rows
+    from researcher.show import table
+
+    head = ("hospital", "test rows", "federated", "local only", "centralised")
+    parts: list[str] = []
+    pooled = result.comparison.federated.pooled
+    for name in (name for name in pooled if name not in ("rows", "positives")):
+        rows = comparison_rows(result.comparison, name)
+        parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
+    parts += [NOTE, ""]
+    parts += [f"warning: {note}" for note in warnings(study)]
+    parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]
+    return "\n".join(parts)
+
+
+app = single(sim, "Run a study over several site manifests in one process.")
