@@ -93,7 +93,12 @@ MOVES = st.builds(
     targets=st.one_of(st.just(-1), st.integers(1, 255)),
     detail=st.sampled_from([0, 0, 0, 1, 2, 3]),
 )
-OPENINGS = st.builds(Move, kind=st.just(Kind.ROUND), without=st.frozensets(PLACE, max_size=1))
+OPENINGS = st.builds(
+    Move,
+    kind=st.just(Kind.ROUND),
+    without=st.frozensets(PLACE, max_size=1),
+    detail=st.sampled_from([0, 0, 0, 3]),
+)
 EPISODES = st.builds(
     lambda opening, moves: [opening, *moves], OPENINGS, st.lists(MOVES, min_size=1, max_size=5)
 )
@@ -145,11 +150,7 @@ class Attack:
             case Kind.READY:
                 self.ready(targets)
             case Kind.ROUND:
-                self.r += move.detail
-                self.ready(self.world.cast.honest)
-                hd = self.start(move, targets)
-                self.input(hd, targets)
-                self.r += 1
+                self.whole_round(move, targets)
             case Kind.START:
                 self.start(move, targets)
             case Kind.INPUT:
@@ -163,9 +164,7 @@ class Attack:
             case Kind.SQUEEZE:
                 self.squeeze(move, targets)
             case Kind.EQUIVOCATE:
-                self.squeeze(move, targets)
-                other = frozenset({max(move.without, default=0) + 1})
-                self.squeeze(replace(move, without=other), list(self.world.cast.honest))
+                self.equivocate(move, targets)
             case Kind.RESULT:
                 self.each(targets, self.world.result(self.header(move), self.r))
             case Kind.TIMEOUT:
@@ -179,6 +178,19 @@ class Attack:
             case Kind.REPLAY:
                 self.replay(move, targets)
 
+    def whole_round(self, move: Move, targets: list[NodeId]) -> None:
+        if move.detail == 2:  # skip a round: nodes take the number from a result
+            self.r += 1
+            self.each(self.world.cast.honest, self.world.result(HeaderDigest(bytes(32)), self.r))
+        self.ready(self.world.cast.honest)
+        self.input(self.start(move, targets), targets)
+        self.r += 1
+
+    def equivocate(self, move: Move, targets: list[NodeId]) -> None:
+        self.squeeze(move, targets[:-1] if move.detail == 2 else targets)
+        other = frozenset({max(move.without, default=0) + 1})
+        self.squeeze(replace(move, without=other, detail=0), list(self.world.cast.honest))
+
     def each(self, targets: Iterable[NodeId], event: machine.NodeEvent) -> None:
         for i in targets:
             self.deliver(i, event)
@@ -187,10 +199,10 @@ class Attack:
         self.each(targets, machine.MakeReady())
 
     def start(self, move: Move, targets: list[NodeId]) -> HeaderDigest:
-        """Two variants of the header to two halves where `detail` is odd."""
+        """Detail 1: two variants of the header to two halves; 3: a larger s_min."""
         members = self.chosen(self.world.cast.ids, move) or self.world.cast.ids
         model = len(self.headers) % 2 if move.detail > 1 else 0
-        hd = self.world.header(members, r=self.r, model=model)
+        hd = self.world.header(members, r=self.r, model=model, extra_s_min=move.detail // 3)
         self.headers.append(hd)
         halves = [(hd, targets)]
         if move.detail == 1:
