@@ -42,6 +42,7 @@ HELP: Final[Mapping[str, str]] = {
     "coordinator": "Serve a federation; show what each site is waiting for.",
     "node": "Serve one hospital; show its state.",
     "pki": "Make the certificates of a federation.",
+    "data": "Write the tables that the shipped studies run on.",
     "bench": "Measure rounds on this machine.",
     "explain": "Say what an error code means and how it is mended.",
 }
