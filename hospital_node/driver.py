@@ -38,6 +38,7 @@ from common.secagg.messages import Refused, ResumeState
 from common.secagg.node_state import NodeContext, NodeRules, NodeState, Restarted, decode_state
 from common.secagg.session import Signer, Trust
 from hospital_node.backoff import Backoff, os_jitter
+from hospital_node.jobs import Surroundings
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
 from hospital_node.releases import ReleaseKeeper, ReleaseTrust
@@ -45,7 +46,7 @@ from hospital_node.round import Handle, opened
 from hospital_node.session import Connection, Ears, LinkSlot, Sleep
 from hospital_node.shelf import ModelShelf
 from hospital_node.store import DecisionRecord, NodeStore
-from hospital_node.task import RunOver, Surroundings, Task
+from hospital_node.task import RunOver, Task
 from hospital_node.transfer import Road
 from hospital_node.work import Desk
 from hospital_node.worker import Worker

@@ -21,25 +21,18 @@ Durable steps of a round, each before what it protects:
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from common import messages as wire
-from common.clock import Clock
 from common.errors import (
-    ConfigError,
     ConnectError,
-    DataError,
     FedError,
-    IdentityError,
     InternalError,
     Refusal,
-    StateError,
 )
 from common.events import Event
-from common.ids import HeaderDigest, NodeId, RunId, Sha256, site_name
+from common.ids import RoundNo, RunId, site_name
 from common.logs import EventLog
 from common.secagg.header import RoundKind
 from common.secagg.messages import (
@@ -51,7 +44,6 @@ from common.secagg.messages import (
     Propose,
     RecoverRequest,
     Refused,
-    Resume,
     ResumeState,
     Roster,
     RoundResult,
@@ -62,11 +54,8 @@ from common.secagg.node import mask_plan
 from common.secagg.node_state import (
     BeginEpoch,
     HeaderReceived,
-    InputFailed,
-    InputFinal,
     LocalTimeout,
     NodeCommand,
-    NodeContext,
     NodeEvent,
     NodeState,
     Persist,
@@ -77,20 +66,14 @@ from common.secagg.node_state import (
     RoundClosed,
     Send,
     StartUpload,
-    UploadAcked,
     encode_state,
 )
 from common.secagg.session import EpochTerms
 from common.vectors import EMPTY_MODEL
-from hospital_node import transfer
-from hospital_node.contribution import digest_of, write_masked
-from hospital_node.link import Link
-from hospital_node.receive import ModelReceiver, digest_of_file
-from hospital_node.round import Handle, advance, open_digest, opened, without_session
-from hospital_node.shelf import ModelShelf
-from hospital_node.store import DecisionRecord, NodeStore, SessionRecord
-from hospital_node.work import Desk, Work
-from hospital_node.worker import Worker
+from hospital_node.jobs import Input, RoundJobs, Surroundings, public_detail
+from hospital_node.round import advance, open_digest, opened, without_session
+from hospital_node.store import DecisionRecord, SessionRecord
+from hospital_node.work import Work
 
 LOCAL_LIMIT_S: Final = 3600.0
 """A round that lasts longer than this, and than three deadlines, is closed here."""
@@ -116,37 +99,6 @@ class RunOver:
 Item: TypeAlias = NodeEvent | FromCoordinator | wire.BeginEpoch | RunOver
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all tasks of a node share."""
-
-    own: NodeId
-    federation: str
-    store: NodeStore
-    shelf: ModelShelf
-    desk: Desk
-    road: transfer.Road
-    clock: Clock
-    log: EventLog
-    context: Callable[[], NodeContext]
-    handle: Handle
-    worker: Worker
-    """Training jobs of all tasks take turns."""
-    ended: Callable[[DecisionRecord], None]
-    """Told when a run ended here."""
-    trouble: Callable[[FedError], None]
-    """Told when state could not be written: the connection is dropped, and dialled anew."""
-
-
-def public_detail(failure: FedError) -> str:
-    """Return the line about a failure that may leave the hospital.
-
-    Data, files and our own bugs are described by their kind only.
-    """
-    private = isinstance(failure, DataError | ConfigError | StateError | IdentityError)
-    return failure.kind.meaning if private else failure.detail
-
-
 class Task:
     """See the module."""
 
@@ -161,13 +113,8 @@ class Task:
         self._inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._work: Work | None = None
         self._opening = asyncio.Lock()
-        self._jobs: dict[str, tuple[HeaderDigest, asyncio.Task[None]]] = {}
-        self._abandoned = threading.Event()
-        self._resuming: asyncio.Future[ResumeState] | None = None
-        self._spooled: HeaderDigest | None = None
-        """The round whose masked vector this process wrote or checked."""
-        self._unsent: HeaderDigest | None = None
-        """The round of which not one byte was sent yet."""
+        self._jobs = RoundJobs(name, around, self.open_work, self.put, self._logger)
+        self._last_r: RoundNo | None = None
         self._opened_at = around.clock.monotonic()
         self._phase_since = around.clock.unix()
 
@@ -189,15 +136,11 @@ class Task:
 
     def resumed(self, answer: ResumeState) -> None:
         """Hand in the answer to a `Resume`; does not wait its turn."""
-        waiting = self._resuming
-        if waiting is not None and not waiting.done():
-            waiting.set_result(answer)
+        self._jobs.resumed(answer)
 
     def disconnected(self) -> None:
         """The link is gone; whoever waits for an answer on it stops waiting."""
-        waiting = self._resuming
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(ConnectError("UNREACHABLE", "the connection was lost"))
+        self._jobs.resume_failed(ConnectError("UNREACHABLE", "the connection was lost"))
 
     def admit(self, run: DecisionRecord) -> None:
         """Note an accepted run of this task; its epoch has yet to begin."""
@@ -279,10 +222,7 @@ class Task:
                     self._fail(Event.STATE_FAILED, failure)
                     self._around.trouble(failure)
         finally:
-            self._abandoned.set()
-            for _, job in self._jobs.values():
-                job.cancel()
-            await asyncio.gather(*(job for _, job in self._jobs.values()), return_exceptions=True)
+            await self._jobs.stop()
 
     async def _take(self, item: Item) -> None:
         match item:
@@ -294,6 +234,9 @@ class Task:
                 self._heard_refusal(item)
             case RunOver():
                 await self._end_run(item)
+            case RoundResult():
+                self._jobs.cancel(item.hd)
+                await self._step(item)
             case _:
                 await self._step(item)
 
@@ -322,6 +265,7 @@ class Task:
         before, after = opened(self._state), opened(new)
         if (before and (before.hd, before.phase)) != (after and (after.hd, after.phase)):
             self._phase_since = self._around.clock.unix()
+        self._last_r = None if before is None else before.header.r
         self._state = new
 
     async def _do(self, command: NodeCommand) -> None:
@@ -331,10 +275,9 @@ class Task:
             case Send():
                 await self._send(command.message)
             case PrepareInput():
-                self._opened_at = self._around.clock.monotonic()
-                self._job("input", command.hd, self._make_input(command))
+                self._prepare(command)
             case StartUpload():
-                self._job("upload", command.end.hd, self._send_input(command.end))
+                self._jobs.upload(command.end)
             case RoundClosed():
                 self._round_closed(command)
             case Report():
@@ -382,10 +325,9 @@ class Task:
         await self._around.road.slot.send(self.name, Refused(hd, code, detail))
 
     def _heard_refusal(self, refused: Refused) -> None:
-        self._fail(Event.CALL_REFUSED, Refusal(refused.code, refused.detail))
-        waiting = self._resuming
-        if waiting is not None and not waiting.done() and refused.hd == open_digest(self._state):
-            waiting.set_exception(Refusal(refused.code, refused.detail))
+        refusal = Refusal(refused.code, refused.detail)
+        self._fail(Event.CALL_REFUSED, refusal)
+        self._jobs.resume_failed(refusal, refused.hd)
 
     # --- epochs and runs ------------------------------------------------------------------
 
@@ -433,149 +375,42 @@ class Task:
         self._around.ended(ended)
         self._adopt(state)
         self._work = None
+        await self._jobs.stop()
         if hd is not None:
             self._round_closed(RoundClosed(hd, over.state))
         self._log(_RUN_EVENTS.get(over.state, Event.RUN_FAILED), reason=over.reason)
 
-    # --- a round's jobs ---------------------------------------------------------------------
-
-    def _job(self, kind: str, hd: HeaderDigest, job: Coroutine[Any, Any, None]) -> None:
-        """Start a job unless the same one is running; another round's is cancelled."""
-        known = self._jobs.get(kind)
-        if known is not None and not known[1].done():
-            if known[0] == hd:
-                job.close()
-                return
-            known[1].cancel()
-        self._jobs[kind] = (hd, asyncio.create_task(job, name=f"{self.name}.{kind}"))
-
-    def _round_closed(self, closed: RoundClosed) -> None:
-        for kind in ("input", "upload"):
-            known = self._jobs.get(kind)
-            if known is not None and known[0] == closed.hd:
-                del self._jobs[kind]
-                known[1].cancel()
-        self._abandoned.set()
-        self._abandoned = threading.Event()
-        self._around.store.drop_spool(closed.hd)
-        self._log(Event.ROUND_CLOSED, status=closed.status)
+    # --- a round's beginning and end --------------------------------------------------------
 
     async def _round_start(self, start: RoundStart) -> None:
         """Have the model, then let the machine judge the header."""
         header = start.header
         hd = header.digest()
+        shelf = self._around.shelf
         if open_digest(self._state) == hd:
             return  # its jobs are running; after a restart `Restarted` started them
         if header.kind is RoundKind.STATISTICS:
             await self._step(HeaderReceived(header, EMPTY_MODEL))
-        elif self._around.shelf.holds(header.model_sha256):
-            self._around.shelf.keep(self.name, header.model_sha256)
+        elif shelf.holds(header.model_sha256):
+            shelf.keep(self.name, header.model_sha256)
             await self._step(HeaderReceived(header, header.model_sha256))
         else:
-            self._job("fetch", hd, self._fetch(start))
+            self._jobs.fetch(start, hd)
 
-    async def _fetch(self, start: RoundStart) -> None:
-        header = start.header
-        try:
-            received = await self._receive_model(start)
-        except FedError as failure:
-            self._fail(Event.MODEL_REFUSED, failure)
-            await self._tell_refusal(header.digest(), failure.name, public_detail(failure))
-            return
-        self.put(HeaderReceived(header, received))
-
-    async def _receive_model(self, start: RoundStart) -> Sha256:
-        """Return the `model_sha256` of what this node now holds for the header."""
-        around = self._around
-        wanted = start.header.model_sha256
-        schema = (await self.open_work()).model_schema()
-        path = around.store.model_path(wanted)
-        left = around.shelf.candidate(wanted)
-        if left and await asyncio.to_thread(digest_of_file, path, schema) == wanted:
-            around.shelf.keep(self.name, wanted)
-            return wanted
-        with ModelReceiver(path, schema) as receiver:
-            found = await transfer.download(around.road, Sha256(start.model_stream_id), receiver)
-            if found != wanted:
-                around.store.drop_models((wanted,))
-                raise Refusal("MODEL_HASH", "the model that came is not the one of the header")
-        around.shelf.keep(self.name, wanted)
-        self._log(Event.DOWNLOAD_FINISHED, bytes=receiver.total)
-        return wanted
-
-    async def _make_input(self, prepare: PrepareInput) -> None:
-        """Train, quantise, mask and write `y`; then the input is final."""
-        header = prepare.header
-        abandoned = self._abandoned
+    def _prepare(self, prepare: PrepareInput) -> None:
         found = opened(self._state)
-        if found is None or found.hd != prepare.hd:
-            return
-        plan, seed = mask_plan(self._state, self._around.own), found.a
-        try:
-            work = await self.open_work()
-            has_model = header.kind is not RoundKind.STATISTICS
-            model = self._around.store.model_path(header.model_sha256) if has_model else None
-            path = self._around.store.spool_path(prepare.hd)
+        if found is not None and found.hd == prepare.hd:
+            self._opened_at = self._around.clock.monotonic()
+            plan = mask_plan(self._state, self._around.own)
+            self._jobs.make(Input(prepare.hd, prepare.header, plan, found.a))
 
-            def make() -> Sha256:
-                source = work.make(header, model, seed, abandoned.is_set)
-                return write_masked(path, source, plan, abandoned.is_set)
-
-            self._log(Event.ROUND_TRAINING, kind=header.kind.value, members=header.n)
-            ydig = make() if work.is_quick(header.kind) else await self._around.worker.run(make)
-        except FedError as failure:
-            if not abandoned.is_set():
-                self._fail(Event.MEMBER_GONE, failure)
-                self.put(InputFailed(prepare.hd, failure.name, public_detail(failure)))
-            return
-        except Exception as failure:  # noqa: BLE001 - learning code of any kind; the round goes on
-            self._fail(Event.INTERNAL_ERROR, InternalError(f"training: {type(failure).__name__}"))
-            self.put(InputFailed(prepare.hd, "INTERNAL", "training failed at this hospital"))
-            return
-        self._spooled = self._unsent = prepare.hd
-        self.put(InputFinal(prepare.hd, ydig))
-
-    async def _send_input(self, end: UploadEnd) -> None:
-        around = self._around
-        path = around.store.spool_path(end.hd)
-        fresh = self._unsent == end.hd
-        self._unsent = None
-        try:
-            # What an earlier process wrote is read again before it is promised again.
-            if self._spooled != end.hd and await asyncio.to_thread(digest_of, path) != end.ydig:
-                raise StateError("STATE_DAMAGED", "the masked vector of the open round is lost")
-            self._spooled = end.hd
-            self._log(Event.UPLOAD_STARTED if fresh else Event.UPLOAD_RESUMED)
-            start = wire.UploadStart(self.name, end.hd, 0)
-            resume = self._ask_resume
-            await transfer.upload(around.road, start, path, end, resume, fresh=fresh)
-        except Refusal as refusal:
-            # The round goes on without this upload; its result will close it here too.
-            self._fail(Event.CALL_REFUSED, refusal)
-            return
-        except FedError as failure:
-            self._fail(Event.MEMBER_GONE, failure)
-            self.put(InputFailed(end.hd, failure.name, public_detail(failure)))
-            return
-        self._log(Event.UPLOAD_FINISHED)
-        self.put(UploadAcked(end.hd))
-
-    async def _ask_resume(self, link: Link) -> ResumeState:
-        hd = open_digest(self._state)
-        if hd is None:
-            raise Refusal("CLOSED", "the round is over")
-        self._resuming = asyncio.get_running_loop().create_future()
-        try:
-            await link.send(self.name, Resume(hd))
-            return await asyncio.wait_for(self._resuming, _RESUME_S)
-        except TimeoutError:
-            raise ConnectError("UNREACHABLE", "no answer to Resume") from None
-        finally:
-            self._resuming = None
+    def _round_closed(self, closed: RoundClosed) -> None:
+        self._jobs.cancel(closed.hd)
+        self._log(Event.ROUND_CLOSED, status=closed.status)
 
     def _logger(self) -> EventLog:
         found = opened(self._state)
-        r = None if found is None else found.header.r
+        r = self._last_r if found is None else found.header.r
         return self._around.log.bind(study=self.name, run=self.run.run_id, round=r)
 
     def _log(self, event: Event, **fields: object) -> None:
@@ -585,4 +420,4 @@ class Task:
         self._logger().failure(event, failure)
 
 
-__all__ = ["Item", "Restarted", "RunOver", "Surroundings", "Task", "public_detail"]
+__all__ = ["Item", "Restarted", "RunOver", "Task"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.errors import ConnectError, FedError, Refusal, StateError
+from common.errors import ConfigError, DataError, FedError, Refusal, StateError
 from common.ids import Sha256
 from common.messages import UploadAck, UploadStart
 from common.secagg.messages import ResumeState, UploadEnd
@@ -26,8 +26,10 @@ from hospital_node.session import LinkSlot, Sleep
 DIGEST_TRIES: Final = 3
 """How often an upload that arrived altered is sent again before the node gives up."""
 
-_PASSING: Final = frozenset({"BUSY", "DEADLINE", "NOT_FOUND", "UPLOAD_DIGEST"})
-"""Answers that a later attempt may not get."""
+_LASTING: Final = (Refusal, StateError, DataError, ConfigError)
+"""Failures that a later attempt meets again, but for `_PASSING`; all others may pass."""
+
+_PASSING: Final = frozenset({"UPLOAD_DIGEST"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +139,4 @@ def _check_ack(ack: UploadAck, end: UploadEnd) -> None:
 
 
 def _may_pass(failure: FedError) -> bool:
-    return isinstance(failure, ConnectError) or failure.name in _PASSING
+    return not isinstance(failure, _LASTING) or failure.name in _PASSING

@@ -29,7 +29,7 @@ from common.secagg.node_state import (
 )
 from common.secret import Secret
 from common.wire import NodeStep
-from hospital_node import task
+from hospital_node import jobs
 from hospital_node.driver import NodeParts
 from hospital_node.store import NodeStore, SessionRecord
 from tests.node_world import SITES, TASK, Killed, World, node_id
@@ -150,7 +150,7 @@ def _victim(world: World) -> str | None:
     """The site one of whose jobs was killed."""
     for site, node in world.nodes.items():
         for one in node._tasks.values():
-            for _, job in one._jobs.values():
+            for _, job in one._jobs._jobs.values():
                 if job.done() and isinstance(job.exception(), Killed):
                     return site
     return None
@@ -160,7 +160,7 @@ async def test_a_node_killed_while_it_writes_its_input_trains_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, rounds=1, size=CHUNKS_3)
-    real, armed = task.write_masked, [True]
+    real, armed = jobs.write_masked, [True]
 
     def die(path: Path, *args: Any) -> Any:
         if armed:
@@ -169,7 +169,7 @@ async def test_a_node_killed_while_it_writes_its_input_trains_again(
             raise Killed
         return real(path, *args)
 
-    monkeypatch.setattr(task, "write_masked", die)
+    monkeypatch.setattr(jobs, "write_masked", die)
     world.start_all()
     async with asyncio.timeout(20):
         while (victim := _victim(world)) is None:

@@ -1,0 +1,282 @@
+"""A round's long work, beside the inbox: fetch the model, make the input, upload it.
+
+At most one job of each kind runs per task. A job never touches the protocol's state: it
+gets what it needs when it starts, and ends by putting one event in the task's inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from common.clock import Clock
+from common.errors import (
+    ConfigError,
+    ConnectError,
+    DataError,
+    FedError,
+    IdentityError,
+    InternalError,
+    Refusal,
+    StateError,
+)
+from common.events import Event
+from common.ids import HeaderDigest, NodeId, Sha256
+from common.logs import EventLog
+from common.messages import UploadStart
+from common.secagg.header import Header, RoundKind
+from common.secagg.keys import CoefficientSeed
+from common.secagg.masking import MaskPlan
+from common.secagg.messages import Refused, Resume, ResumeState, RoundStart, UploadEnd
+from common.secagg.node_state import (
+    HeaderReceived,
+    InputFailed,
+    InputFinal,
+    NodeContext,
+    NodeEvent,
+    UploadAcked,
+)
+from hospital_node import transfer
+from hospital_node.contribution import digest_of, write_masked
+from hospital_node.link import Link
+from hospital_node.receive import ModelReceiver, digest_of_file
+from hospital_node.round import Handle
+from hospital_node.shelf import ModelShelf
+from hospital_node.store import DecisionRecord, NodeStore
+from hospital_node.work import Desk, Work
+from hospital_node.worker import Worker
+
+_RESUME_S: Final = 30.0
+"""How long an answer to `Resume` may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all tasks of a node share."""
+
+    own: NodeId
+    federation: str
+    store: NodeStore
+    shelf: ModelShelf
+    desk: Desk
+    road: transfer.Road
+    clock: Clock
+    log: EventLog
+    context: Callable[[], NodeContext]
+    handle: Handle
+    worker: Worker
+    """Training jobs of all tasks take turns."""
+    ended: Callable[[DecisionRecord], None]
+    """Told when a run ended here."""
+    trouble: Callable[[FedError], None]
+    """Told when state could not be written: the connection is dropped, and dialled anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What an input is made from: the accepted header and its masks."""
+
+    hd: HeaderDigest
+    header: Header
+    plan: MaskPlan
+    seed: CoefficientSeed
+
+
+def public_detail(failure: FedError) -> str:
+    """Return the line about a failure that may leave the hospital.
+
+    Data, files and our own bugs are described by their kind only.
+    """
+    private = isinstance(failure, DataError | ConfigError | StateError | IdentityError)
+    return failure.kind.meaning if private else failure.detail
+
+
+class RoundJobs:
+    """The jobs of one task."""
+
+    def __init__(
+        self,
+        task: str,
+        around: Surroundings,
+        open_work: Callable[[], Awaitable[Work]],
+        put: Callable[[NodeEvent], None],
+        log: Callable[[], EventLog],
+    ) -> None:
+        self._task = task
+        self._around = around
+        self._open_work = open_work
+        self._put = put
+        self._log = log
+        self._jobs: dict[str, tuple[HeaderDigest, asyncio.Task[None]]] = {}
+        self._abandoned = threading.Event()
+        self._resuming: asyncio.Future[ResumeState] | None = None
+        self._resuming_hd: HeaderDigest | None = None
+        self._spooled: HeaderDigest | None = None
+        """The round whose masked vector this process wrote or checked."""
+        self._unsent: HeaderDigest | None = None
+        """The round of which not one byte was sent yet."""
+
+    # --- starting and stopping ------------------------------------------------------------
+
+    def fetch(self, start: RoundStart, hd: HeaderDigest) -> None:
+        """Fetch the model that a header names; ends in `HeaderReceived`."""
+        self._start("fetch", hd, self._fetch(start, hd))
+
+    def make(self, prepared: Input) -> None:
+        """Train, quantise, mask and write `y`; ends in `InputFinal` or `InputFailed`."""
+        self._start("input", prepared.hd, self._make(prepared))
+
+    def upload(self, end: UploadEnd) -> None:
+        """Upload the written `y`; ends in `UploadAcked` or `InputFailed`."""
+        self._start("upload", end.hd, self._upload(end))
+
+    def cancel(self, hd: HeaderDigest) -> None:
+        """Stop whatever works for a round that is over; its masked vector goes."""
+        for kind, (known, job) in tuple(self._jobs.items()):
+            if known == hd:
+                del self._jobs[kind]
+                job.cancel()
+                if kind == "input":
+                    self._abandon()
+        self._around.store.drop_spool(hd)
+
+    async def stop(self) -> None:
+        """Stop everything."""
+        self._abandon()
+        jobs = [job for _, job in self._jobs.values()]
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+    def _abandon(self) -> None:
+        """Tell the thread that trains that its result is not wanted any more."""
+        self._abandoned.set()
+        self._abandoned = threading.Event()
+
+    def _start(self, kind: str, hd: HeaderDigest, job: Coroutine[Any, Any, None]) -> None:
+        """Start a job unless the same one is running; another round's is cancelled."""
+        known = self._jobs.get(kind)
+        if known is not None and not known[1].done():
+            if known[0] == hd:
+                job.close()
+                return
+            known[1].cancel()
+        self._jobs[kind] = (hd, asyncio.create_task(job, name=f"{self._task}.{kind}"))
+
+    # --- the model --------------------------------------------------------------------------
+
+    async def _fetch(self, start: RoundStart, hd: HeaderDigest) -> None:
+        try:
+            received = await self._receive(start)
+        except FedError as failure:
+            self._log().failure(Event.MODEL_REFUSED, failure)
+            refused = Refused(hd, failure.name, public_detail(failure))
+            await self._around.road.slot.send(self._task, refused)
+            return
+        self._put(HeaderReceived(start.header, received))
+
+    async def _receive(self, start: RoundStart) -> Sha256:
+        """Return the `model_sha256` of what this node now holds for the header."""
+        around = self._around
+        wanted = start.header.model_sha256
+        schema = (await self._open_work()).model_schema()
+        path = around.store.model_path(wanted)
+        left = around.shelf.candidate(wanted)
+        if left and await asyncio.to_thread(digest_of_file, path, schema) == wanted:
+            around.shelf.keep(self._task, wanted)
+            return wanted
+        with ModelReceiver(path, schema) as receiver:
+            found = await transfer.download(around.road, Sha256(start.model_stream_id), receiver)
+            if found != wanted:
+                around.store.drop_models((wanted,))
+                raise Refusal("MODEL_HASH", "the model that came is not the one of the header")
+        around.shelf.keep(self._task, wanted)
+        self._log().info(Event.DOWNLOAD_FINISHED, bytes=receiver.total)
+        return wanted
+
+    # --- the input --------------------------------------------------------------------------
+
+    async def _make(self, prepared: Input) -> None:
+        hd, abandoned = prepared.hd, self._abandoned
+        try:
+            ydig = await self._write(prepared, abandoned.is_set)
+        except FedError as failure:
+            self._log().failure(Event.MEMBER_GONE, failure)
+            self._put(InputFailed(hd, failure.name, public_detail(failure)))
+        except Exception as failure:  # noqa: BLE001 - learning code of any kind; the node goes on
+            bug = InternalError(f"training ended with {type(failure).__name__}")
+            self._log().failure(Event.INTERNAL_ERROR, bug)
+            self._put(InputFailed(hd, bug.name, "training failed at this hospital"))
+        else:
+            self._spooled = self._unsent = hd
+            self._put(InputFinal(hd, ydig))
+
+    async def _write(self, prepared: Input, abandoned: Callable[[], bool]) -> Sha256:
+        header, store = prepared.header, self._around.store
+        work = await self._open_work()
+        has_model = header.kind is not RoundKind.STATISTICS
+        model = store.model_path(header.model_sha256) if has_model else None
+        path = store.spool_path(prepared.hd)
+
+        def make() -> Sha256:
+            source = work.make(header, model, prepared.seed, abandoned)
+            return write_masked(path, source, prepared.plan, abandoned)
+
+        self._log().info(Event.ROUND_TRAINING, kind=header.kind.value, members=header.n)
+        return make() if work.is_quick(header.kind) else await self._around.worker.run(make)
+
+    # --- the upload -------------------------------------------------------------------------
+
+    async def _upload(self, end: UploadEnd) -> None:
+        around = self._around
+        path = around.store.spool_path(end.hd)
+        fresh = self._unsent == end.hd
+        self._unsent = None
+
+        async def resume(link: Link) -> ResumeState:
+            return await self._ask(link, end.hd)
+
+        try:
+            # What an earlier process wrote is read again before it is promised again.
+            if self._spooled != end.hd and await asyncio.to_thread(digest_of, path) != end.ydig:
+                raise StateError("STATE_DAMAGED", "the masked vector of the open round is lost")
+            self._spooled = end.hd
+            self._log().info(Event.UPLOAD_STARTED if fresh else Event.UPLOAD_RESUMED)
+            start = UploadStart(self._task, end.hd, 0)
+            await transfer.upload(around.road, start, path, end, resume, fresh=fresh)
+        except Refusal as refusal:
+            # The round goes on without this upload; its result will close it here too.
+            self._log().failure(Event.CALL_REFUSED, refusal)
+        except FedError as failure:
+            self._log().failure(Event.MEMBER_GONE, failure)
+            self._put(InputFailed(end.hd, failure.name, public_detail(failure)))
+        else:
+            self._log().info(Event.UPLOAD_FINISHED)
+            self._put(UploadAcked(end.hd))
+
+    async def _ask(self, link: Link, hd: HeaderDigest) -> ResumeState:
+        """Ask how far the upload got, and wait for the answer on this connection."""
+        waiting = asyncio.get_running_loop().create_future()
+        self._resuming, self._resuming_hd = waiting, hd
+        try:
+            await link.send(self._task, Resume(hd))
+            return await asyncio.wait_for(waiting, _RESUME_S)
+        except TimeoutError:
+            raise ConnectError("UNREACHABLE", "no answer to Resume") from None
+        finally:
+            self._resuming = None
+
+    def resumed(self, answer: ResumeState) -> None:
+        """Hand in the answer to a `Resume`."""
+        waiting = self._resuming
+        if waiting is not None and not waiting.done() and answer.hd == self._resuming_hd:
+            waiting.set_result(answer)
+
+    def resume_failed(self, failure: FedError, hd: bytes | None = None) -> None:
+        """No answer will come: the link is gone, or the coordinator refused (`hd`)."""
+        waiting = self._resuming
+        if waiting is not None and not waiting.done() and hd in {None, self._resuming_hd}:
+            waiting.set_exception(failure)
