@@ -222,6 +222,8 @@ def handle(state: RunState, event: RunEvent, ctx: RunContext) -> tuple[RunState,
     Raises:
         Refusal: a node's step is refused; the state still holds.
     """
+    if state.phase.final and not _heard_after_the_end(event):
+        return state, []
     step = _Step(state, ctx)
     match event:
         case Begin():
@@ -245,8 +247,7 @@ def handle(state: RunState, event: RunEvent, ctx: RunContext) -> tuple[RunState,
         case SumUsed():
             _sum_used(step, event)
         case SumRefused():
-            if state.round is not None and state.round.hd == event.hd:
-                _round(step, rounds.SumOutOfRange())
+            _sum_refused(step, event)
         case ReleaseMade():
             _release_made(step, event)
         case Cancel():
@@ -256,11 +257,26 @@ def handle(state: RunState, event: RunEvent, ctx: RunContext) -> tuple[RunState,
     return step.state, step.commands
 
 
+def _heard_after_the_end(event: RunEvent) -> bool:
+    """Whether an ended run still takes an event; work that was under way comes to nothing.
+
+    Raises:
+        Refusal: CLOSED, it came from a hospital that has to be told.
+    """
+    match event:
+        case NodeConnected() | NodeLost():
+            return True
+        case FromNode(step=StudyDecision() | ReleaseReceipt()):
+            return True
+        case FromNode() | UploadComplete():
+            raise Refusal("CLOSED", "the run has ended")
+        case _:
+            return False
+
+
 def _begin(step: _Step) -> None:
     """Start a run, or go on where its facts end."""
     state = step.state
-    if state.phase.final:
-        return
     if state.session is None:
         _enrol(step)
     elif state.session.phase is SetupPhase.FAILED:
@@ -489,7 +505,7 @@ def _session_commands(step: _Step, commands: list[sessions.SessionCommand]) -> N
 
 def _session_ready(step: _Step) -> None:
     session = _live(step.state)
-    keyless = step.state.without_keys - set(session.confirmed)
+    keyless = step.state.without_keys - set(session.invited)
     step.state = replace(step.state, without_keys=keyless)
     step.tell(Event.SESSION_READY, epoch=session.terms.epoch, sites=_names(session.confirmed))
     _gather(step)
@@ -553,8 +569,12 @@ def _with_early(
 
 
 def _joiners(state: RunState) -> frozenset[NodeId]:
-    """Hospitals that are here and want to take part but hold no key of this epoch."""
-    inside = frozenset(_live(state).confirmed) - state.without_keys
+    """Hospitals that are here and want to take part but were not asked for keys yet.
+
+    One that was invited and sent none is asked again when it connects again, not
+    before every round: it must not hold up the others.
+    """
+    inside = frozenset(_live(state).invited) - state.without_keys
     return (state.accepted & state.connected) - inside - state.sitting_out
 
 
@@ -685,10 +705,19 @@ def _close(step: _Step, close: rounds.Close) -> None:
         reason=record.reason or None,
         warning=not opened,
     )
+    _tell_late_members(step, state.round)
     if _hopeless(step.state):
         _end(step, RunPhase.FAILED, f"ROUND_VOID: {MAX_VOIDED_IN_A_ROW} rounds in a row failed")
     else:
         _gather(step)
+
+
+def _tell_late_members(step: _Step, ended: round_types.RoundState) -> None:
+    """Who confirmed while the round was open was not told its result: tell the next number."""
+    told = {node for node, _ in ended.session.keys}
+    for node in _live(step.state).confirmed:
+        if node not in told:
+            _session(step, sessions.MemberBack(node, step.state.next_r))
 
 
 def _record_of(
@@ -725,6 +754,12 @@ def _sum_used(step: _Step, event: SumUsed) -> None:
     step.used = event
     model = b"" if event.model is None else event.model.model_sha256
     _round(step, rounds.SumOpened(event.sum_sha256, model))
+
+
+def _sum_refused(step: _Step, event: SumRefused) -> None:
+    current = step.state.round
+    if current is not None and current.hd == event.hd:
+        _round(step, rounds.SumOutOfRange())
 
 
 # --- what hospitals send ------------------------------------------------------------------------
@@ -798,8 +833,6 @@ def _trouble(step: _Step, node: NodeId, message: Refused) -> None:
 def _timer(step: _Step, name: str) -> None:
     step.state = replace(step.state, timers=step.state.timers - {name})
     state = step.state
-    if state.phase.final:
-        return
     if name.startswith(_SESSION) and state.session is not None:
         _session(step, sessions.Deadline(name.removeprefix(_SESSION)))
     elif name.startswith(_ROUND) and state.round is not None:
@@ -820,7 +853,7 @@ def _timer(step: _Step, name: str) -> None:
 def _gathered(step: _Step) -> None:
     """Enough hospitals are ready and the others were waited for: begin without them."""
     state = step.state
-    if state.round is None or state.round.phase is not RoundPhase.COLLECTING:
+    if state.round is None or state.round.phase is not RoundPhase.COLLECTING or state.epoch_asked:
         return
     ready = {node for node, _ in state.round.ready} & state.connected
     away = set(_live(state).confirmed) - ready
