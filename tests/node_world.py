@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import layouts
 from common.clock import ManualClock
+from common.config import Loaded
 from common.entropy import CountingEntropy
 from common.errors import ConnectError, FedError, Refusal
 from common.ids import (
@@ -37,7 +38,7 @@ from common.ids import (
     hospital_id,
     site_name,
 )
-from common.logs import make_log
+from common.logs import EventLog, make_log
 from common.messages import (
     CHUNK_BYTES,
     BeginEpoch,
@@ -55,13 +56,14 @@ from common.messages import (
 )
 from common.model_file import model_header
 from common.models import vector
-from common.policy import parse_policy
+from common.policy import Policy, parse_policy
 from common.quantise import quantise_value
 from common.secagg import coordinator as co
 from common.secagg import coordinator_session as cs
 from common.secagg.header import RoundKind, quant_bound
 from common.secagg.keys import Suite
 from common.secagg.messages import (
+    FromNode,
     Ready,
     Refused,
     Resume,
@@ -73,7 +75,7 @@ from common.secagg.messages import (
 from common.secagg.node_state import NodeRules
 from common.secagg.ring import words_of
 from common.secagg.session import EpochTerms
-from common.study import canonical_json, config_hash, parse_study
+from common.study import Study, canonical_json, config_hash, parse_study
 from common.vectors import model_digest
 from common.wire import (
     CoordinatorStep,
@@ -88,7 +90,7 @@ from common.wire import (
     encode_upload,
 )
 from hospital_node.driver import Node, NodeParts
-from hospital_node.learning import HospitalDesk
+from hospital_node.learning import HospitalDesk, StudyWork
 from hospital_node.releases import ReleaseTrust
 from hospital_node.store import NodeStore
 from tests.simulation.secagg_harness import SimSigner, SimTrust
@@ -115,9 +117,10 @@ privacy: {secure_aggregation: {colluders: 1, suite: SUITE}}
 POLICY: Final = """\
 schema: fedcare.policy/v1
 site: SITE
-federation: {id: sim, ca_sha256: "abababababababababababababababababababababababababababababababab", members: [h1, h2, h3, h4]}
+federation: {id: sim, ca_sha256: "PIN", members: [h1, h2, h3, h4]}
 coordinator: {address: "localhost:8443"}
-allow: {purposes: [research], owners: [uni-x], datasets: [none], model_kinds: [vector], weights: [equal]}
+allow:
+  {purposes: [research], owners: [uni-x], datasets: [none], model_kinds: [vector], weights: [equal]}
 require: {min_cohort: 3, min_sites: 3, colluders: 1}
 """
 
@@ -128,6 +131,19 @@ def node_id(site: str) -> NodeId:
 
 class Killed(BaseException):
     """Stands for SIGKILL at the place where it is raised."""
+
+
+class _Desk(HospitalDesk):
+    """A desk whose studies train differently in each life of the process."""
+
+    def __init__(self, policy: Loaded[Policy], site: None, log: EventLog, life: int) -> None:
+        super().__init__(policy, site, log)
+        self._life = life
+
+    def _work(self, study: Study) -> StudyWork:
+        work = super()._work(study)
+        work._site += f"-{self._life}" if self._life else ""
+        return work
 
 
 class SimReleaseTrust(ReleaseTrust):
@@ -314,7 +330,7 @@ class MemoryCoordinator:
         now = int(self.world.clock.unix())
         self.send(node, TASK, BeginEpoch(RUN, TASK, Epoch(1), now, now + 86_400))
 
-    def _step(self, node: NodeId, message: Any) -> None:
+    def _step(self, node: NodeId, message: FromNode) -> None:
         if isinstance(message, Refused):
             self.refused.append((node, message))
         if isinstance(message, Ready) and self.round is None:
@@ -330,7 +346,7 @@ class MemoryCoordinator:
                 raise
             self._setup(cs.From(node, message))
 
-    def _setup(self, event: Any) -> None:
+    def _setup(self, event: cs.SessionEvent) -> None:
         assert self.session is not None
         try:
             self.session, commands = cs.handle(self.session, event, self.context)
@@ -350,7 +366,7 @@ class MemoryCoordinator:
                 case _:
                     pass
 
-    def _round(self, event: Any) -> None:
+    def _round(self, event: co.RoundEvent) -> None:
         assert self.round is not None
         self.round, commands = co.handle(self.round, event)
         for command in commands:
@@ -452,6 +468,8 @@ class World:
     clock: ManualClock = field(default_factory=ManualClock)
     copies: int = 1
     """How often each message to a node is delivered."""
+    vary: bool = False
+    """Whether a node trains otherwise after each restart, as real training may."""
 
     def __post_init__(self) -> None:
         self.study = parse_study(
@@ -507,7 +525,7 @@ class World:
         self.starts[site] = self.starts.get(site, 0) + 1
         entropy = CountingEntropy(f"{site}/{self.starts[site]}".encode())
         log = make_log(self.log, form="json", level="debug", clock=self.clock)
-        policy = parse_policy(POLICY.replace("SITE", site))
+        policy = parse_policy(POLICY.replace("SITE", site).replace("PIN", "ab" * 32))
         own = node_id(site)
         parts = NodeParts(
             federation=FEDERATION,
@@ -516,7 +534,7 @@ class World:
             rules=NodeRules(colluders=1, min_cohort=3, s_min=3),
             release_trust=SimReleaseTrust((), FEDERATION),
             store=NodeStore.open(self.state_dir(site), entropy),
-            desk=HospitalDesk(policy, None, log),
+            desk=_Desk(policy, None, log, self.starts[site] if self.vary else 0),
             connect=lambda: self.connect(site),
             log=log,
             clock=self.clock,
@@ -570,6 +588,12 @@ class World:
             await self.settle()
         await self.stop()
 
+    async def until(self, true: Callable[[], object]) -> None:
+        """Let the world turn until something holds."""
+        async with asyncio.timeout(8):
+            while not true():  # noqa: ASYNC110 - what is waited for is other code's state
+                await asyncio.sleep(0.001)
+
     async def settle(self, turns: int = 200) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -598,7 +622,7 @@ class World:
         """Every opened sum is exact, and no node made two inputs for one header."""
         opened = self.coordinator.opened
         assert len(opened) == self.rounds
-        for r, survivors, total in opened:
+        for r, survivors, total in () if self.vary else opened:
             assert np.array_equal(total, self.expected_sum(r, survivors)), f"round {r}"
         once: dict[tuple[NodeId, HeaderDigest], Sha256] = {}
         for node, hd, ydig in self.upload_digests:

@@ -13,10 +13,11 @@ import pytest
 
 from common.entropy import OsEntropy
 from common.errors import StateError
-from common.ids import RunId
+from common.ids import RunId, Sha256
 from common.messages import CHUNK_BYTES, StudyOffer
 from common.secagg import node as machine
 from common.secagg.keys import Suite
+from common.secagg.masking import MaskPlan
 from common.secagg.messages import Commit, Confirm, Ready, Refused, Release
 from common.secagg.node_state import (
     NodeContext,
@@ -30,6 +31,7 @@ from common.secagg.node_state import (
 from common.secret import Secret
 from common.wire import NodeStep
 from hospital_node import jobs
+from hospital_node.contribution import WordSource, write_masked
 from hospital_node.driver import NodeParts
 from hospital_node.store import NodeStore, SessionRecord
 from tests.node_world import SITES, TASK, Killed, World, node_id
@@ -117,9 +119,7 @@ class MortalStore(NodeStore):
 
 async def _died(world: World, site: str) -> None:
     """Wait until the node's task was killed."""
-    async with asyncio.timeout(20):
-        while not any(job.done() for job in world.nodes[site]._serving.values()):
-            await asyncio.sleep(0.001)
+    await world.until(lambda: any(job.done() for job in world.nodes[site]._serving.values()))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -160,20 +160,22 @@ async def test_a_node_killed_while_it_writes_its_input_trains_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, rounds=1, size=CHUNKS_3)
-    real, armed = jobs.write_masked, [True]
+    armed = [True]
 
-    def die(path: Path, *args: Any) -> Any:
+    def die(
+        path: Path, source: WordSource, plan: MaskPlan, abandoned: Callable[[], bool]
+    ) -> Sha256:
         if armed:
             armed.clear()
             path.with_name(f"{path.name}.part").write_bytes(b"half")
             raise Killed
-        return real(path, *args)
+        return write_masked(path, source, plan, abandoned)
 
     monkeypatch.setattr(jobs, "write_masked", die)
     world.start_all()
-    async with asyncio.timeout(20):
-        while (victim := _victim(world)) is None:
-            await asyncio.sleep(0.001)
+    await world.until(lambda: _victim(world))
+    victim = _victim(world)
+    assert victim is not None
     await world.kill(victim)
     world.start(victim)
     await world.finish()
@@ -182,7 +184,7 @@ async def test_a_node_killed_while_it_writes_its_input_trains_again(
 
 
 async def test_a_killed_node_resumes_its_upload_with_the_same_bytes(tmp_path: Path) -> None:
-    world = World(tmp_path, size=CHUNKS_3, rounds=1)
+    world = World(tmp_path, size=CHUNKS_3, rounds=1, vary=True)
     world.cut_upload_after[node_id("h4")] = 1
     held: list[bool] = []
 
@@ -193,9 +195,7 @@ async def test_a_killed_node_resumes_its_upload_with_the_same_bytes(tmp_path: Pa
     world.start_all()
     road = world.nodes["h4"]._around.road
     object.__setattr__(road, "sleep", stuck)
-    async with asyncio.timeout(20):
-        while not held:
-            await asyncio.sleep(0.001)
+    await world.until(lambda: held)
     await world.kill("h4")
     world.start("h4")
     await world.finish()
@@ -215,9 +215,7 @@ async def test_a_node_whose_masked_vector_is_lost_leaves_the_round(tmp_path: Pat
 
     world.start_all()
     object.__setattr__(world.nodes["h4"]._around.road, "sleep", stuck)
-    async with asyncio.timeout(20):
-        while not held:
-            await asyncio.sleep(0.001)
+    await world.until(lambda: held)
     await world.kill("h4")
     (spool,) = (world.state_dir("h4") / "spool").iterdir()
     spool.unlink()
@@ -247,7 +245,7 @@ async def test_a_damaged_sealed_record_stops_the_node_and_is_not_replaced(tmp_pa
 # --- secrets at rest ------------------------------------------------------------------------
 
 
-def _secrets(value: Any) -> Iterator[bytes]:
+def _secrets(value: object) -> Iterator[bytes]:
     """Every Secret's bytes reachable from a frozen state."""
     if isinstance(value, Secret):
         yield value.reveal()
@@ -318,9 +316,7 @@ async def test_the_same_offer_gets_the_same_answer_after_a_restart(tmp_path: Pat
     await world.finish()
     first = list(world.coordinator.decisions)
     world.start("h1")
-    async with asyncio.timeout(10):
-        while len(world.coordinator.decisions) == len(first):
-            await asyncio.sleep(0.001)
+    await world.until(lambda: len(world.coordinator.decisions) > len(first))
     assert world.coordinator.decisions[-1] == first[0]
     await world.stop()
 
@@ -343,9 +339,7 @@ async def test_a_study_its_owner_has_not_signed_is_refused(tmp_path: Path) -> No
     world = World(tmp_path)
     world.offer = dataclasses.replace(world.offer, signature=b"forged")
     world.start("h1")
-    async with asyncio.timeout(8):
-        while not world.coordinator.decisions:
-            await asyncio.sleep(0.001)
+    await world.until(lambda: world.coordinator.decisions)
     (objection,) = world.coordinator.decisions[0].objections
     assert objection.code == "OWNER_SIGNATURE"
     await world.stop()
@@ -362,12 +356,10 @@ async def test_a_policy_that_refuses_names_its_line_to_the_coordinator(tmp_path:
         return parts
 
     world.start("h1", strict)
-    async with asyncio.timeout(10):
-        while not world.coordinator.decisions:
-            await asyncio.sleep(0.001)
+    await world.until(lambda: world.coordinator.decisions)
     (objection,) = world.coordinator.decisions[0].objections
     assert objection.code == "POLICY_PURPOSE"
-    assert objection.detail.startswith("policy:5:")
+    assert objection.detail.startswith("policy:6:")
     await world.stop()
 
 
@@ -378,9 +370,7 @@ async def test_an_unreachable_coordinator_is_dialled_with_growing_full_jitter_wa
     world.unreachable.add("h1")
     for site in SITES:
         world.start(site)
-    async with asyncio.timeout(10):
-        while world.dials.count("h1") < 6:
-            await asyncio.sleep(0)
+    await world.until(lambda: world.dials.count("h1") >= 6)
     world.unreachable.clear()
     await world.finish()
     world.check()
@@ -391,9 +381,7 @@ async def test_an_unreachable_coordinator_is_dialled_with_growing_full_jitter_wa
 async def test_stop_ends_a_node_in_order_and_frees_its_directory(tmp_path: Path) -> None:
     world = World(tmp_path)
     node = world.start("h1")
-    async with asyncio.timeout(10):
-        while not node.connected:
-            await asyncio.sleep(0)
+    await world.until(lambda: node.connected)
     node.stop()
     await world.running.pop("h1")
     assert "service.stopped" in world.log.getvalue()

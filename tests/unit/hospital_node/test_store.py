@@ -11,6 +11,7 @@ from common.entropy import CountingEntropy, OsEntropy
 from common.errors import ConfigError, IdentityError, StateError
 from common.ids import ConfigHash, HeaderDigest, RunId, Sha256
 from common.messages import Objection
+from common.secret import Secret
 from hospital_node import files
 from hospital_node.sealing import Vault, create_key, load_key
 from hospital_node.store import DecisionRecord, NodeStore, SessionRecord, is_locked
@@ -116,18 +117,12 @@ def test_a_key_file_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_each_seal_takes_a_fresh_nonce_and_binds_its_purpose() -> None:
-    vault = Vault(load_or_fixed(), CountingEntropy(b"n"))
+    vault = Vault(Secret(b"k" * 32), CountingEntropy(b"n"))
     one, two = vault.seal("a", b"x"), vault.seal("a", b"x")
     assert one[4:16] != two[4:16]
     assert vault.open("a", one, "f") == b"x"
     with pytest.raises(StateError):
         vault.open("b", one, "f")
-
-
-def load_or_fixed():  # type: ignore[no-untyped-def]  # noqa: ANN201
-    from common.secret import Secret
-
-    return Secret(b"k" * 32)
 
 
 def test_a_failed_write_leaves_the_former_record(
