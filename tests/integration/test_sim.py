@@ -1,0 +1,109 @@
+"""`fedcare sim` over small tables: the whole protocol in one process."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError, DataError, FedError
+from common.site import Site, load_site
+from common.study import Study, parse_study
+from researcher.progress import LineDisplay
+from researcher.sim import SimResult, simulate
+
+STUDY = """
+schema: fedcare.study/v1
+id: small-study
+purpose: research
+dataset: heart
+owner: {name: Somebody, organisation: uni-x}
+features:
+  - {name: age, type: float, impute: mean}
+  - {name: sex, type: category, levels: ["0", "1"]}
+target: {type: binary, name: sick}
+split: {test: 0.3, seed: 1}
+model: {kind: logistic}
+train: {lr: 0.2, batch: 16, local_steps: 5}
+federation: {rounds: 2, min_sites: 3}
+seed: 5
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+
+def write_site(folder: Path, name: str, seed: int, rows: int = 60, column: str = "age") -> Site:
+    rng = np.random.Generator(np.random.PCG64(seed))
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([column, "sex", "sick"])
+        for _ in range(rows):
+            age = float(rng.normal(60, 10))
+            sick = int(age + rng.normal(0, 5) > 60)
+            writer.writerow(["" if rng.random() < 0.05 else round(age, 1), rng.integers(2), sick])
+    manifest = folder / f"{name}.yaml"
+    manifest.write_text(
+        f"schema: fedcare.site/v1\nid: {name}\n"
+        f"data: [{{name: heart, kind: csv, path: {name}.csv}}]\n"
+    )
+    return load_site(manifest)
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> list[Site]:
+    return [write_site(tmp_path, name, seed) for seed, name in enumerate(("north", "east", "west"))]
+
+
+@pytest.fixture
+def study() -> Study:
+    return parse_study(STUDY)
+
+
+def run(study: Study, sites: list[Site]) -> SimResult:
+    return simulate(study, sites, LineDisplay(), time.monotonic())
+
+
+@pytest.mark.slow
+def test_two_simulations_give_the_same_model_and_leave_nothing(
+    study: Study, sites: list[Site], tmp_path: Path
+) -> None:
+    first, second = run(study, sites), run(study, list(reversed(sites)))
+    assert first.data["model_sha256"] == second.data["model_sha256"]
+    assert first.data["dp"] == {"mode": "none", "epsilon": None, "delta": None}
+    assert first.comparison.federated.pooled["auroc"] > 0.8  # type: ignore[operator]
+    assert list((tmp_path / "temporary").glob("fedcare*")) == []
+
+
+@pytest.mark.slow
+def test_another_seed_trains_another_model(study: Study, sites: list[Site]) -> None:
+    other = study.model_copy(update={"seed": 6})
+    assert run(study, sites).data["model_sha256"] != run(other, sites).data["model_sha256"]
+
+
+def test_too_few_sites_and_a_site_twice_are_refused(study: Study, sites: list[Site]) -> None:
+    with pytest.raises(ConfigError, match="at least 3 sites, 2 given"):
+        run(study, sites[:2])
+    with pytest.raises(ConfigError, match="'north' is given twice"):
+        run(study, [sites[0], *sites])
+
+
+def test_a_table_that_does_not_fit_is_named_before_anything_runs(
+    study: Study, sites: list[Site], tmp_path: Path
+) -> None:
+    wrong = write_site(tmp_path, "south", 9, column="aage")
+    with pytest.raises(DataError, match=r"south\.csv has no column 'age'; did you mean 'aage'"):
+        run(study, [*sites, wrong])
+
+
+def test_a_site_without_the_data_set_is_named(study: Study, sites: list[Site]) -> None:
+    other = parse_study(STUDY.replace("dataset: heart", "dataset: hearts"))
+    with pytest.raises(FedError, match="did you mean 'heart'"):
+        run(other, sites)
