@@ -323,6 +323,37 @@ def test_the_gather_wait_that_ends_while_an_epoch_is_asked_for_opens_nothing() -
     assert [len(survivors) for _, survivors, _ in world.sums] == [5]
 
 
+def test_readiness_that_comes_while_an_epoch_is_asked_for_opens_nothing() -> None:
+    world = RunWorld(VECTOR.replace("rounds: 2", "rounds: 1"), n=5)
+    world.says[world.at(4)] = None
+    world.mute = {(world.at(2), Ready), (world.at(3), Ready)}
+    world.begin()
+    world.fire("enrolment")
+    world.hold = {rs.ReserveEpoch}
+    world.decide(4)
+    world.mute = set()
+    for place in (2, 3):
+        world.lose(place)
+        world.connect(place)
+    assert world.done(rs.OpenSum) == []
+    world.release_held()
+    assert [len(survivors) for _, survivors, _ in world.sums] == [5]
+
+
+def test_a_hospital_that_missed_how_a_round_ended_is_told_when_it_is_back() -> None:
+    world = RunWorld()
+    world.hold = {rs.OpenSum}
+    world.begin()
+    world.lose(3)
+    world.release_held()
+    assert len(world.sums) == 1
+    assert world.told(world.at(3), RoundResult) == []
+    world.connect(3)
+    assert world.told(world.at(3), RoundResult)[0].sum_sha256 == world.state.history[0].sum_sha256
+    finished(world)
+    assert world.sums[1][1] == world.ids
+
+
 @pytest.mark.parametrize("kind", [Uploaded, Commit, Release])
 def test_one_hospital_may_vanish_at_any_step_and_the_round_still_closes(kind: type) -> None:
     world = RunWorld()
