@@ -183,6 +183,13 @@ def _code(value: str, field: str) -> str:
     return value
 
 
+def parsed(message: _P | None) -> _P:
+    """Return a message that gRPC received; it hands over None where bytes did not parse."""
+    if message is None:
+        raise _bad("message", "cannot be parsed")
+    return message
+
+
 def checked_chain(certs: Iterable[bytes], field: str) -> tuple[bytes, ...]:
     """Return certificates, each within `MAX_CERT_BYTES`, at least one, at most `MAX_CHAIN`."""
     chain = _many(certs, field, lambda der: _at_most(der, field, MAX_CERT_BYTES), MAX_CHAIN)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from common.clock import Clock, SystemClock
 from common.entropy import Entropy, OsEntropy
-from common.errors import FedError, StateError
+from common.errors import FedError, InternalError, StateError
 from common.events import Event
 from common.ids import NodeId, site_name
 from common.logs import EventLog
@@ -196,6 +196,8 @@ class Node:
             elif self._backoff.failures in {0, 5} or self._backoff.failures % 20 == 0:
                 parts.log.failure(Event.LINK_RETRYING, failure, attempts=self._backoff.failures)
             self._last_failure = failure
+        except Exception as bug:  # noqa: BLE001 - whatever a peer provokes, the node dials again
+            self._last_failure = self._bug(bug)
         beat_s = self._connection.beat_s if self._connection is not None else None
         self._lost_link()
         if beat_s is not None and parts.clock.monotonic() - began > beat_s:
@@ -318,6 +320,14 @@ class Node:
             self._parts.log.failure(Event.CALL_FAILED, failure)
             if failure.name == "DISK":
                 self._on_trouble(failure)
+        except Exception as bug:  # noqa: BLE001 - one errand failed; the node goes on
+            self._bug(bug)
+
+    def _bug(self, failure: Exception) -> InternalError:
+        """Log what should not be possible by its type alone: its words may hold anything."""
+        found = InternalError(type(failure).__name__)
+        self._parts.log.failure(Event.INTERNAL_ERROR, found)
+        return found
 
     # --- runs ----------------------------------------------------------------------------------
 
@@ -342,7 +352,7 @@ class Node:
 
     async def _release(self, name: str, notice: ReleaseNotice) -> None:
         """A release of a run this hospital took part in; others are none of its business."""
-        for task in self._tasks.values():
+        for task in tuple(self._tasks.values()):  # an offer may add one meanwhile
             run = task.run_of(notice.run_id)
             if run is not None:
                 receipt = await self._releases.accept(notice, run.config_hash, task.open_work)

@@ -29,6 +29,7 @@ from common.wire import (
     encode_download,
     encode_node,
     encode_upload,
+    parsed,
 )
 from fedcare.v1 import aggregation_pb2 as pb
 from fedcare.v1.aggregation_pb2_grpc import AggregationStub
@@ -118,7 +119,7 @@ class GrpcLink:
         stream = self._control()
         try:
             async for message in stream:
-                yield decode_coordinator(message)
+                yield decode_coordinator(parsed(message))
         except grpc.aio.AioRpcError as failure:
             raise self._dialler.explain(failure) from None
 
@@ -134,7 +135,7 @@ class GrpcLink:
             yield encode_upload(end)
 
         try:
-            return decode_ack(await self._stub.Upload(parts()))
+            return decode_ack(parsed(await self._stub.Upload(parts())))
         except grpc.aio.AioRpcError as failure:
             raise self._dialler.explain(failure) from None
 
@@ -143,7 +144,7 @@ class GrpcLink:
         call = self._stub.Download(encode_download(sha256, offset))
         try:
             async for piece in call:
-                yield decode_piece(piece)
+                yield decode_piece(parsed(piece))
         except grpc.aio.AioRpcError as failure:
             raise self._dialler.explain(failure) from None
         finally:

@@ -221,6 +221,10 @@ class Task:
                     # Nothing was adopted: memory and disk still agree.
                     self._fail(Event.STATE_FAILED, failure)
                     self._around.trouble(failure)
+                except Exception as failure:  # noqa: BLE001 - a task that died would hang for ever
+                    bug = InternalError(type(failure).__name__)
+                    self._fail(Event.INTERNAL_ERROR, bug)
+                    self._around.trouble(bug)
         finally:
             await self._jobs.stop()
 

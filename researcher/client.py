@@ -31,7 +31,7 @@ from common.messages import DownloadChunk, ReleaseNotice
 from common.transport.status import remote_errors
 from common.transport.tls import channel
 from common.views import RunView, StatusView, StudyView
-from common.wire import decode_piece, encode_download
+from common.wire import decode_piece, encode_download, parsed
 from common.wire_operations import (
     Submitted,
     decode_content,
@@ -168,7 +168,7 @@ class Client:
             try:
                 with self._errors():
                     async for answer in self._operations.WatchRun(request):
-                        view = decode_run(answer.run)
+                        view = decode_run(parsed(answer).run)
                         failures = 0
                         yield view
                         if view.state.final:
@@ -203,7 +203,7 @@ class Client:
                 with self._errors():
                     stream = self._bulk.Download(encode_download(sha256, offset))
                     async for message in stream:
-                        piece = decode_piece(message)
+                        piece = decode_piece(parsed(message))
                         _check_piece(piece, offset, total)
                         total, failures = piece.total, 0
                         offset += len(piece.data)
@@ -225,7 +225,7 @@ class Client:
         while True:
             try:
                 with self._errors():
-                    return await call()
+                    return parsed(await call())
             except FedError as error:
                 failures += 1
                 await self._wait_or_raise(error, failures)
