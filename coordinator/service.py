@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from functools import partial
 
 from common.certificates import verify_study
 from common.errors import ConfigError, FedError, Refusal, RoundError
@@ -36,7 +38,7 @@ from common.version import VERSION
 from common.views import RunView, SiteView, StatusView, StudyView
 from common.wire import NodeStep, UploadPart
 from common.wire_operations import Submission
-from coordinator.admission import Turnstile, patiently
+from coordinator.admission import Turnstile, at_most, patiently
 from coordinator.driver import RunDriver, Workshop, chain_of, to_pem
 from coordinator.hub import Outbox
 from coordinator.journal import Journal
@@ -50,6 +52,24 @@ from coordinator.run_state import (
     RunState,
 )
 from coordinator.store import StoredRun, StoredStudy
+
+
+class _Behind:
+    """One piece of work on another thread: a chunk is written while the next one comes in."""
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._work: asyncio.Future[None] | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin; the last piece was waited for."""
+        self._work = asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def wait(self) -> None:
+        """Return when the last piece is done; raise what it raised, once."""
+        work, self._work = self._work, None
+        if work is not None:
+            await work
 
 
 class CoordinatorService:
@@ -69,6 +89,8 @@ class CoordinatorService:
         self._heartbeat_s = heartbeat_s
         self._bulk_up = Turnstile(bulk_streams)
         self._bulk_down = Turnstile(bulk_streams)
+        self._uploads: dict[tuple[NodeId, str], asyncio.Task[UploadEnd]] = {}
+        """One for each hospital and study: the newest, as with control streams."""
         self._drivers: dict[RunId, RunDriver] = {}
         self._tasks: dict[RunId, asyncio.Task[None]] = {}
         self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
@@ -243,16 +265,44 @@ class CoordinatorService:
         """Receive a masked vector, or the rest of one, and acknowledge it once durable.
 
         Raises:
-            Refusal: see `RunDriver.spool_file` and `finish_upload`.
+            Refusal: BUSY, a newer upload came; see `RunDriver.spool_file` and `finish_upload`.
         """
         self.check_member(node)
         start = await anext(parts, None)
         if not isinstance(start, UploadStart):
             raise Refusal("OUT_OF_TURN", "an upload begins with its start record")
         driver = self._open_run(start.task)
-        async with self._bulk_up.turn() as turn:
-            end = await self._spool(driver, node, start, patiently(parts, turn))
+        # Strangers to the round are turned away here, before they wait for a turn.
+        chunks = driver.spool_file(node, start.hd).chunks
+        key = (node, start.task)
+        previous = self._uploads.get(key)
+        if previous is not None:
+            previous.cancel()
+        receiving = asyncio.create_task(
+            self._receive_upload(driver, node, start, at_most(parts, chunks + 1))
+        )
+        self._uploads[key] = receiving
+        try:
+            end = await receiving
+        except asyncio.CancelledError:
+            if self._uploads.get(key) is receiving:
+                raise
+            raise Refusal("BUSY", "a newer upload of this hospital took its place") from None
+        finally:
+            receiving.cancel()
+            if self._uploads.get(key) is receiving:
+                del self._uploads[key]
         return await driver.finish_upload(node, end)
+
+    async def _receive_upload(
+        self,
+        driver: RunDriver,
+        node: NodeId,
+        start: UploadStart,
+        parts: AsyncIterator[UploadPart],
+    ) -> UploadEnd:
+        async with self._bulk_up.turn() as turn:
+            return await self._spool(driver, node, start, patiently(parts, turn))
 
     async def _spool(
         self,
@@ -261,18 +311,23 @@ class CoordinatorService:
         start: UploadStart,
         parts: AsyncIterator[UploadPart],
     ) -> UploadEnd:
-        file = driver.spool_file(node, start.hd)
-        async for part in parts:
-            match part:
-                case UploadChunk():
-                    file = driver.spool_file(node, start.hd)
-                    file.append(part.index, part.data)
-                case UploadEnd():
-                    if part.hd != start.hd:
-                        raise Refusal("OUT_OF_TURN", "the end record is of another header")
-                    return part
-                case UploadStart():
-                    raise Refusal("OUT_OF_TURN", "an upload has one start record")
+        driver.spool_file(node, start.hd)
+        behind = _Behind(self._shop.crunch)
+        try:
+            async for part in parts:
+                await behind.wait()
+                match part:
+                    case UploadChunk(index=index, data=data):
+                        append = driver.spool_file(node, start.hd).append
+                        behind.start(partial(append, index, data))
+                    case UploadEnd():
+                        if part.hd != start.hd:
+                            raise Refusal("OUT_OF_TURN", "the end record is of another header")
+                        return part
+                    case UploadStart():
+                        raise Refusal("OUT_OF_TURN", "an upload has one start record")
+        finally:
+            await behind.wait()
         raise Refusal("UPLOAD_SIZE", "the stream ended without an end record")
 
     async def download(self, sha256: Sha256, offset: int) -> AsyncIterator[DownloadChunk]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +25,14 @@ _ROUND_FOLDER: Final = re.compile("[0-9a-f]{64}")
 
 
 class SpoolFile:
-    """One node's upload of one round."""
+    """One node's upload of one round; may be used from several threads."""
 
     def __init__(self, path: Path, expected_bytes: int) -> None:
         self.path = path
         self.expected_bytes = expected_bytes
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._busy = threading.Lock()
+        self._settled = False
         self._hash = hashlib.sha256()
         self._length = self._rehash()
 
@@ -41,6 +44,11 @@ class SpoolFile:
         for offset in range(0, keep, _BLOCK):
             self._hash.update(os.pread(self._fd, min(_BLOCK, keep - offset), offset))
         return keep
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks of a whole upload."""
+        return -(-self.expected_bytes // CHUNK_BYTES)
 
     @property
     def next_chunk(self) -> int:
@@ -58,6 +66,12 @@ class SpoolFile:
         Raises:
             Refusal: UPLOAD_SIZE, a chunk out of order, of a wrong size, or beyond the end.
         """
+        with self._busy:
+            self._append(index, data)
+
+    def _append(self, index: int, data: bytes) -> None:
+        if self._fd < 0:
+            raise Refusal("UPLOAD_LATE", "the round ended while the upload was under way")
         if index < self.next_chunk:
             return
         wanted = min(CHUNK_BYTES, self.expected_bytes - self._length)
@@ -74,21 +88,32 @@ class SpoolFile:
     def finish(self, claimed: Sha256) -> Sha256:
         """Make a complete upload durable and return its digest.
 
+        Bytes that were durable under one digest stay: a later claim of another digest is
+        refused and changes nothing.
+
         Raises:
             Refusal: UPLOAD_SIZE, bytes are missing; UPLOAD_DIGEST, they are not the
-                signed ones, and the spool is emptied for another attempt.
+                signed ones, and the spool is emptied for another attempt; UPLOAD_LATE.
         """
+        with self._busy:
+            return self._finish(claimed)
+
+    def _finish(self, claimed: Sha256) -> Sha256:
+        if self._fd < 0:
+            raise Refusal("UPLOAD_LATE", "the round ended while the upload was under way")
         if not self.complete:
             raise Refusal(
                 "UPLOAD_SIZE", f"{self._length} bytes came, {self.expected_bytes} were expected"
             )
         if self._hash.digest() != claimed:
-            self.reset()
+            if not self._settled:
+                self._reset()
             raise Refusal("UPLOAD_DIGEST", "the bytes that came have another SHA-256")
         os.fdatasync(self._fd)
+        self._settled = True
         return claimed
 
-    def reset(self) -> None:
+    def _reset(self) -> None:
         """Empty the spool: the next chunk expected is the first."""
         os.ftruncate(self._fd, 0)
         self._hash = hashlib.sha256()
@@ -105,9 +130,10 @@ class SpoolFile:
 
     def close(self) -> None:
         """Release the file, keeping its bytes."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._busy:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
 
 class Spool:

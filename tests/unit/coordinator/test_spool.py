@@ -187,3 +187,20 @@ def test_what_is_not_of_the_spool_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ("ab" * 31)).mkdir()
     Spool(tmp_path).drop_all_but(frozenset())
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_settled_upload_cannot_be_emptied_by_a_later_claim(tmp_path: Path) -> None:
+    data = b"\x07" * 100
+    file = SpoolFile(tmp_path / "one", len(data))
+    file.append(0, data)
+    digest = Sha256(hashlib.sha256(data).digest())
+    assert file.finish(digest) == digest
+    with pytest.raises(Refusal) as refused:
+        file.finish(Sha256(b"\x00" * 32))
+    assert refused.value.name == "UPLOAD_DIGEST"
+    assert file.complete
+    assert file.finish(digest) == digest
+    file.close()
+    with pytest.raises(Refusal) as late:
+        file.append(1, data)
+    assert late.value.name == "UPLOAD_LATE"
