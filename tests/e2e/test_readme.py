@@ -9,6 +9,7 @@ hospital to hospital are edited, RUN is replaced by the name that `submit` print
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -79,6 +80,30 @@ def test_links_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_figures_shown_are_those_of_the_study(tmp_path: Path) -> None:
+    """The demo's study gives the README's table; `sim` runs it without the processes."""
+    tables, study = tmp_path / "tables", ROOT / "studies" / "heart-disease.yaml"
+    fedcare = [sys.executable, "-m", "common.cli"]
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True, cwd=ROOT)
+    run([*fedcare, "data", "heart", "--out", str(tables)])
+    sites = [part for site in SITES for part in ("--site", str(tables / f"{site}.yaml"))]
+    out = run([*fedcare, "sim", str(study), *sites]).stdout
+    shown = figures(README[README.index("AUROC on test patients") :])
+    found = figures(re.split(r"(?im)^auroc", out)[1])
+    assert len(shown) == len(SITES) + 1
+    for name, values in shown.items():
+        assert found[name] == pytest.approx(values, abs=0.005), name
+
+
+def figures(text: str) -> dict[str, list[float]]:
+    """Return the rows of numbers that follow, by the words before them, up to an empty line."""
+    lines = text.partition("\n\n")[0].partition("```")[0].splitlines()
+    rows = (re.fullmatch(r"([a-z ]+?)((?:\s+[\d.]+){4})", line) for line in lines)
+    return {row[1].strip(): [float(x) for x in row[2].split()] for row in rows if row}
 
 
 # --- the four doors ---------------------------------------------------------------------------

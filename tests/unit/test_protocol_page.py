@@ -118,6 +118,16 @@ def test_sections_that_the_code_cites_exist() -> None:
     assert not missing
 
 
+def test_the_threat_models_table_is_the_rule() -> None:
+    page = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+)[^|]*\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", page, re.MULTILINE)
+    assert len(rows) == 6
+    for n, c, summed, honest, lost in (map(int, row) for row in rows):
+        params = SecAggParams.derive(n, default_colluders(n))
+        least = params.s_min
+        assert (c, summed, honest, lost) == (params.c, least, least - params.c, n - least), n
+
+
 def test_the_table_of_dropouts_is_the_rule() -> None:
     start = PAGE.index("Members that may vanish")
     block = PAGE[start : PAGE.index("## 2. ")]
