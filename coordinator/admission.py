@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
+from common.errors import Refusal
+
 T = TypeVar("T")
 
 PATIENCE_S: Final = 0.5
@@ -83,4 +85,17 @@ async def patiently(parts: AsyncIterator[T], turn: Turn) -> AsyncIterator[T]:
         except StopAsyncIteration:
             return
         await turn.going_on()
+        yield part
+
+
+async def at_most(parts: AsyncIterator[T], count: int) -> AsyncIterator[T]:
+    """Yield what a peer sends, as long as it is not more than `count` parts.
+
+    Raises:
+        Refusal: UPLOAD_SIZE.
+    """
+    async for part in parts:
+        count -= 1
+        if count < 0:
+            raise Refusal("UPLOAD_SIZE", "the stream holds more parts than a whole upload")
         yield part

@@ -193,12 +193,28 @@ class RunDriver:
             Refusal: UPLOAD_DIGEST, UPLOAD_SIZE, UPLOAD_SIG, UPLOAD_LATE or OUT_OF_TURN.
         """
         file = self.spool_file(node, end.hd)
+        if self._is_counted(node, end):
+            return UploadAck(end.hd, end.ydig)
         ydig = await self._on_disk(lambda: self._settle(file, end))
         loop = asyncio.get_running_loop()
         ack = self._acks.setdefault((node, end.hd), loop.create_future())
         self.post(UploadComplete(node, end, ydig, file.expected_bytes))
         await asyncio.shield(ack)
         return UploadAck(end.hd, ydig)
+
+    def _is_counted(self, node: NodeId, end: UploadEnd) -> bool:
+        """Whether this very upload is one of the round's; its bytes are touched no more.
+
+        Raises:
+            Refusal: UPLOAD_DIGEST, another one is.
+        """
+        current = self.state.round
+        for known in () if current is None else current.uploads:
+            if known.sender == node:
+                if known.end != end:
+                    raise Refusal("UPLOAD_DIGEST", "another upload of the hospital was counted")
+                return True
+        return False
 
     def _settle(self, file: SpoolFile, end: UploadEnd) -> Sha256:
         digest = file.finish(end.ydig)
