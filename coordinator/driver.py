@@ -318,22 +318,22 @@ class RunDriver:
             case AckUpload():
                 self._answer(command.to, command.hd, None)
             case ReserveEpoch():
-                self._start(self._reserve_epoch())
+                self._start(self._reserve_epoch)
             case MakeFirstModel():
-                self._start(self._make_first_model())
+                self._start(self._make_first_model)
             case OpenSum():
-                self._start(self._open_sum(command))
+                self._start(lambda: self._open_sum(command))
             case DropSpool():
                 self._drop_round(command.hd)
             case MakeRelease():
-                self._start(self._make_release())
+                self._start(self._make_release)
             case SendRelease():
                 self._send(command.to, self.release_notice())
             case Tell():
                 write = self._log.warning if command.warning else self._log.info
                 write(command.event, **dict(command.fields))
             case Finish():
-                self._start(self._finish())
+                self._start(self._finish)
             case _:
                 assert_never(command)
 
@@ -346,14 +346,14 @@ class RunDriver:
             command.seconds, self.post, TimerFired(command.name)
         )
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         task = asyncio.create_task(self._guarded(work))
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+    async def _guarded(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         try:
-            await work
+            await work()
         except FedError as error:
             self._log.failure(Event.STATE_FAILED, error)
         except Exception as error:  # noqa: BLE001 - the outermost place of a piece of work
@@ -394,6 +394,9 @@ class RunDriver:
                 self._shop.objects.remove(old.object_sha256)
 
     def _drop_round(self, hd: HeaderDigest) -> None:
+        # The round's own timers are named after it and would be passed over; stop them anyway.
+        for name in [name for name in self._timers if name.startswith("round:")]:
+            self._timers.pop(name).cancel()
         if self._first_round_unix is None and any(r.opened for r in self.state.history):
             self._first_round_unix = self._shop.clock.unix()
         for node, open_hd in [key for key in self._acks if key[1] == hd]:

@@ -98,7 +98,9 @@ MAX_VOIDED_IN_A_ROW: Final = 10
 """A run whose rounds fail this often in a row ends; the model so far is kept."""
 
 _ENROLMENT, _GATHER, _RETRY, _RELEASE = "enrolment", "gather", "retry", "release"
-_SESSION, _ROUND = "session:", "round:"
+_SESSION, _ROUND = "session", "round"
+"""Timers of the protocol's machines are called `session:EPOCH:NAME` and `round:R:NAME`: one
+that ran out just as its round ended must not be taken for the next round's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,7 +488,9 @@ def _session_commands(step: _Step, commands: list[sessions.SessionCommand]) -> N
             case sessions.SendTo():
                 step.do(Send(command.to, command.message))
             case sessions.ArmTimer():
-                step.timer(_SESSION + command.name, command.seconds)
+                step.timer(
+                    f"{_SESSION}:{_live(step.state).terms.epoch}:{command.name}", command.seconds
+                )
             case sessions.SessionReady():
                 _session_ready(step)
             case sessions.SessionFailed():
@@ -593,8 +597,8 @@ def _open_when_ready(step: _Step) -> None:
     ready &= expected
     if ready == expected:
         _open_round(step, ready)
-    elif len(ready) >= fewest(state) and _GATHER not in state.timers:
-        step.timer(_GATHER, step.ctx.timing.gather)
+    elif len(ready) >= fewest(state) and _gather_timer(state) not in state.timers:
+        step.timer(_gather_timer(state), step.ctx.timing.gather)
 
 
 def _open_round(step: _Step, members: set[NodeId]) -> None:
@@ -619,7 +623,7 @@ def _open_round(step: _Step, members: set[NodeId]) -> None:
         state,
         round_began=step.ctx.now,
         sitting_out=frozenset(),
-        timers=state.timers - {_GATHER},
+        timers=state.timers - {_gather_timer(state)},
     )
     _round(step, rounds.OpenRound(terms, tuple(sorted(members))))
     step.tell(
@@ -650,7 +654,8 @@ def _round_command(step: _Step, command: rounds.RoundCommand) -> None:
         case rounds.SendTo():
             step.do(Send(command.to, _with_stream(state, command.message)))
         case rounds.ArmTimer():
-            step.timer(_ROUND + command.name, command.seconds)
+            if state.round is not None:
+                step.timer(f"{_ROUND}:{state.round.r}:{command.name}", command.seconds)
         case rounds.AckUpload():
             step.do(AckUpload(command.to, command.hd))
         case rounds.Open():
@@ -833,21 +838,31 @@ def _trouble(step: _Step, node: NodeId, message: Refused) -> None:
 def _timer(step: _Step, name: str) -> None:
     step.state = replace(step.state, timers=step.state.timers - {name})
     state = step.state
-    if name.startswith(_SESSION) and state.session is not None:
-        _session(step, sessions.Deadline(name.removeprefix(_SESSION)))
-    elif name.startswith(_ROUND) and state.round is not None:
-        _round(step, rounds.Deadline(name.removeprefix(_ROUND)))
+    kind, _, rest = name.partition(":")
+    number, _, phase = rest.partition(":")
+    if kind == _SESSION and state.session is not None:
+        if number == str(state.session.terms.epoch):
+            _session(step, sessions.Deadline(phase))
+    elif kind == _ROUND and state.round is not None:
+        if number == str(state.round.r):
+            _round(step, rounds.Deadline(phase))
+    elif name == _gather_timer(state):
+        _gathered(step)
     elif name == _ENROLMENT and state.phase is RunPhase.ENROLLING:
         if len(state.accepted & state.connected) >= fewest(state):
             step.tell(Event.RUN_STARTED, sites=_names(state.accepted))
             _ask_epoch(step)
-    elif name == _GATHER:
-        _gathered(step)
     elif name == _RETRY:
         step.state = replace(state, sitting_out=frozenset())
         _ask_epoch(step)
     elif name == _RELEASE and state.phase is RunPhase.RELEASING:
         _end(step, RunPhase.FINISHED, "")
+
+
+def _gather_timer(state: RunState) -> str:
+    """Return the name of the timer that waits for hospitals to be ready for this round."""
+    epoch = 0 if state.session is None else state.session.terms.epoch
+    return f"{_GATHER}:{epoch}:{state.next_r}"
 
 
 def _gathered(step: _Step) -> None:

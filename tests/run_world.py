@@ -91,6 +91,8 @@ class RunWorld:
         """What a hospital objects to; None: it says nothing yet."""
         self.online: set[NodeId] = set()
         self.timers: dict[str, float] = {}
+        """Seconds by name, without the round's or epoch's number, which `full_names` has."""
+        self.full_names: dict[str, str] = {}
         self.hold: set[type] = set()
         self.held: list[rs.RunCommand] = []
         self.mute: set[tuple[NodeId, type]] = set()
@@ -163,7 +165,7 @@ class RunWorld:
     def fire(self, name: str) -> None:
         """Let a timer run out, which must be running."""
         self.now += self.timers.pop(name)
-        self.tell(rs.TimerFired(name))
+        self.tell(rs.TimerFired(self.full_names[name]))
 
     def release_held(self) -> None:
         """Do the work that was held back."""
@@ -225,7 +227,11 @@ class RunWorld:
             case rs.Send():
                 self._deliver(command.to, command.step)
             case rs.StartTimer():
-                self.timers[command.name] = command.seconds
+                parts = command.name.split(":")
+                short = ":".join((parts[0], *parts[2:])) if len(parts) > 2 else parts[0]
+                short = "gather" if parts[0] == "gather" else short
+                self.timers[short] = command.seconds
+                self.full_names[short] = command.name
             case rs.AckUpload():
                 self._say(command.to, self.nodes[command.to].hear(nd.UploadAcked(command.hd)))
             case rs.SendRelease():

@@ -391,6 +391,23 @@ def test_two_that_vanish_void_the_round_and_it_is_tried_again_with_the_same_mode
     finished(world)
 
 
+def test_a_timer_of_an_ended_round_does_not_end_the_next() -> None:
+    """It may have run out just before the next round armed its own of the same name."""
+    world = RunWorld()
+    world.mute = {(node, Commit) for node in world.ids}
+    world.begin()
+    first = world.state.round
+    assert first is not None
+    stale = world.full_names["round:commit"]
+    world.fire("round:commit")
+    second = world.state.round
+    assert second is not None
+    assert second.r == first.r + 1
+    assert second.phase.value == "proposed"
+    world.tell(rs.TimerFired(stale))
+    assert world.state.round == second
+
+
 def test_secrets_of_two_that_vanish_after_the_certificate_come_from_their_helpers() -> None:
     world = RunWorld()
     world.mute = {(world.at(1), Release), (world.at(2), Release)}
