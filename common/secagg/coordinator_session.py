@@ -15,7 +15,7 @@ fails the epoch: the driver opens the next one without those it names.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never
+from typing import Final, assert_never
 
 from common.errors import InternalError, Refusal
 from common.ids import NodeId, RoundNo, SessionId
@@ -98,6 +98,10 @@ __all__ = [
 ]
 
 
+SHORTEST_EPOCH_S: Final = 3600
+"""How long an advert has to be valid from now on."""
+
+
 class _Step:
     """One event's work: the state as it grows, and the commands so far."""
 
@@ -174,6 +178,9 @@ def _advert(step: _Step, sender: NodeId, advert: KeyAdvert, ctx: SessionContext)
         return
     if state.phase is not SetupPhase.ADVERTS or sender in state.members:
         raise Refusal("OUT_OF_TURN", f"{sender} advertised after the roster, or a second time")
+    if advert.not_after < ctx.now_unix + SHORTEST_EPOCH_S:
+        # The first key to run out ends the epoch for all.
+        raise Refusal("EPOCH_OLD", f"the advert of {sender} runs out too soon")
     check_advert(advert, state.terms, ctx.trust, ctx.now_unix)
     check_distinct((*state.adverts, advert))
     step.record(AdvertAccepted(advert))

@@ -206,6 +206,21 @@ def encapsulate(peer_mlkem: bytes) -> tuple[bytes, KemSecret]:
     return ct, KemSecret(shared)
 
 
+def check_public_keys(x25519: bytes, mlkem: bytes) -> None:
+    """Return if every other member can agree on keys with the owner of these.
+
+    Without this a hostile member's key would fail at all the others, and they, not it,
+    would be missing from the epoch. `mlkem` is empty in the classical suite.
+
+    Raises:
+        Refusal: ZERO_DH, an X25519 point of small order; KEM, no ML-KEM-768 key.
+    """
+    # Private keys are multiples of the cofactor: with such a point all of them give zero.
+    AgreementKeys(Secret(bytes([1]) * KEY_BYTES), None).exchange(x25519)
+    if mlkem:
+        encapsulate(mlkem)
+
+
 def pair_prk(session_id: SessionId, shared: Secret, kem: KemSecret | None, ct: bytes) -> PairKey:
     """Return `prk_ij`; in the classical suite `kem` is None and `ct` empty.
 

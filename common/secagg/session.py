@@ -25,6 +25,7 @@ from common.secagg.keys import (
     MLKEM_CIPHERTEXT_BYTES,
     MLKEM_PUBLIC_BYTES,
     Suite,
+    check_public_keys,
     verify_certificate_signature,
     verify_session_signature,
 )
@@ -103,7 +104,8 @@ def check_advert(advert: KeyAdvert, terms: EpochTerms, trust: Trust, now_unix: i
 
     Raises:
         Refusal: CONFIG_HASH, EPOCH_OLD (federation, task, epoch or validity),
-            KEY_ADVERT (key sizes), CERT_CHAIN, NOT_MEMBER or ADVERT_SIG.
+            KEY_ADVERT (key sizes), CERT_CHAIN, NOT_MEMBER, ADVERT_SIG, or ZERO_DH or KEM
+            (keys that nobody can use).
     """
     if advert.config_hash != terms.config_hash:
         raise Refusal("CONFIG_HASH", f"{advert.id} advertised for another study")
@@ -117,6 +119,7 @@ def check_advert(advert: KeyAdvert, terms: EpochTerms, trust: Trust, now_unix: i
         raise Refusal("KEY_ADVERT", f"{advert.id} sent keys of the wrong size or suite")
     key = trust.verify_chain(advert.cert_chain, advert.id, now_unix)
     verify_certificate_signature(key, advert.sig, body_of(advert))
+    check_public_keys(advert.x25519_pub, advert.mlkem_pub)
 
 
 def _check_validity(advert: KeyAdvert, now_unix: int) -> None:
