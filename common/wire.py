@@ -75,6 +75,7 @@ from common.secagg.messages import (
     UploadEnd,
 )
 from common.secret import Secret
+from common.views import RunPhase
 from fedcare.v1 import aggregation_pb2 as pb
 from fedcare.v1 import secagg_pb2 as sa
 
@@ -102,6 +103,7 @@ MAX_TEXT: Final = 1000
 MAX_RANGES: Final = 100_000
 _MAX_UINT: Final = (1 << 63) - 1
 
+_FINAL: Final = frozenset(phase.value for phase in RunPhase if phase.final)
 _NODE_ID = re.compile(rf"spiffe://{NAME_PATTERN}/hospital/{NAME_PATTERN}")
 _T = TypeVar("_T")
 _P = TypeVar("_P")
@@ -188,6 +190,12 @@ def parsed(message: _P | None) -> _P:
     if message is None:
         raise _bad("message", "cannot be parsed")
     return message
+
+
+def _final(value: str, field: str) -> str:
+    if value not in _FINAL:
+        raise _bad(field, f"is not one of {', '.join(sorted(_FINAL))}")
+    return value
 
 
 def checked_chain(certs: Iterable[bytes], field: str) -> tuple[bytes, ...]:
@@ -533,7 +541,7 @@ def _decode_receipt(m: pb.ReleaseReceipt) -> ReleaseReceipt:
 def _decode_ended(m: pb.RunEnded) -> RunEnded:
     return RunEnded(
         RunId(_name(m.run_id, "ended.run_id")),
-        _text(m.state, "ended.state", 16),
+        _final(m.state, "ended.state"),
         _text(m.reason, "ended.reason"),
     )
 

@@ -42,6 +42,7 @@ from common.secagg.node_state import (
     SentCiphertext,
     Setup,
 )
+from common.secagg.params import EPOCH_SECONDS
 from common.secagg.session import (
     body_of,
     check_advert,
@@ -67,6 +68,9 @@ def begin_epoch(state: NodeState, event: BeginEpoch, ctx: NodeContext) -> Outcom
         return state, [Persist(), Send(setup.advert)]
     if event.terms.epoch <= state.last_epoch:
         raise Refusal("EPOCH_OLD", f"epoch {event.terms.epoch} is not above {state.last_epoch}")
+    if event.terms.epoch > max(state.last_epoch, ctx.now_unix) + EPOCH_SECONDS:
+        # A node never goes back: a huge number would shut out every later coordinator.
+        raise Refusal("EPOCH_OLD", f"epoch {event.terms.epoch} lies too far ahead")
     agreement = AgreementKeys.generate(event.terms.suite, ctx.entropy)
     key = SessionKey.generate(ctx.entropy)
     advert = _signed_advert(event, agreement, key, ctx)
