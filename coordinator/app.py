@@ -34,7 +34,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
 from coordinator.hub import Hub
 from coordinator.objects import ObjectStore
-from coordinator.run import Timing
+from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.servicer import METHODS, AggregationServicer, OperationsServicer
 from coordinator.spool import Spool

@@ -34,7 +34,7 @@ from coordinator.hub import Hub
 from coordinator.journal import Journal
 from coordinator.objects import ObjectStore
 from coordinator.publish import make_release
-from coordinator.run import RunContext, Timing, handle
+from coordinator.run import handle
 from coordinator.run_state import (
     AckUpload,
     DropSpool,
@@ -63,6 +63,7 @@ from coordinator.run_state import (
     UploadComplete,
     encode_fact,
 )
+from coordinator.run_step import RunContext, Timing
 from coordinator.spool import Spool, SpoolFile
 from coordinator.store import Store, StoredRelease
 from coordinator.use_sum import make_first_model, use_sum
@@ -250,16 +251,18 @@ class RunDriver:
                 task.cancel()
 
     async def _handle(self, events: list[RunEvent]) -> None:
+        state = self.state
         commands: list[RunCommand] = []
         refusals: list[tuple[RunEvent, Refusal]] = []
         for event in events:
             try:
-                self.state, more = handle(self.state, event, self._context())
+                state, more = handle(state, event, self._context())
             except Refusal as refusal:
                 refusals.append((event, refusal))
             else:
                 commands += more
         await self._persist([c.fact for c in commands if isinstance(c, Record)])
+        self.state = state  # only now: nobody is shown, or told, what could still be lost
         for refused, reason in refusals:
             self._refuse(refused, reason)
         for command in commands:
@@ -377,13 +380,23 @@ class RunDriver:
             used: SumUsed = await loop.run_in_executor(
                 shop.crunch, lambda: use_sum(study, command, shop.spool, shop.objects)
             )
-        except Refusal as refusal:
-            self._log.failure(Event.PROTOCOL_REFUSED, refusal)
+        except Exception as error:  # noqa: BLE001 - hostile sums are numbers of any kind
+            self._log_failed_sum(error)
             self.post(SumRefused(command.header.digest()))
             return
         if used.model is not None:
             self._keep(used.model)
         self.post(used)
+
+    def _log_failed_sum(self, error: Exception) -> None:
+        """Whatever went wrong, the round is voided: it must not stay open for ever."""
+        match error:
+            case Refusal():
+                self._log.failure(Event.PROTOCOL_REFUSED, error)
+            case FedError():
+                self._log.failure(Event.STATE_FAILED, error)
+            case _:
+                self._log.failure(Event.INTERNAL_ERROR, InternalError(type(error).__name__))
 
     def _keep(self, model: ModelRef) -> None:
         """Remember a model, and forget the oldest one nobody can still be fetching."""

@@ -4,6 +4,7 @@ One outbox per hospital. A message to a hospital that is away is dropped on purp
 the run's machine repeats whatever a hospital still needs when it comes back, so an
 outbox never has to survive anything. A second stream of the same hospital replaces
 the first: after a broken connection the new stream comes before the old one is missed.
+Until a stream's hospital has said Hello it is told nothing: its welcome comes first.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Outbox:
         self.node = node
         self._queue: asyncio.Queue[tuple[str, CoordinatorStep] | None] = asyncio.Queue()
         self.closed = False
+        self.welcomed = False
+        """Whether the hospital said Hello on this very stream."""
 
     def put(self, task: str, step: CoordinatorStep) -> None:
         """Queue a message; an outbox that overflows is closed."""
@@ -73,10 +76,22 @@ class Hub:
         del self._outboxes[outbox.node]
         return True
 
-    def send(self, node: NodeId, task: str, step: CoordinatorStep) -> None:
-        """Queue a message for a hospital, if it is connected."""
+    def welcome(self, node: NodeId, step: CoordinatorStep) -> None:
+        """Queue the first message of a stream; from now on others may follow."""
         outbox = self._outboxes.get(node)
         if outbox is not None:
+            outbox.welcomed = True
+            outbox.put("", step)
+
+    def is_welcome(self, node: NodeId) -> bool:
+        """Whether the hospital's present stream began with its Hello."""
+        outbox = self._outboxes.get(node)
+        return outbox is not None and outbox.welcomed
+
+    def send(self, node: NodeId, task: str, step: CoordinatorStep) -> None:
+        """Queue a message for a hospital, if it is connected and has said Hello."""
+        outbox = self._outboxes.get(node)
+        if outbox is not None and outbox.welcomed:
             outbox.put(task, step)
 
     def drop(self, node: NodeId) -> None:

@@ -3,7 +3,8 @@
 When a round ends its seeds have done their work: released seeds and recovered shares
 are blanked in the very transaction that records the end. What else the round left is
 kept one round longer, for hospitals that missed how it ended, and then blanked as well;
-its record stays for good. So a store holds no old secrets, and a restart replays what
+its record stays for good, and so does signed evidence of
+two commits (`Witnessed`). So a store holds no old secrets, and a restart replays what
 is open and not what is past.
 """
 
@@ -11,7 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from common.secagg.coordinator_facts import ReleaseAccepted, SeedsComplete, SharesAccepted
+from common.secagg.coordinator_facts import (
+    ReleaseAccepted,
+    SeedsComplete,
+    SharesAccepted,
+)
 from coordinator.run_state import Ended, RoundEnded, RoundStep, RunFact, decode_fact
 from coordinator.store import StoredFact
 

@@ -17,7 +17,7 @@ from common.messages import Objection
 from common.secagg import codec
 from common.secagg.coordinator_facts import RoundFact
 from common.secagg.coordinator_session import FIRST_ROUND, SessionFact, SessionState
-from common.secagg.coordinator_state import RoundState
+from common.secagg.coordinator_state import DoubleCommit, RoundState
 from common.secagg.cover import EdgeRecord
 from common.secagg.header import Header
 from common.secagg.masking import OpeningPlan
@@ -118,6 +118,13 @@ class RoundEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Witnessed:
+    """Two commits of one hospital in one round, both signed: kept for good (section 12)."""
+
+    evidence: DoubleCommit
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """The signed release is in the store."""
 
@@ -140,7 +147,15 @@ class Ended:
 
 
 RunFact: TypeAlias = (
-    Decided | SessionStep | RoundStep | ModelMade | RoundEnded | Released | Received | Ended
+    Decided
+    | SessionStep
+    | RoundStep
+    | ModelMade
+    | RoundEnded
+    | Witnessed
+    | Released
+    | Received
+    | Ended
 )
 
 
@@ -192,6 +207,7 @@ class RunState:
     pooled: tuple[tuple[str, float], ...] = ()
     released: Sha256 | None = None
     receipts: frozenset[NodeId] = frozenset()
+    evidence: tuple[DoubleCommit, ...] = ()
     reason: str = ""
 
     connected: frozenset[NodeId] = field(default=frozenset(), compare=False)

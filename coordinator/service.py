@@ -42,7 +42,7 @@ from coordinator.admission import Turnstile, at_most, patiently
 from coordinator.driver import RunDriver, Workshop, chain_of, to_pem
 from coordinator.hub import Outbox
 from coordinator.journal import Journal
-from coordinator.run import fewest, replay
+from coordinator.run_facts import replay
 from coordinator.run_state import (
     Begin,
     Cancel,
@@ -51,6 +51,7 @@ from coordinator.run_state import (
     NodeLost,
     RunState,
 )
+from coordinator.run_step import fewest
 from coordinator.store import StoredRun, StoredStudy
 
 
@@ -198,7 +199,7 @@ class CoordinatorService:
         if isinstance(step, Hello):
             self._hello(node, step)
             return
-        if node not in self._tasks_with_keys:
+        if not self._shop.hub.is_welcome(node):
             raise Refusal("OUT_OF_TURN", "a control stream begins with Hello")
         try:
             self._take(node, task, step)
@@ -226,7 +227,7 @@ class CoordinatorService:
             )
         self._tasks_with_keys[node] = frozenset(hello.tasks)
         heartbeat_ms = round(self._heartbeat_s * 1000)
-        self._shop.hub.send(node, "", Welcome(self._federation, heartbeat_ms))
+        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms))
         self._shop.log.info(Event.LINK_CONNECTED, site=site_name(node), version=hello.software)
         for driver in self._drivers.values():
             driver.post(NodeConnected(node, self._has_keys(node, driver.state.study.id)))

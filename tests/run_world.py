@@ -42,6 +42,8 @@ from common.study import config_hash, parse_study
 from common.views import RunPhase
 from coordinator import run
 from coordinator import run_state as rs
+from coordinator.run_facts import replay
+from coordinator.run_step import RunContext, Timing
 from tests.simulation.secagg_harness import (
     FEDERATION,
     NOW,
@@ -93,6 +95,7 @@ class RunWorld:
         self.timers: dict[str, float] = {}
         """Seconds by name, without the round's or epoch's number, which `full_names` has."""
         self.full_names: dict[str, str] = {}
+        self.lines: list[rs.Tell] = []
         self.hold: set[type] = set()
         self.held: list[rs.RunCommand] = []
         self.mute: set[tuple[NodeId, type]] = set()
@@ -179,7 +182,7 @@ class RunWorld:
         self.timers.clear()
         self.held.clear()
         self._inbox.clear()
-        self.state = run.replay(self.first, [rs.decode_fact(body) for body in self.facts])
+        self.state = replay(self.first, [rs.decode_fact(body) for body in self.facts])
         online, self.online = sorted(self.online), set()
         self._inbox.append(rs.Begin())
         for node in online:
@@ -190,8 +193,8 @@ class RunWorld:
     # --- the driver --------------------------------------------------------------------------
 
     def _step(self, event: rs.RunEvent) -> None:
-        timing = run.Timing(enrolment_grace=20.0, setup=30.0, gather=2.0, release=30.0)
-        ctx = run.RunContext(self.now, NOW + int(self.now), self.trust, timing)
+        timing = Timing(enrolment_grace=20.0, setup=30.0, gather=2.0, release=30.0)
+        ctx = RunContext(self.now, NOW + int(self.now), self.trust, timing)
         try:
             self.state, commands = run.handle(self.state, event, ctx)
         except Refusal as refusal:
@@ -216,7 +219,7 @@ class RunWorld:
     def _store(self, bodies: list[bytes]) -> None:
         """Keep facts, and compare the state with what they give when they are read back."""
         self.facts += bodies
-        self._replayed = run.replay(self._replayed, [rs.decode_fact(body) for body in bodies])
+        self._replayed = replay(self._replayed, [rs.decode_fact(body) for body in bodies])
         assert stored(self._replayed) == stored(self.state)
 
     def _act(self, command: rs.RunCommand) -> None:
@@ -252,6 +255,8 @@ class RunWorld:
                 self._open(command)
             case rs.MakeRelease():
                 self.tell(rs.ReleaseMade(digest("manifest")))
+            case rs.Tell():
+                self.lines.append(command)
             case _:
                 pass
 

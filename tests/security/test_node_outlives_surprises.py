@@ -21,7 +21,7 @@ async def test_a_link_that_fails_in_an_unknown_way_is_dialled_again(tmp_path: Pa
         async def connect() -> Link:
             link = await world.connect("h1")
             if world.dials.count("h1") == 1:
-                raise ValueError("/home/somebody/rows.csv")
+                raise ValueError("/srv/somebody/rows.csv")
             return link
 
         return dataclasses.replace(parts, connect=connect)

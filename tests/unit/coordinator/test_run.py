@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from common.errors import StateError
-from common.ids import NodeId
+from common.events import Event
+from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.messages import Objection, ReleaseReceipt, RunEnded, StudyDecision, StudyOffer
 from common.secagg import node as nd
+from common.secagg.coordinator_state import DoubleCommit
 from common.secagg.messages import (
     Commit,
     Confirm,
@@ -21,7 +25,10 @@ from common.secagg.messages import (
 from common.study import config_hash, parse_study
 from common.views import RunPhase
 from coordinator import run_state as rs
-from coordinator.run import MAX_VOIDED_IN_A_ROW, fewest
+from coordinator.journal import Journal
+from coordinator.run_facts import apply
+from coordinator.run_rounds import MAX_VOIDED_IN_A_ROW
+from coordinator.run_step import fewest
 from tests.run_world import RUN, VECTOR, RunWorld, stored
 from tests.simulation.secagg_harness import Uploaded, digest
 from tests.study_texts import HEART, altered
@@ -674,3 +681,33 @@ def test_a_damaged_fact_is_refused() -> None:
         with pytest.raises(StateError) as refused:
             rs.decode_fact(bad)
         assert refused.value.name == "STATE_DAMAGED"
+
+
+def test_a_round_that_takes_long_says_for_whom_it_waits_and_what_follows() -> None:
+    world = RunWorld()
+    world.mute = {(world.at(1), Uploaded)}
+    world.begin()
+    world.fire("round:waiting")
+    said = [one for one in world.lines if one.event is Event.ROUND_WAITING]
+    fields = dict(said[-1].fields)
+    assert fields["waiting_for"] == (site_name(world.at(1)),)
+    assert fields["what"] == "upload"
+    assert float(str(fields["left_s"])) > 0
+    assert "voided" in str(fields["then"])
+    assert "round:waiting" in world.timers
+
+
+def test_evidence_of_two_commits_is_kept_when_the_round_is_forgotten() -> None:
+    world = RunWorld()
+    world.begin()
+    finished(world)
+    commit = Commit(HeaderDigest(b"h" * 32), Sha256(b"s" * 32), b"1" * 64)
+    evidence = DoubleCommit(world.at(0), commit, replace(commit, sig=b"2" * 64))
+    kept = apply(world.state, rs.Witnessed(evidence))
+    assert kept.evidence == (evidence,)
+    journal = Journal()
+    first = journal.add([rs.Witnessed(evidence)])
+    assert first == []
+    bodies = [rs.encode_fact(rs.Witnessed(evidence))]
+    assert rs.decode_fact(bodies[0]) == rs.Witnessed(evidence)
+    assert 0 not in journal.add([rs.Ended(RunPhase.FINISHED, "")])

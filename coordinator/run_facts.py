@@ -1,0 +1,93 @@
+"""How a run's state follows from its facts; the only way in which one changes durably."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import assert_never
+
+from common.ids import RoundNo
+from common.secagg import coordinator as rounds
+from common.secagg import coordinator_session as sessions
+from common.secagg.coordinator_session import SessionOpened, SetupPhase
+from common.views import RunPhase
+from coordinator.run_state import (
+    NO_DISPUTES,
+    Decided,
+    Ended,
+    ModelMade,
+    Received,
+    Released,
+    RoundEnded,
+    RoundStep,
+    RunFact,
+    RunState,
+    SessionStep,
+    Witnessed,
+)
+
+
+def apply(state: RunState, fact: RunFact) -> RunState:
+    """Return the state after a fact."""
+    match fact:
+        case Decided():
+            others = (entry for entry in state.decisions if entry[0] != fact.node)
+            return replace(state, decisions=(*others, (fact.node, fact.decision)))
+        case SessionStep():
+            return _apply_session(state, fact)
+        case RoundStep():
+            same = state.round if state.round is not None and state.round.r == fact.r else None
+            return replace(state, round=rounds.apply(same, fact.fact))
+        case ModelMade():
+            return replace(state, model=fact.model)
+        case RoundEnded():
+            return _apply_ended_round(state, fact)
+        case Witnessed():
+            return replace(state, evidence=(*state.evidence, fact.evidence))
+        case Released():
+            return replace(state, released=fact.manifest_sha256)
+        case Received():
+            return replace(state, receipts=state.receipts | {fact.node})
+        case Ended():
+            return replace(state, phase=fact.phase, reason=fact.reason)
+        case _:
+            assert_never(fact)
+
+
+def _apply_session(state: RunState, fact: SessionStep) -> RunState:
+    if isinstance(fact.fact, SessionOpened):
+        return replace(
+            state,
+            phase=RunPhase.SETTING_UP,
+            session=sessions.apply(None, fact.fact),
+            next_r=sessions.FIRST_ROUND,
+            edges=NO_DISPUTES,
+            round=None,
+            last_round=None,
+        )
+    session = sessions.apply(state.session, fact.fact)
+    ready = session.phase is SetupPhase.READY
+    return replace(state, session=session, phase=RunPhase.RUNNING if ready else state.phase)
+
+
+def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
+    record = fact.record
+    opened = record.opened
+    return replace(
+        state,
+        history=(*state.history, record),
+        position=record.position if opened else state.position,
+        model=fact.model if fact.model is not None else state.model,
+        pooled=fact.pooled or state.pooled,
+        next_r=RoundNo(record.r + 1),
+        edges=state.round.edges if state.round is not None else state.edges,
+        round=None,
+        last_round=state.round,
+    )
+
+
+def replay(state: RunState, facts: Iterable[RunFact]) -> RunState:
+    """Return the state after all facts of a run, given its first state."""
+    for fact in facts:
+        state = apply(state, fact)
+    return state

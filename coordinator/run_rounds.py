@@ -1,0 +1,390 @@
+"""A run's rounds: gather who is ready, open, pass on what comes, close, try again.
+
+A round is `common.secagg.coordinator`; this is what stands around it. A round that
+fails is tried again with the next number and the same model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final, assert_never
+
+from common.errors import InternalError, Refusal
+from common.events import Event
+from common.ids import NodeId, site_name
+from common.layouts import header_ranges
+from common.secagg import coordinator as rounds
+from common.secagg import coordinator_session as sessions
+from common.secagg import coordinator_state as round_types
+from common.secagg.coordinator_session import SessionState, SetupPhase
+from common.secagg.coordinator_state import RoundPhase, RoundTerms, SessionView
+from common.secagg.header import RoundKind, quant_bound
+from common.secagg.messages import (
+    FromCoordinator,
+    Ready,
+    RoundStart,
+    RoundStatus,
+)
+from common.secagg.params import EPOCH_ROUNDS
+from common.vectors import EMPTY_MODEL
+from common.views import RunPhase
+from coordinator.run_state import (
+    AckUpload,
+    DropSpool,
+    MakeFirstModel,
+    MakeRelease,
+    OpenSum,
+    Record,
+    RoundEnded,
+    RoundRecord,
+    RoundStep,
+    RunState,
+    Send,
+    SumRefused,
+    SumUsed,
+    Witnessed,
+)
+from coordinator.run_step import (
+    GATHER,
+    ROUND,
+    WAITING,
+    Step,
+    ask_epoch,
+    current_kind,
+    current_layout,
+    end,
+    fewest,
+    live,
+    names,
+    round_is_open,
+    session_context,
+)
+
+WAITING_SHARE: Final = 0.25
+LEAST_WAITING_S: Final = 5.0
+"""A round is said to wait after this share of its deadline, then again after each such span."""
+
+MAX_VOIDED_IN_A_ROW: Final = 10
+"""A run whose rounds fail this often in a row ends; the model so far is kept."""
+
+
+def gather(step: Step) -> None:
+    """Between two rounds: decide what comes next, and wait for those it needs."""
+    state = step.state
+    session = live(state)
+    kind = current_kind(state)
+    if kind is None:
+        step.state = replace(state, phase=RunPhase.RELEASING)
+        step.do(MakeRelease())
+    elif session.phase is not SetupPhase.READY or round_is_open(state):
+        return
+    elif kind is not RoundKind.STATISTICS and state.model is None:
+        step.do(MakeFirstModel())
+    elif _joiners(state) or state.next_r > EPOCH_ROUNDS or _expired(step, session):
+        ask_epoch(step)
+    else:
+        if state.round is None:
+            view = SessionView.of(session)
+            fresh = rounds.begin_round(view, state.next_r, state.edges)
+            step.state = replace(state, round=_with_early(fresh, state.early), early=())
+        _open_when_ready(step)
+
+
+def _with_early(
+    fresh: round_types.RoundState, early: tuple[tuple[NodeId, Ready], ...]
+) -> round_types.RoundState:
+    """Give a new round the nonces that came before it; stale ones are passed over."""
+    for node, message in early:
+        try:
+            fresh, _ = rounds.handle(fresh, rounds.From(node, message))
+        except Refusal:
+            continue
+    return fresh
+
+
+def _joiners(state: RunState) -> frozenset[NodeId]:
+    """Hospitals that are here and want to take part but were not asked for keys yet.
+
+    One that was invited and sent none is asked again when it connects again, not
+    before every round: it must not hold up the others.
+    """
+    inside = frozenset(live(state).invited) - state.without_keys
+    return (state.accepted & state.connected) - inside - state.sitting_out
+
+
+def _expired(step: Step, session: SessionState) -> bool:
+    return any(step.ctx.unix >= advert.not_after for advert in session.adverts)
+
+
+def _open_when_ready(step: Step) -> None:
+    state = step.state
+    if state.round is None or state.epoch_asked:
+        return
+    ready = {node for node, _ in state.round.ready} & state.connected
+    expected = set(live(state).confirmed)
+    if len(expected - state.sitting_out) >= fewest(state):
+        expected -= state.sitting_out
+    ready &= expected
+    if ready == expected:
+        _open_round(step, ready)
+    elif len(ready) >= fewest(state) and gather_timer(state) not in state.timers:
+        step.timer(gather_timer(state), step.ctx.timing.gather)
+
+
+def _open_round(step: Step, members: set[NodeId]) -> None:
+    state = step.state
+    layout = current_layout(state)
+    model = state.model
+    c = state.study.colluders(len(state.roster))
+    bound = quant_bound(len(members), layout.ring_bits)
+    terms = RoundTerms(
+        kind=layout.kind,
+        model_sha256=EMPTY_MODEL if model is None else model.model_sha256,
+        layout_sha256=layout.schema.layout_sha256,
+        d=layout.schema.words,
+        c=c,
+        ranges=header_ranges(layout, bound, () if model is None else model.rms),
+        w_max=state.study.federation.max_weight,
+        deadline_ms=round(state.study.federation.round_deadline * 1000),
+        s_min=state.study.federation.min_sites,
+        w=layout.ring_bits,
+    )
+    step.state = replace(
+        state,
+        round_began=step.ctx.now,
+        sitting_out=frozenset(),
+        timers=state.timers - {gather_timer(state)},
+    )
+    to_round(step, rounds.OpenRound(terms, tuple(sorted(members))))
+    step.tell(
+        Event.ROUND_OPENED,
+        round=state.position + 1,
+        kind=layout.kind.value,
+        sites=names(members),
+        deadline_s=state.study.federation.round_deadline,
+    )
+    _watch_wait(step, members)
+
+
+def _watch_wait(step: Step, members: set[NodeId]) -> None:
+    """Have somebody told whom an open round waits for, if it takes long."""
+    if step.state.round is not None and members:
+        pause = max(LEAST_WAITING_S, WAITING_SHARE * step.state.study.federation.round_deadline)
+        step.timer(f"{ROUND}:{step.state.round.r}:{WAITING}", pause)
+
+
+def waiting(step: Step) -> None:
+    """An open round takes long: say for whom it waits, until when, and what happens then."""
+    state = step.state
+    current = state.round
+    if current is None or current.header is None or not round_is_open(state):
+        return
+    late, what = _awaited(current, current.header.ids)
+    if not late:
+        return
+    gone_by = step.ctx.now - state.round_began
+    step.tell(
+        Event.ROUND_WAITING,
+        round=state.position + 1,
+        waiting_for=names(late),
+        what=what,
+        since_s=round(gone_by, 1),
+        left_s=max(0.0, round(current.header.deadline_ms / 1000 - gone_by, 1)),
+        then=f"closes without them if {current.header.s_min} remain, else it is voided",
+    )
+    _watch_wait(step, late)
+
+
+def _awaited(
+    current: round_types.RoundState, members: tuple[NodeId, ...]
+) -> tuple[set[NodeId], str]:
+    """Return whom a round waits for and what they owe."""
+    match current.phase:
+        case RoundPhase.RUNNING:
+            done = {upload.sender for upload in current.uploads} | current.left
+            return set(members) - done, "upload"
+        case RoundPhase.PROPOSED:
+            return set(current.survivors) - {node for node, _ in current.commits}, "signature"
+        case RoundPhase.CERTIFIED | RoundPhase.RECOVERING:
+            return set(current.survivors) - {node for node, _ in current.releases}, "seeds"
+        case _:
+            return set(), ""
+
+
+def to_round(step: Step, event: rounds.RoundEvent) -> None:
+    """Hand an event to the round and do what it asks for.
+
+    Raises:
+        Refusal: CLOSED, there is none; or the round refuses a hospital's message.
+    """
+    state = step.state
+    if state.round is None:
+        raise Refusal("CLOSED", "no round is open")
+    new, commands = rounds.handle(state.round, event)
+    step.state = replace(state, round=new)
+    for command in commands:
+        _round_command(step, command)
+
+
+def _round_command(step: Step, command: rounds.RoundCommand) -> None:
+    state = step.state
+    match command:
+        case rounds.Record():
+            if state.round is not None:
+                step.do(Record(RoundStep(state.round.r, command.fact)))
+        case rounds.SendTo():
+            step.do(Send(command.to, _with_stream(state, command.message)))
+        case rounds.ArmTimer():
+            if state.round is not None:
+                step.timer(f"{ROUND}:{state.round.r}:{command.name}", command.seconds)
+        case rounds.AckUpload():
+            step.do(AckUpload(command.to, command.hd))
+        case rounds.Open():
+            step.do(OpenSum(command.header, command.survivors, command.plan, state.model))
+        case rounds.Evidence():
+            step.record(Witnessed(command.evidence))
+            step.tell(Event.EVIDENCE_STORED, site=site_name(command.evidence.node), warning=True)
+        case rounds.Report():
+            step.tell(
+                Event.PROTOCOL_REFUSED,
+                sites=names(command.nodes),
+                code=command.code,
+                detail=command.detail,
+                warning=True,
+            )
+        case rounds.Close():
+            _close(step, command)
+        case _:
+            assert_never(command)
+
+
+def _with_stream(state: RunState, message: FromCoordinator) -> FromCoordinator:
+    """Name the object that holds the model a header speaks of."""
+    if isinstance(message, RoundStart) and state.model is not None:
+        return replace(message, model_stream_id=state.model.object_sha256)
+    return message
+
+
+def _close(step: Step, close: rounds.Close) -> None:
+    """A round is over: keep its record, and go on or try again."""
+    state = step.state
+    if state.round is None or state.round.header is None:
+        raise InternalError("a round that never opened was closed")
+    opened = close.status is RoundStatus.OPENED
+    record = _record_of(state, state.round, opened=opened, seconds=step.ctx.now - state.round_began)
+    used = step.used if opened else None
+    step.record(
+        RoundEnded(
+            record,
+            used.model if used is not None else None,
+            used.pooled if used is not None else (),
+        )
+    )
+    step.do(DropSpool(state.round.hd))
+    step.state = replace(step.state, sitting_out=step.state.sitting_out | set(close.sit_out))
+    step.tell(
+        Event.ROUND_CLOSED if opened else Event.ROUND_VOIDED,
+        round=record.position,
+        kind=record.kind,
+        survivors=names(record.survivors),
+        dropped=names(record.dropped),
+        seconds=round(record.seconds, 3),
+        reason=record.reason or None,
+        warning=not opened,
+    )
+    _tell_late_members(step, state.round)
+    if _hopeless(step.state):
+        end(step, RunPhase.FAILED, f"ROUND_VOID: {MAX_VOIDED_IN_A_ROW} rounds in a row failed")
+    else:
+        gather(step)
+
+
+def _tell_late_members(step: Step, ended: round_types.RoundState) -> None:
+    """Who confirmed while the round was open was not told its result: tell the next number."""
+    told = {node for node, _ in ended.session.keys}
+    for node in live(step.state).confirmed:
+        if node not in told:
+            back = sessions.MemberBack(node, step.state.next_r)
+            _, commands = sessions.handle(step.state.session, back, session_context(step.ctx))
+            sends = (c for c in commands if isinstance(c, sessions.SendTo))
+            step.do(*(Send(c.to, c.message) for c in sends))
+
+
+def _record_of(
+    state: RunState, ended: round_types.RoundState, *, opened: bool, seconds: float
+) -> RoundRecord:
+    header = ended.header
+    members = header.ids if header is not None else ()
+    kind = header.kind.value if header is not None else ""
+    survivors = ended.survivors if opened else ()
+    return RoundRecord(
+        position=state.position + 1,
+        kind=kind,
+        r=ended.r,
+        hd=ended.hd,
+        opened=opened,
+        survivors=survivors,
+        dropped=tuple(node for node in members if opened and node not in survivors),
+        sum_sha256=ended.sum_sha256,
+        model_sha256=ended.model_sha256,
+        seconds=seconds,
+        reason=ended.reason,
+    )
+
+
+def _hopeless(state: RunState) -> bool:
+    last = state.history[-MAX_VOIDED_IN_A_ROW:]
+    return len(last) == MAX_VOIDED_IN_A_ROW and not any(record.opened for record in last)
+
+
+def sum_used(step: Step, event: SumUsed) -> None:
+    """The sum of the open round was used: close it."""
+    state = step.state
+    if state.round is None or state.round.hd != event.hd:
+        return
+    step.used = event
+    model = b"" if event.model is None else event.model.model_sha256
+    to_round(step, rounds.SumOpened(event.sum_sha256, model))
+
+
+def sum_refused(step: Step, event: SumRefused) -> None:
+    """The sum of the open round was out of range: void it."""
+    current = step.state.round
+    if current is not None and current.hd == event.hd:
+        to_round(step, rounds.SumOutOfRange())
+
+
+def round_message(step: Step, event: rounds.From) -> None:
+    """A step of a hospital in a round; a Ready that comes early is kept for the next one.
+
+    Raises:
+        Refusal: OUT_OF_TURN, no round is open; or the round refuses it.
+    """
+    state = step.state
+    if state.round is None and isinstance(event.message, Ready):
+        others = tuple(entry for entry in state.early if entry[0] != event.sender)
+        step.state = replace(state, early=(*others, (event.sender, event.message)))
+        return
+    if state.round is None:
+        raise Refusal("OUT_OF_TURN", "no round is open")
+    to_round(step, event)
+    if isinstance(event.message, Ready):
+        _open_when_ready(step)
+
+
+def gather_timer(state: RunState) -> str:
+    """Return the name of the timer that waits for hospitals to be ready for this round."""
+    epoch = 0 if state.session is None else state.session.terms.epoch
+    return f"{GATHER}:{epoch}:{state.next_r}"
+
+
+def gathered(step: Step) -> None:
+    """Enough hospitals are ready and the others were waited for: begin without them."""
+    state = step.state
+    if state.round is None or state.round.phase is not RoundPhase.COLLECTING or state.epoch_asked:
+        return
+    ready = {node for node, _ in state.round.ready} & state.connected
+    away = set(live(state).confirmed) - ready
+    if len(ready) >= fewest(state):
+        step.tell(Event.MEMBER_GONE, sites=names(away), round=state.position + 1, warning=True)
+        _open_round(step, ready)
