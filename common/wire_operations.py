@@ -5,17 +5,27 @@ Raises (all `decode_*`): Refusal BAD_MESSAGE, naming the field.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
-from common.errors import Refusal
 from common.ids import NAME_PATTERN, ConfigHash, RunId, SiteName, StudyId
 from common.messages import ReleaseNotice
 from common.views import RoundView, RunPhase, RunView, SiteView, StatusView, StudyView
-from common.wire import MAX_MANIFEST_BYTES, MAX_SIGNATURE, MAX_STUDY_BYTES, checked_chain
+from common.wire_checks import (
+    MAX_MANIFEST_BYTES,
+    MAX_SIGNATURE,
+    MAX_STUDY_BYTES,
+    at_most,
+    bad,
+    checked_chain,
+    checked_name,
+    exact,
+    finite,
+    many,
+    printable,
+)
 from fedcare.v1 import operations_pb2 as pb
 
 _NAME: Final = re.compile(NAME_PATTERN)
@@ -26,57 +36,10 @@ MAX_VIEW_TEXT: Final = 16 << 10
 
 _MAX_ENTRIES: Final = 200_000
 _HEX: Final = re.compile("[0-9a-f]{64}")
-_P = TypeVar("_P")
-_T = TypeVar("_T")
-
-
-def _bad(field: str, why: str) -> Refusal:
-    return Refusal("BAD_MESSAGE", f"{field} {why}")
-
-
-def _exact(value: bytes, field: str, *lengths: int) -> bytes:
-    if len(value) not in lengths:
-        wanted = " or ".join(str(length) for length in lengths)
-        raise _bad(field, f"is {len(value)} bytes long, not {wanted}")
-    return value
-
-
-def _at_most(value: bytes, field: str, limit: int) -> bytes:
-    if not 0 < len(value) <= limit:
-        raise _bad(field, f"is {len(value)} bytes long, not 1 to {limit}")
-    return value
-
-
-def _text(value: str, field: str) -> str:
-    if len(value) > MAX_VIEW_TEXT:
-        raise _bad(field, f"is longer than {MAX_VIEW_TEXT} characters")
-    if not value.isprintable():
-        raise _bad(field, "holds control characters")
-    return value
-
-
-def _finite(value: float, field: str) -> float:
-    if not math.isfinite(value):
-        raise _bad(field, "is not finite")
-    return value
-
-
-def _many(items: Iterable[_P], field: str, convert: Callable[[_P], _T]) -> tuple[_T, ...]:
-    listed = list(items)
-    if len(listed) > _MAX_ENTRIES:
-        raise _bad(field, f"has {len(listed)} entries, more than {_MAX_ENTRIES}")
-    return tuple(convert(item) for item in listed)
 
 
 def _names(items: Iterable[str], field: str) -> tuple[SiteName, ...]:
-    return _many(items, field, lambda site: SiteName(checked_name(site, field)))
-
-
-def checked_name(value: str, field: str) -> str:
-    """Return a study's or run's id that a caller sent, if it can be one."""
-    if not _NAME.fullmatch(value):
-        raise _bad(field, "is not a name of a-z, 0-9 and inner hyphens")
-    return value
+    return many(items, field, lambda site: SiteName(checked_name(site, field)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +54,10 @@ class Submission:
 
 def decode_submission(request: pb.SubmitStudyRequest) -> Submission:
     """Return what a researcher submits."""
-    study = _at_most(request.study, "study", MAX_STUDY_BYTES)
+    study = at_most(request.study, "study", MAX_STUDY_BYTES)
     if not _NAME.fullmatch(request.client_id) or len(request.client_id) > _MAX_REQUEST:
-        raise _bad("client_id", "is not a name of a-z, 0-9 and inner hyphens")
-    signature = _at_most(request.signature, "signature", MAX_SIGNATURE)
+        raise bad("client_id", "is not a name of a-z, 0-9 and inner hyphens")
+    signature = at_most(request.signature, "signature", MAX_SIGNATURE)
     chain = checked_chain(request.cert_chain, "cert_chain")
     return Submission(study, request.client_id, signature, chain)
 
@@ -120,14 +83,14 @@ def decode_submitted(answer: pb.SubmitStudyResponse) -> Submitted:
     return Submitted(
         StudyId(checked_name(answer.study_id, "study_id")),
         RunId(checked_name(answer.run_id, "run_id")),
-        ConfigHash(_exact(answer.config_hash, "config_hash", 32)),
+        ConfigHash(exact(answer.config_hash, "config_hash", 32)),
     )
 
 
 def decode_cancel(request: pb.CancelRunRequest) -> tuple[RunId, str]:
     """Return (run, reason)."""
     if len(request.reason) > _MAX_REASON or not request.reason.isprintable():
-        raise _bad("reason", f"is longer than {_MAX_REASON} characters or not printable")
+        raise bad("reason", f"is longer than {_MAX_REASON} characters or not printable")
     return RunId(checked_name(request.run_id, "run_id")), request.reason
 
 
@@ -138,7 +101,7 @@ def encode_content(view: StudyView, content: bytes) -> pb.GetStudyResponse:
 
 def decode_content(answer: pb.GetStudyResponse) -> tuple[StudyView, bytes]:
     """Return a study and its canonical form."""
-    return decode_study(answer.study), _at_most(answer.content, "content", MAX_STUDY_BYTES)
+    return decode_study(answer.study), at_most(answer.content, "content", MAX_STUDY_BYTES)
 
 
 def encode_release(notice: ReleaseNotice) -> pb.GetReleaseResponse:
@@ -152,8 +115,8 @@ def decode_release(run_id: RunId, answer: pb.GetReleaseResponse) -> ReleaseNotic
     """Return the release of the run that was asked for; nothing of it is verified yet."""
     return ReleaseNotice(
         run_id,
-        _at_most(answer.manifest, "manifest", MAX_MANIFEST_BYTES),
-        _at_most(answer.signature, "signature", MAX_SIGNATURE),
+        at_most(answer.manifest, "manifest", MAX_MANIFEST_BYTES),
+        at_most(answer.signature, "signature", MAX_SIGNATURE),
         checked_chain(answer.cert_chain, "cert_chain"),
     )
 
@@ -173,10 +136,15 @@ def decode_study(view: pb.StudyView) -> StudyView:
     """Return a study's view."""
     return StudyView(
         StudyId(checked_name(view.study_id, "study.study_id")),
-        ConfigHash(_exact(view.config_hash, "study.config_hash", 32)),
-        _text(view.title, "study.title"),
-        _text(view.owner, "study.owner"),
-        _many(view.run_ids, "study.run_ids", lambda x: RunId(checked_name(x, "study.run_ids"))),
+        ConfigHash(exact(view.config_hash, "study.config_hash", 32)),
+        printable(view.title, "study.title", MAX_VIEW_TEXT),
+        printable(view.owner, "study.owner", MAX_VIEW_TEXT),
+        many(
+            view.run_ids,
+            "study.run_ids",
+            lambda x: RunId(checked_name(x, "study.run_ids")),
+            _MAX_ENTRIES,
+        ),
     )
 
 
@@ -194,9 +162,9 @@ def _decode_site(view: pb.SiteView) -> SiteView:
     return SiteView(
         SiteName(checked_name(view.site, "site.site")),
         view.connected,
-        _text(view.state, "site.state"),
-        _text(view.waiting_for, "site.waiting_for"),
-        _text(view.objection, "site.objection"),
+        printable(view.state, "site.state", MAX_VIEW_TEXT),
+        printable(view.waiting_for, "site.waiting_for", MAX_VIEW_TEXT),
+        printable(view.objection, "site.objection", MAX_VIEW_TEXT),
     )
 
 
@@ -217,14 +185,14 @@ def _encode_round(view: RoundView) -> pb.RoundView:
 def _decode_round(view: pb.RoundView) -> RoundView:
     return RoundView(
         number=view.number,
-        kind=_text(view.kind, "round.kind"),
-        state=_text(view.state, "round.state"),
+        kind=printable(view.kind, "round.kind", MAX_VIEW_TEXT),
+        state=printable(view.state, "round.state", MAX_VIEW_TEXT),
         survivors=_names(view.survivors, "round.survivors"),
         dropped=_names(view.dropped, "round.dropped"),
-        seconds=_finite(view.seconds, "round.seconds"),
-        reason=_text(view.reason, "round.reason"),
-        header_digest=_exact(view.header_digest, "round.header_digest", 32),
-        sum_sha256=_exact(view.sum_sha256, "round.sum_sha256", 0, 32),
+        seconds=finite(view.seconds, "round.seconds"),
+        reason=printable(view.reason, "round.reason", MAX_VIEW_TEXT),
+        header_digest=exact(view.header_digest, "round.header_digest", 32),
+        sum_sha256=exact(view.sum_sha256, "round.sum_sha256", 0, 32),
     )
 
 
@@ -251,26 +219,29 @@ def decode_run(view: pb.RunView) -> RunView:
     try:
         phase = RunPhase(view.state)
     except ValueError:
-        raise _bad("run.state", "is not one this version knows") from None
+        raise bad("run.state", "is not one this version knows") from None
     if view.model_sha256 and not _HEX.fullmatch(view.model_sha256):
-        raise _bad("run.model_sha256", "is not 64 hexadecimal digits")
+        raise bad("run.model_sha256", "is not 64 hexadecimal digits")
     return RunView(
         run_id=RunId(checked_name(view.run_id, "run.run_id")),
         study_id=StudyId(checked_name(view.study_id, "run.study_id")),
         state=phase,
         round=view.round,
         rounds=view.rounds,
-        sites=_many(view.sites, "run.sites", _decode_site),
-        history=_many(view.history, "run.history", _decode_round),
-        pooled=_many(
+        sites=many(view.sites, "run.sites", _decode_site),
+        history=many(view.history, "run.history", _decode_round, _MAX_ENTRIES),
+        pooled=many(
             view.pooled,
             "run.pooled",
-            lambda m: (_text(m.name, "metric.name"), _finite(m.value, "metric.value")),
+            lambda m: (
+                printable(m.name, "metric.name"),
+                finite(m.value, "metric.value"),
+            ),
         ),
         model_sha256=view.model_sha256,
-        reason=_text(view.reason, "run.reason"),
-        seconds=_finite(view.seconds, "run.seconds"),
-        seconds_to_first_round=_finite(view.seconds_to_first_round, "run.seconds_to_first_round"),
+        reason=printable(view.reason, "run.reason", MAX_VIEW_TEXT),
+        seconds=finite(view.seconds, "run.seconds"),
+        seconds_to_first_round=finite(view.seconds_to_first_round, "run.seconds_to_first_round"),
     )
 
 
@@ -289,8 +260,8 @@ def decode_status(view: pb.GetStatusResponse) -> StatusView:
     """Return the coordinator's status."""
     return StatusView(
         federation=checked_name(view.federation, "status.federation"),
-        software=_text(view.software, "status.software"),
-        sites=_many(view.sites, "status.sites", _decode_site),
-        runs=_many(view.runs, "status.runs", decode_run),
-        uptime_s=_finite(view.uptime_s, "status.uptime_s"),
+        software=printable(view.software, "status.software", MAX_VIEW_TEXT),
+        sites=many(view.sites, "status.sites", _decode_site),
+        runs=many(view.runs, "status.runs", decode_run, _MAX_ENTRIES),
+        uptime_s=finite(view.uptime_s, "status.uptime_s"),
     )

@@ -24,9 +24,9 @@ from common.wire import (
     encode_coordinator,
     encode_piece,
 )
+from common.wire_checks import checked_name
 from common.wire_operations import (
     Submitted,
-    checked_name,
     decode_cancel,
     decode_submission,
     encode_content,

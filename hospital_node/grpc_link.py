@@ -29,8 +29,8 @@ from common.wire import (
     encode_download,
     encode_node,
     encode_upload,
-    parsed,
 )
+from common.wire_checks import parsed
 from fedcare.v1 import aggregation_pb2 as pb
 from fedcare.v1.aggregation_pb2_grpc import AggregationStub
 from hospital_node.link import CoordinatorOut, Link, NodeOut

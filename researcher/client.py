@@ -31,7 +31,8 @@ from common.messages import DownloadChunk, ReleaseNotice
 from common.transport.status import remote_errors
 from common.transport.tls import channel
 from common.views import RunView, StatusView, StudyView
-from common.wire import decode_piece, encode_download, parsed
+from common.wire import decode_piece, encode_download
+from common.wire_checks import parsed
 from common.wire_operations import (
     Submitted,
     decode_content,

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import wire
+from common import wire, wire_checks
 from common import wire_operations as people
 from common.errors import Refusal
 from common.ids import RunId
@@ -179,7 +179,7 @@ def _lengths(comment: str) -> Lengths:
     if "1 MiB but for the last chunk" in comment:
         return Lengths(most=CHUNK_BYTES)
     if "33-byte shares" in comment or "as SealedShares.ct" in comment:
-        return Lengths(most=33 * wire.MAX_MEMBERS + 16)
+        return Lengths(most=33 * wire_checks.MAX_MEMBERS + 16)
     exact = re.search(r"(\d+) bytes", comment)
     if exact is None:
         raise AssertionError(f"a comment that states no length: {comment!r}")
@@ -388,7 +388,9 @@ MAY_BE_EMPTY: Final = ("heartbeat", "hello", "roster")
 
 @pytest.mark.parametrize(("case", "spot"), _lists())
 def test_a_list_without_end_is_refused(case: Case, spot: Spot) -> None:
-    times = wire.MAX_RANGES + 1 if spot.field.name == "ranges" else wire.MAX_MEMBERS + 1
+    times = (
+        wire_checks.MAX_RANGES + 1 if spot.field.name == "ranges" else wire_checks.MAX_MEMBERS + 1
+    )
     _refused(case, spot.repeated(case.message, times), spot)
 
 
