@@ -1,0 +1,199 @@
+"""Processes die at every durable write, and the federation ends with the same model.
+
+Faults F01 to F14: right after a write (what follows it was not done) and right before
+(nobody may have been told of it yet). The disk is all that a new process finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from common.ids import hospital_id
+from common.messages import UploadChunk
+from common.secagg.messages import Certificate, Commit, Ready, Release, RoundStart, UploadEnd
+from coordinator.run_state import RunState
+from tests.federation import NAME, SITES, Federation, names
+
+NODE_WRITES = 22
+"""At least as many as a node makes in two rounds; later ones never come."""
+
+APPENDS = 26
+"""At least as many groups of facts as a coordinator stores in two rounds."""
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The final model's digest when nobody dies."""
+
+    async def run() -> bytes:
+        async with Federation(tmp_path_factory.mktemp("fed") / "f") as fed:
+            return model_of(await fed.run())
+
+    return asyncio.run(run())
+
+
+def model_of(run: RunState) -> bytes:
+    assert run.model is not None
+    return run.model.model_sha256
+
+
+def check_all_took_part(fed: Federation, run: RunState, undisturbed: bytes) -> None:
+    fed.check(run)
+    assert [names(record.survivors) for record in run.history] == [set(SITES)] * 2
+    assert model_of(run) == undisturbed
+
+
+async def check_kept_everywhere(fed: Federation, run: RunState) -> None:
+    """Every hospital ends with the very model that the manifest names."""
+    assert run.model is not None
+    for site in SITES:
+        kept = fed.plan.site_folder(site) / "state" / "releases" / run.run_id
+        await fed.until((kept / "model.safetensors").is_file)
+        file = (kept / "model.safetensors").read_bytes()
+        assert hashlib.sha256(file).digest() == run.model.object_sha256
+
+
+# --- a node -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", range(1, NODE_WRITES + 1))
+async def test_a_node_that_dies_after_any_write_is_back_before_anybody_misses_it(
+    tmp_path: Path, write: int, undisturbed: bytes
+) -> None:
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+        await fed.until(lambda: "hungarian" in fed.nodes)
+        await fed.stop("hungarian")
+        fed.start("hungarian", kill_at_write=write)
+        run = await fed.run()
+        check_all_took_part(fed, run, undisturbed)
+        await check_kept_everywhere(fed, run)
+
+
+async def test_the_writes_of_a_node_are_all_tried(tmp_path: Path) -> None:
+    async with Federation(tmp_path / "f") as fed:
+        await fed.stop("hungarian")
+        fed.start("hungarian", kill_at_write=10_000)
+        await fed.run()
+        await fed.until(lambda: fed.ended("hungarian"))
+        assert 10 <= fed.writes["hungarian"] <= NODE_WRITES
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Ready, UploadChunk, UploadEnd, Commit, Certificate, Release],
+    ids=lambda kind: kind.__name__,
+)
+async def test_a_node_that_dies_at_a_message_does_not_train_twice_once_its_input_is_final(
+    tmp_path: Path, kind: type, undisturbed: bytes
+) -> None:
+    async with Federation(tmp_path / "f", suite="hybrid", gather="10s") as fed:
+        fed.on_send("va", kind, fed.crash)
+        run = await fed.run()
+        check_all_took_part(fed, run, undisturbed)
+        assert fed.crashes == 1
+        assert fed.count("round.training", site="va") == 2
+
+
+async def test_a_nonce_dies_with_its_process_and_the_round_closes_without_its_node(
+    tmp_path: Path,
+) -> None:
+    """Nonces are never stored: a node refuses the header that carries one it lost."""
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+        fed.on_send("va", RoundStart, fed.crash)
+        run = await fed.run()
+        fed.check(run)
+        took_part = [names(record.survivors) for record in run.history]
+        assert took_part == [set(SITES) - {"va"}, set(SITES)]
+        assert "HEADER_NONCE" in dict(run.trouble)[hospital_id(NAME, "va")]
+
+
+# --- the coordinator ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("append", range(1, APPENDS + 1))
+async def test_a_coordinator_that_dies_at_any_write_goes_on_to_the_same_model(
+    tmp_path: Path, append: int, before: bool, undisturbed: bytes
+) -> None:
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+        fed.kill_coordinator_at = append
+        fed.kill_before_writing = before
+        run = await fed.run()
+        check_all_took_part(fed, run, undisturbed)
+        await check_kept_everywhere(fed, run)
+
+
+async def test_the_writes_of_a_coordinator_are_all_tried(tmp_path: Path) -> None:
+    async with Federation(tmp_path / "f") as fed:
+        await fed.run()
+        assert 12 <= fed.appended <= APPENDS
+
+
+async def test_a_coordinator_that_dies_again_and_again_gets_there(
+    tmp_path: Path, undisturbed: bytes
+) -> None:
+    """A crash loop (F15): every second write kills it."""
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+        fed.kill_coordinator_every = 2
+        run = await fed.run()
+        check_all_took_part(fed, run, undisturbed)
+        assert fed.crashes >= 6
+
+
+# --- all at once -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Ready, UploadEnd, Commit, Release])
+async def test_a_power_cut_for_everybody_loses_nothing(
+    tmp_path: Path, kind: type, undisturbed: bytes
+) -> None:
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+
+        async def cut(_site: str) -> None:
+            fed.later(fed.power_cut())
+            for site in SITES:
+                await fed.cut(site)
+
+        fed.on_send("switzerland", kind, cut)
+        run = await fed.run()
+        check_all_took_part(fed, run, undisturbed)
+        await check_kept_everywhere(fed, run)
+
+
+async def test_a_power_cut_that_takes_all_nonces_voids_the_round_and_says_so(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+
+        async def cut(_site: str) -> None:
+            fed.later(fed.power_cut())
+            for site in SITES:
+                await fed.cut(site)
+
+        fed.on_send(SITES[0], RoundStart, cut)
+        run = await fed.run()
+        fed.check(run)
+        states = [(record.position, record.opened) for record in run.history]
+        assert states == [(1, False), (1, True), (2, True)]
+        assert run.history[0].reason == "NOT_ENOUGH"
+
+
+async def test_after_the_end_a_coordinator_that_starts_again_still_has_the_release(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "f", deadline="1s") as fed:
+        fed.on_send("va", Release, fed.kill, skip=1)
+        run = await fed.run()
+        assert names(run.receipts) == set(SITES) - {"va"}
+        await fed.restart_coordinator()
+        fed.start("va")
+        await fed.until(lambda: len(fed.state.receipts) == len(SITES))
+        await check_kept_everywhere(fed, fed.state)
+        view = fed.driver.view() if fed.driver is not None else None
+        assert view is not None
+        assert run.model is not None
+        assert view.model_sha256 == run.model.model_sha256.hex()
