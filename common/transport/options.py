@@ -1,6 +1,6 @@
 """Every gRPC setting of this product, one row each: value, unit and reason.
 
-The numbers follow from faults that were tried (docs/reliability.md; F17, F21, F43,
+The numbers follow from faults that were tried (F17, F21, F43,
 F48, F51 to F53). All three keepalive numbers are needed together: without
 `http2.ping_timeout_ms` a frozen peer was noticed only after a minute.
 """
