@@ -54,6 +54,9 @@ from hospital_node.worker import Worker
 STATUS_EVERY_S: Final = 1.0
 """The status file is rewritten at most this often."""
 
+MOST_ERRANDS: Final = 32
+"""Offers and releases worked on at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
@@ -277,9 +280,9 @@ class Node:
             case Welcome() | Heartbeat():
                 pass
             case StudyOffer():
-                self._errand(f"offer {message.run_id}", self._consider(name, message))
+                await self._errand(f"offer {message.run_id}", self._consider(name, message))
             case ReleaseNotice():
-                self._errand(f"release {message.run_id}", self._release(name, message))
+                await self._errand(f"release {message.run_id}", self._release(name, message))
             case RunEnded():
                 self._ended(message)
             case _:
@@ -302,15 +305,20 @@ class Node:
             case BeginEpoch() if message.task != name:
                 await self._slot.send(name, Refused(b"", "BAD_MESSAGE", "an epoch of another task"))
             case _:
-                task.put(message)
+                await task.hear(message)
 
-    def _errand(self, key: str, work: Coroutine[Any, Any, None]) -> None:
-        """Run something that may take long; the same thing is not run twice at once."""
+    async def _errand(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+        """Start something that may take long; the same thing is not run twice at once.
+
+        Waits while too much is under way: then nothing more is read from the coordinator.
+        """
         known = self._errands.get(key)
         if known is not None and not known.done():
             work.close()
             return
-        self._errands = {name: job for name, job in self._errands.items() if not job.done()}
+        while len(self._errands) >= MOST_ERRANDS:
+            await asyncio.wait(self._errands.values(), return_when=asyncio.FIRST_COMPLETED)
+            self._errands = {name: job for name, job in self._errands.items() if not job.done()}
         self._errands[key] = asyncio.create_task(self._logged(work), name=key)
 
     async def _logged(self, work: Coroutine[Any, Any, None]) -> None:

@@ -184,6 +184,7 @@ class RoundJobs:
         wanted = start.header.model_sha256
         schema = (await self._open_work()).model_schema()
         path = around.store.model_path(wanted)
+        around.shelf.fetching(self._task, wanted)
         left = around.shelf.candidate(wanted)
         if left and await asyncio.to_thread(digest_of_file, path, schema) == wanted:
             around.shelf.keep(self._task, wanted)

@@ -2,7 +2,8 @@
 
 The same offer always gets the same answer, also after a restart: a consent is a
 promise, and a changed policy applies to new offers. An offer whose text does not match
-its hash, or a run id that comes back with another study, is refused without a record.
+its hash, a run id that comes back with another study, and a study that its owner has not
+signed are refused without a record: whoever offers cannot fill this hospital's disk.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from common.clock import Clock
@@ -24,6 +27,9 @@ from hospital_node.work import Desk
 
 SHOWN: Final = 20
 """Decisions shown by `fedcare node status`, the latest."""
+
+MOST_DECISIONS: Final = 5000
+"""Decisions kept; a signed study can be offered again and again under new run ids."""
 
 
 class OfferBook:
@@ -43,6 +49,8 @@ class OfferBook:
         self._clock = clock
         self._log = log
         self._known: dict[RunId, DecisionRecord] = {}
+        self._turned_away: deque[DecisionRecord] = deque(maxlen=SHOWN)
+        self._turn = asyncio.Lock()
 
     def restore(self) -> dict[RunId, DecisionRecord]:
         """Read the decisions back and return them.
@@ -63,18 +71,29 @@ class OfferBook:
         Raises:
             StateError: DISK; then no answer may be given.
         """
+        async with self._turn:  # judging loads the data: one table at a time
+            return await self._consider(offer)
+
+    async def _consider(self, offer: StudyOffer) -> tuple[StudyDecision, DecisionRecord | None]:
         known = self._known.get(offer.run_id)
         if known is not None and known.config_hash == offer.config_hash:
             return _answer(known), known
         wrong = _mismatch(offer, known)
-        if wrong is not None:
-            answer = StudyDecision(
-                offer.run_id, offer.config_hash, accepted=False, objections=wrong
-            )
-            return answer, None
+        wrong = wrong or self._owner_objections(offer) or self._no_room()
+        if wrong:
+            record = replace(self._record(offer, wrong), study=b"")
+            self._turned_away.append(record)
+            self._say(record)
+            return _answer(record), None
         objections = await asyncio.to_thread(self._desk.judge, offer.study, offer.config_hash)
-        objections = (*objections, *self._owner_objections(offer))
-        record = DecisionRecord(
+        record = self._record(offer, objections)
+        self._store.save_decision(record)
+        self._known[record.run_id] = record
+        self._say(record)
+        return _answer(record), record
+
+    def _record(self, offer: StudyOffer, objections: tuple[Objection, ...]) -> DecisionRecord:
+        return DecisionRecord(
             run_id=offer.run_id,
             config_hash=offer.config_hash,
             study=offer.study,
@@ -82,10 +101,6 @@ class OfferBook:
             objections=objections,
             decided_at=int(self._clock.unix()),
         )
-        self._store.save_decision(record)
-        self._known[record.run_id] = record
-        self._say(record)
-        return _answer(record), record
 
     def _owner_objections(self, offer: StudyOffer) -> tuple[Objection, ...]:
         """The coordinator cannot make a study in somebody's name: its owner signed it."""
@@ -93,9 +108,15 @@ class OfferBook:
             self._verify_owner(offer, int(self._clock.unix()))
         except Refusal as refusal:
             return (Objection(refusal.name, refusal.detail[:1000]),)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return (Objection("OWNER_SIGNATURE", "the study names no owner"),)
         return ()
+
+    def _no_room(self) -> tuple[Objection, ...]:
+        if len(self._known) < MOST_DECISIONS:
+            return ()
+        detail = f"this hospital keeps {MOST_DECISIONS} decisions; its operator has to clear some"
+        return (Objection("BUSY", detail),)
 
     def ended(self, record: DecisionRecord) -> None:
         """Take note of a record whose run ended."""
@@ -103,7 +124,8 @@ class OfferBook:
 
     def summary(self) -> list[dict[str, object]]:
         """Return the latest decisions for the status screen."""
-        latest = sorted(self._known.values(), key=lambda record: record.decided_at)[-SHOWN:]
+        shown = {record.run_id: record for record in self._turned_away} | self._known
+        latest = sorted(shown.values(), key=lambda record: record.decided_at)[-SHOWN:]
         return [
             {
                 "run": record.run_id,
@@ -127,7 +149,7 @@ def _answer(record: DecisionRecord) -> StudyDecision:
     return StudyDecision(record.run_id, record.config_hash, record.accepted, record.objections)
 
 
-def _mismatch(offer: StudyOffer, known: DecisionRecord | None) -> tuple[Objection, ...] | None:
+def _mismatch(offer: StudyOffer, known: DecisionRecord | None) -> tuple[Objection, ...]:
     if known is not None:
         detail = f"run {offer.run_id} was decided on with another study"
     elif ConfigHash(hashlib.sha256(offer.study).digest()) != offer.config_hash:
@@ -135,7 +157,7 @@ def _mismatch(offer: StudyOffer, known: DecisionRecord | None) -> tuple[Objectio
     elif not offer.study.isascii():
         detail = "the study is not in canonical form: it holds a byte that is not ASCII"
     else:
-        return None
+        return ()
     return (Objection("CONFIG_HASH", detail),)
 
 

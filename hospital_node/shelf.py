@@ -17,7 +17,9 @@ class ModelShelf:
         self._store = store
         self._kept: dict[str, list[Sha256]] = {"": list(store.models()[-MODELS_KEPT:])}
         self._held: set[Sha256] = set()
+        self._coming: dict[str, Sha256] = {}
         self._remove(set(store.models()))
+        store.drop_partial_models(store.partial_models()[:-MODELS_KEPT])
 
     def holds(self, model: Sha256) -> bool:
         """Whether this process has checked the file's contents."""
@@ -26,6 +28,17 @@ class ModelShelf:
     def candidate(self, model: Sha256) -> bool:
         """Whether an earlier process left a file of that name."""
         return self._store.model_path(model).exists()
+
+    def fetching(self, task: str, model: Sha256) -> None:
+        """Note what a task fetches now; what it began before and left half done goes.
+
+        Raises:
+            StateError: DISK.
+        """
+        before = self._coming.get(task)
+        self._coming[task] = model
+        if before is not None and before not in self._coming.values():
+            self._store.drop_partial_models((before,))
 
     def expect(self, task: str, model: Sha256) -> None:
         """Note that a task's open round will want this model, whatever lies there."""

@@ -225,6 +225,23 @@ class NodeStore:
         found = sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
         return tuple(Sha256(bytes.fromhex(path.stem)) for path in found)
 
+    def partial_models(self) -> tuple[Sha256, ...]:
+        """Return the models of which a part is on disk, oldest first."""
+        suffix = f".safetensors{files.TEMPORARY}"
+        paths = (self.root / "models").glob(f"*{suffix}")
+        found = sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return tuple(Sha256(bytes.fromhex(path.name.removesuffix(suffix))) for path in found)
+
+    def drop_partial_models(self, models: tuple[Sha256, ...]) -> None:
+        """Remove what came of models that nobody fetches any more.
+
+        Raises:
+            StateError: DISK.
+        """
+        for model in models:
+            path = self.model_path(model)
+            files.remove(path.with_name(path.name + files.TEMPORARY))
+
     # --- releases, reports, status --------------------------------------------------------
 
     def release_directory(self, run_id: RunId) -> Path:

@@ -78,6 +78,9 @@ from hospital_node.work import Work
 LOCAL_LIMIT_S: Final = 3600.0
 """A round that lasts longer than this, and than three deadlines, is closed here."""
 
+MOST_UNREAD: Final = 256
+"""Messages of the coordinator that may wait here; beyond that nothing more is read."""
+
 _DEADLINES: Final = 3
 _RESUME_S: Final = 30.0
 """How long an answer to `Resume` may take."""
@@ -111,6 +114,7 @@ class Task:
         self._state = state
         self._around = around
         self._inbox: asyncio.Queue[Item] = asyncio.Queue()
+        self._read = asyncio.Event()
         self._work: Work | None = None
         self._opening = asyncio.Lock()
         self._jobs = RoundJobs(name, around, self.open_work, self.put, self._logger)
@@ -133,6 +137,13 @@ class Task:
     def put(self, item: Item) -> None:
         """Hand in a message or event; it is handled in turn."""
         self._inbox.put_nowait(item)
+
+    async def hear(self, item: Item) -> None:
+        """Hand in what the coordinator said; waits while too much of it is unread."""
+        while self._inbox.qsize() >= MOST_UNREAD:
+            self._read.clear()
+            await self._read.wait()
+        self.put(item)
 
     def resumed(self, answer: ResumeState) -> None:
         """Hand in the answer to a `Resume`; does not wait its turn."""
@@ -215,6 +226,7 @@ class Task:
         try:
             while True:
                 item = await self._inbox.get()
+                self._read.set()
                 try:
                     await self._take(item)
                 except FedError as failure:
