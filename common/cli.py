@@ -297,6 +297,10 @@ def _os_error(error: OSError) -> FedError:
     match error.errno:
         case errno.ENOENT | errno.EACCES | errno.EISDIR | errno.ENOTDIR | errno.EPERM:
             return ConfigError("FILE_MISSING", f"{where}{reason}")
+        case errno.ENAMETOOLONG | errno.ELOOP:
+            return ConfigError("FILE_MISSING", f"{where}{reason}")
+        case errno.EEXIST | errno.ENOTEMPTY:
+            return ConfigError("OUTPUT_EXISTS", f"{where}{reason}")
         case errno.ENOSPC | errno.EDQUOT | errno.EIO | errno.EROFS:
             return FedError("DISK", f"{where}{reason}")
         case errno.EADDRINUSE:

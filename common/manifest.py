@@ -110,7 +110,8 @@ class Manifest(Section):
         try:
             manifest = validate(parse_json(raw, MANIFEST_FILE), Manifest, SCHEMA)
         except FedError as error:
-            raise StateError("MODEL_INVALID", error.detail) from None
+            fix = error.fix if error.name == "SCHEMA_VERSION" else None
+            raise StateError("MODEL_INVALID", error.detail, fix=fix) from None
         if [entry.chain for entry in manifest.rounds] != list(chained(manifest.rounds)):
             raise StateError("MODEL_INVALID", f"{MANIFEST_FILE}: its chain of rounds is broken")
         return manifest

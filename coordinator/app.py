@@ -21,7 +21,7 @@ import grpc
 
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
-from common.errors import ConfigError, ConnectError, StateError
+from common.errors import ConfigError, ConnectError, IdentityError, StateError
 from common.events import Event
 from common.identity import Identity, load_identity
 from common.ids import NodeId, hospital_id
@@ -56,8 +56,16 @@ def lock_state(state_dir: Path) -> TextIO:
 
     Raises:
         StateError: STATE_LOCKED.
+        ConfigError: BAD_VALUE, a file stands where the folder should.
     """
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(
+            "BAD_VALUE",
+            f"{state_dir}: a file stands where a folder is needed",
+            fix="Move the file away, or name another state_dir.",
+        ) from None
     handle = (state_dir / "lock").open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,14 +81,8 @@ def build_service(
     """Return the coordinator without a transport; call `recover` inside a running loop.
 
     Raises:
-        ConfigError: BAD_VALUE, the certificate is of another role or federation.
         StateError: the store cannot be opened.
     """
-    if identity.role is not Role.COORDINATOR or identity.federation != config.federation:
-        raise ConfigError(
-            "BAD_VALUE",
-            f"the certificate is of {identity.spiffe}, not of a coordinator of {config.federation}",
-        )
     state_dir = config.path(config.state_dir)
     members = frozenset(hospital_id(config.federation, site) for site in config.members)
     waits = config.timing
@@ -109,14 +111,23 @@ def own_identity(config: CoordinatorConfig, clock: Clock) -> Identity:
     """Load the coordinator's certificate and key.
 
     Raises:
-        ConfigError, IdentityError: a file is missing, wrong or out of date.
+        ConfigError, IdentityError: a file is missing, wrong, out of date, or of another
+            role or federation.
     """
-    return load_identity(
-        certificate=config.path(config.tls.certificate),
+    certificate = config.path(config.tls.certificate)
+    identity = load_identity(
+        certificate=certificate,
         key=config.path(config.tls.key),
         ca=config.path(config.tls.ca),
         now_unix=clock.unix(),
     )
+    if identity.role is not Role.COORDINATOR or identity.federation != config.federation:
+        raise IdentityError(
+            "IDENTITY",
+            f"{certificate} is of {identity.spiffe}, not of a coordinator of {config.federation}",
+            fix="Correct the file's federation, or have a new one issued with `fedcare pki issue`.",
+        )
+    return identity
 
 
 def serving_address(config: CoordinatorConfig) -> str:
@@ -124,17 +135,25 @@ def serving_address(config: CoordinatorConfig) -> str:
 
     Raises:
         ConnectError: UNREACHABLE, none is.
+        StateError: STATE_DAMAGED, the file that says it does not.
     """
     mark = config.path(config.state_dir) / ADDRESS_FILE
     try:
-        address = mark.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
+        address = mark.read_text(encoding="ascii", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
         raise ConnectError(
             "UNREACHABLE",
             f"no coordinator of {config.federation} is running here",
             fix="Start it with `fedcare coordinator serve`.",
         ) from None
-    host, port = split_address(address)
+    try:
+        host, port = split_address(address)
+    except ConfigError:
+        raise StateError(
+            "STATE_DAMAGED",
+            f"{mark} is no address",
+            fix="Start the coordinator: it writes it anew.",
+        ) from None
     return f"127.0.0.1:{port}" if host in ("0.0.0.0", "::") else address  # noqa: S104 - compared
 
 

@@ -46,16 +46,22 @@ def status(
     """Show who is connected and what every open run waits for."""
     del as_json
     from common.clock import SystemClock
+    from common.errors import ConfigError
     from common.identity import load_identity
     from coordinator.app import own_identity, serving_address
     from coordinator.config import CoordinatorConfig
     from coordinator.status import ask, data_of, screen
 
+    clock = SystemClock()
     if tls is not None and coordinator is not None:
-        address, identity = coordinator, load_identity(tls, now_unix=SystemClock().unix())
+        address, identity = coordinator, load_identity(tls, now_unix=clock.unix())
+    elif tls is not None and not config.exists():
+        raise ConfigError("BAD_ARGUMENT", "--tls without a --config needs --coordinator HOST:PORT")
     else:
         settings = CoordinatorConfig.read(config)
         address = coordinator or serving_address(settings)
-        identity = own_identity(settings, SystemClock())
+        identity = (
+            load_identity(tls, now_unix=clock.unix()) if tls else own_identity(settings, clock)
+        )
     view = asyncio.run(ask(address, identity))
     return Outcome(data_of(view), screen(view))

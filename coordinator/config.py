@@ -16,11 +16,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PrivateAttr
 
-from common.config import Label, Seconds, Section, load, no_repeats
+from common.config import Seconds, Section, load, no_repeats
+from common.site import SiteId
+from common.text import show
 
 SCHEMA: Final = "fedcare.coordinator/v1"
+
+_DATABASES: Final = ("sqlite", "postgresql")
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
+        raise ValueError(f'must be host:port, such as "0.0.0.0:8443", not {show(value)}')
+    return value
+
+
+def _database(value: str) -> str:
+    """Refuse what is no database URL; the text is not shown, it may hold a password."""
+    kind = value.partition("://")[0].partition("+")[0]
+    if "://" not in value or kind not in _DATABASES:
+        raise ValueError(f"must be a URL of {' or '.join(_DATABASES)}, such as sqlite:////srv/x.db")
+    return value
+
+
+Wait = Annotated[Seconds, Field(gt=0)]
 
 
 class TlsFiles(Section):
@@ -41,27 +63,27 @@ class Timing(Section):
     """
 
     enrolment_grace: Seconds = 20.0
-    setup: Seconds = 30.0
+    setup: Wait = 30.0
     gather: Seconds = 2.0
     release: Seconds = 30.0
-    heartbeat: Seconds = 10.0
+    heartbeat: Wait = 10.0
 
 
 class CoordinatorConfig(Section):
     """Everything the coordinator is told; all durations in seconds."""
 
     schema_: Annotated[Literal["fedcare.coordinator/v1"], Field(alias="schema")]
-    federation: Label
-    listen: str = "127.0.0.1:8443"
+    federation: SiteId
+    listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:8443"
     state_dir: str = "state"
-    store: str | None = None
+    store: Annotated[str, AfterValidator(_database)] | None = None
     """Database URL; the embedded one in the state directory unless given."""
     tls: TlsFiles = TlsFiles()
-    members: Annotated[tuple[Label, ...], Field(min_length=2), AfterValidator(no_repeats)]
+    members: Annotated[tuple[SiteId, ...], Field(min_length=2), AfterValidator(no_repeats)]
     timing: Timing = Timing()
     bulk_streams: Annotated[int, Field(ge=1, le=64)] = 2
     """Uploads, and downloads, that run at the same time; each costs about 3 MiB."""
-    folder: Path = Field(default=Path(), exclude=True)
+    _folder: Path = PrivateAttr(default=Path())
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -71,8 +93,9 @@ class CoordinatorConfig(Section):
             ConfigError: see `common.config.load`.
         """
         loaded = load(path, cls, SCHEMA).value
-        return loaded.model_copy(update={"folder": path.parent})
+        loaded._folder = path.parent  # noqa: SLF001 - of this very class; no key of the file
+        return loaded
 
     def path(self, name: str) -> Path:
         """Return a path of this file, relative to the file's own folder."""
-        return self.folder / name
+        return self._folder / name

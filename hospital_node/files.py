@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from common.errors import StateError
+from common.errors import ConfigError, StateError
 
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
@@ -35,13 +35,33 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise StateError("DISK", f"{path}: {failure.strerror or failure}") from failure
 
 
+@contextlib.contextmanager
+def misplaced(path: Path) -> Iterator[None]:
+    """Tell a wrong path from a failing disk while the folder `path` is made.
+
+    Raises:
+        ConfigError: BAD_VALUE, a file stands there or on the way; FILE_MISSING, forbidden.
+    """
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(
+            "BAD_VALUE",
+            f"{path}: a file stands where a folder is needed",
+            fix="Move the file away, or name another folder.",
+        ) from None
+    except PermissionError:
+        raise ConfigError("FILE_MISSING", f"{path}: this user may not make this folder") from None
+
+
 def make_directory(path: Path) -> None:
     """Create a directory of mode 0700 where none is.
 
     Raises:
+        ConfigError: BAD_VALUE, a file stands there or on the way; FILE_MISSING, forbidden.
         StateError: DISK, it cannot be made.
     """
-    with disk_errors(path):
+    with disk_errors(path), misplaced(path):
         path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
 
 

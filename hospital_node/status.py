@@ -11,6 +11,8 @@ from typing import Any
 from common.errors import ConfigError, StateError
 from hospital_node.store import is_locked
 
+_KEYS = frozenset({"site", "federation", "connected", "attempts", "tasks", "decisions"})
+
 
 def read_status(state_dir: Path) -> dict[str, Any]:
     """Return the node's status; `running` says whether a process holds the directory now.
@@ -29,9 +31,15 @@ def read_status(state_dir: Path) -> dict[str, Any]:
             fix="Start it with `fedcare node serve`, or name another --config.",
         ) from None
     except (OSError, ValueError) as failure:
-        raise StateError("STATE_DAMAGED", f"{path}: {failure}") from None
-    if not isinstance(found, dict):
-        raise StateError("STATE_DAMAGED", f"{path} is not a status file")
+        raise StateError(
+            "STATE_DAMAGED", f"{path}: {failure}", fix="Start the node: it writes the file anew."
+        ) from None
+    if not isinstance(found, dict) or not found.keys() >= _KEYS:
+        raise StateError(
+            "STATE_DAMAGED",
+            f"{path} is not a status file of this version",
+            fix="Start the node: it writes the file anew.",
+        )
     running = is_locked(state_dir)
     return {**found, "running": running, "connected": running and found.get("connected") is True}
 

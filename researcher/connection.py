@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_SEED = 2**63 - 1
+"""As in the study schema; said here too, so that the message names the option."""
+
 CoordinatorOption = Annotated[
     str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the coordinator listens.")
 ]
@@ -34,7 +37,8 @@ ProxyOption = Annotated[
     typer.Option("--proxy", metavar="URL", help="http://host:port, or `direct` for none."),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Training seed, in place of the study's.")
+    int | None,
+    typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed, in place of the study's."),
 ]
 
 

@@ -22,7 +22,8 @@ def demo(
         Path, typer.Option("--out", metavar="DIR", help="New, empty, or a previous demo's folder.")
     ],
     rounds: Annotated[
-        int | None, typer.Option("--rounds", metavar="N", min=1, help="Training rounds.")
+        int | None,
+        typer.Option("--rounds", metavar="N", min=1, max=100_000, help="Training rounds."),
     ] = None,
     seed: SeedOption = None,
     as_json: JsonFlag = False,

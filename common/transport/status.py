@@ -11,6 +11,7 @@ certificate and clock, then at the handshake's reason, and only then says UNREAC
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -184,7 +185,9 @@ def _unavailable(
 ) -> FedError:
     reason = next((words for mark, words in _HANDSHAKE if mark in text), None)
     if reason is None:
-        return ConnectError("UNREACHABLE", f"{address}: {_socket_reason(text)}")
+        return ConnectError(
+            "UNREACHABLE", f"{address}: {_socket_reason(text)}{_via(text, address)}"
+        )
     if identity is not None and now_unix is not None:
         ours = diagnose(identity, now_unix)
         if ours is not None:
@@ -205,6 +208,17 @@ def _socket_reason(text: str) -> str:
         if mark in text:
             return words
     return "the connection was lost"
+
+
+_TRIED: Final = re.compile(r"ipv[46]:(\[[0-9a-fA-F:.%]{2,60}\]|[0-9.]{7,15}):([0-9]{1,5})")
+
+
+def _via(text: str, address: str) -> str:
+    """Name the proxy if it is the one that was not reached: another port was tried."""
+    tried = _TRIED.search(text)
+    if tried is None or tried[2] == address.rpartition(":")[2]:
+        return ""
+    return f" (dialling the proxy {tried[1]}:{tried[2]})"
 
 
 def diagnose(identity: Identity, now_unix: float) -> FedError | None:

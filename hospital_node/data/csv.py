@@ -44,6 +44,7 @@ def read_csv(
     """
     header = _header(path)
     places = {name: _place(path, header, name, (renamed or {}).get(name, name)) for name in wanted}
+    _check_widths(path, len(header))
     try:
         frame = pl.read_csv(
             path,
@@ -84,6 +85,29 @@ def _header(path: Path) -> list[str]:
     if not header or not any(cell.strip() for cell in header):
         raise DataError("DATA_EMPTY", f"{path.name} is empty: not even a header")
     return [cell.strip() for cell in header]
+
+
+def _check_widths(path: Path, width: int) -> None:
+    """Refuse a row that is longer or shorter than the header; blank lines are no rows.
+
+    A decimal comma or an unquoted one moves every later cell of its row into another
+    column, where it may well look right. polars fills up and cuts off without a word.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            next(rows, None)
+            for number, cells in enumerate(rows, start=1):
+                if cells and len(cells) != width:
+                    raise ConfigError(
+                        "FILE_SYNTAX",
+                        f"{path.name}, row {number}: {len(cells)} cells, the header has {width}",
+                        fix="Put cells that hold a comma in quotes; decimals take a point.",
+                    )
+    except (UnicodeDecodeError, csv.Error):
+        raise ConfigError(
+            "FILE_SYNTAX", f"{path.name} is not a comma-separated UTF-8 table of one width"
+        ) from None
 
 
 def _place(path: Path, header: list[str], name: str, in_file: str) -> int:

@@ -137,7 +137,7 @@ def _read_uci_file(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError:
-        raise ConfigError("FILE_MISSING", f"{path.name} cannot be read") from None
+        raise ConfigError("FILE_MISSING", f"{path} cannot be read") from None
     except UnicodeDecodeError:
         raise ConfigError("FILE_SYNTAX", f"{path.name} is not plain ASCII text") from None
     rows: list[Row] = []

@@ -37,7 +37,6 @@ OTHER_CHOICES = {
     "size",  # model: {kind: vector, size: ..}
     "time",  # target: {type: survival, ..}, which no version runs yet
     "event",
-    "folder",  # not a key: where the file lies
 }
 
 
