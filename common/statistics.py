@@ -274,6 +274,8 @@ def _median(block: _Block, bins: NDArray[np.float64]) -> float:
     """
     shares = np.maximum(bins, 0.0)
     cumulative = np.cumsum(shares)
+    if not cumulative[-1] > 0.0:  # only a corrupt input can make such a sum
+        return _middle_and_half(block.feature)[0]
     half = float(cumulative[-1]) / 2.0
     # A hair below one half, so that rounding does not move an exact half up a bin.
     place = int(np.searchsorted(cumulative, half * (1.0 - 1e-9)))
