@@ -15,7 +15,7 @@ from common import evaluation, statistics
 from common.errors import StateError
 from common.study import parse_study
 from coordinator import driver as module
-from coordinator.run_state import SumUsed
+from coordinator.run_state import OpenSum, SumUsed
 from tests.security.desk import Desk
 
 STUDY = parse_study("""\
@@ -48,6 +48,15 @@ def test_any_sum_in_range_gives_finite_constants(opened: np.ndarray) -> None:
     assert all(scale > 0 for scale in found.scale)
 
 
+@pytest.mark.parametrize("sign", [0, -1])
+def test_a_histogram_without_a_positive_bin_gives_finite_constants(sign: int) -> None:
+    opened = np.full(SIZE, sign * LEVELS, np.int64)
+    for block in statistics._blocks(STUDY):
+        opened[block.start] = LEVELS  # rows there are, says the count
+    found = statistics.pooled(STUDY, opened, LEVELS)
+    assert found.impute[0] == 64.0
+
+
 @given(hnp.arrays(np.int64, CELLS, elements=WORDS, fill=WORDS))
 def test_any_sum_in_range_gives_metrics_or_none(opened: np.ndarray) -> None:
     evaluation.pooled(STUDY, opened, LEVELS).as_dict(STUDY)
@@ -64,11 +73,11 @@ async def test_a_sum_that_cannot_be_used_voids_its_round(
 
     monkeypatch.setattr(module, "use_sum", fails)
     desk = Desk(tmp_path)
-    desk.world.hold.add(module.OpenSum)
+    desk.world.hold.add(OpenSum)
     for place in range(4):
         desk.world.say_upload(place)
     command = desk.world.held[0]
-    assert isinstance(command, module.OpenSum)
+    assert isinstance(command, OpenSum)
     desk.driver.state = desk.world.state
     await desk.driver._open_sum(command)
     async with asyncio.timeout(10):
