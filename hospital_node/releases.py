@@ -30,6 +30,7 @@ from common.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
     SIGNATURE_FILE,
+    STUDY_FILE,
     FileEntry,
     Manifest,
 )
@@ -130,6 +131,11 @@ class ReleaseKeeper:
         manifest = self._trust.verify(notice)
         if manifest.study.config_hash != config_hash.hex():
             raise StateError("MODEL_INVALID", f"the release of {notice.run_id} is of another study")
+        names = [entry.name for entry in manifest.files]
+        if not {*names} >= {MODEL_FILE, STUDY_FILE} or len({*names}) < len(names):
+            raise StateError(
+                "MODEL_INVALID", f"the release of {notice.run_id} lacks a file or has one twice"
+            )
         work = await open_work()
         await self._keep(folder, notice, manifest, work)
         await self._report(notice.run_id, folder / MODEL_FILE, manifest, work)
@@ -155,6 +161,18 @@ class ReleaseKeeper:
             if part.exists():
                 shutil.rmtree(part)
         files.make_directory(part)
+        try:
+            await self._fill(part, notice, manifest, work)
+        except BaseException:  # also when the node is told to stop
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        with files.disk_errors(folder):
+            part.rename(folder)
+        files.sync_directory(folder.parent)
+
+    async def _fill(
+        self, part: Path, notice: ReleaseNotice, manifest: Manifest, work: Work
+    ) -> None:
         for entry in manifest.files:
             if entry.name == MODEL_FILE:
                 await self._model(part / MODEL_FILE, manifest, entry, work)
@@ -164,9 +182,6 @@ class ReleaseKeeper:
         files.replace(part / SIGNATURE_FILE, notice.signature)
         pem = "".join(ssl.DER_cert_to_PEM_cert(der) for der in notice.cert_chain)
         files.replace(part / CHAIN_FILE, pem.encode())
-        with files.disk_errors(folder):
-            part.rename(folder)
-        files.sync_directory(folder.parent)
 
     async def _small(self, entry: FileEntry) -> bytes:
         if entry.size > MAX_SMALL_BYTES:

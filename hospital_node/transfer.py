@@ -88,8 +88,8 @@ async def download_small(road: Road, address: Sha256, size: int) -> bytes:
             if not _may_pass(failure):
                 raise
         else:
-            if Sha256(hashlib.sha256(data).digest()) != address:
-                raise StateError("MODEL_INVALID", "a file of the release has another digest")
+            if len(data) != size or Sha256(hashlib.sha256(data).digest()) != address:
+                raise StateError("MODEL_INVALID", "a file of the release is not the manifest's")
             return bytes(data)
         await road.sleep(backoff.failed())
 

@@ -185,6 +185,17 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, name: str
     assert "site.csv" in caught.value.detail
 
 
+@pytest.mark.parametrize("line", ["1,5,40,0,0", "40,0", "x,40,0,0,", '"a,b",c,40,0,0'])
+def test_a_row_of_another_width_is_refused_even_where_the_columns_read_look_right(
+    tmp_path: Path, line: str
+) -> None:
+    """A decimal comma moves the cells behind it; the note is a column nobody reads."""
+    text = f"note,age,sex,sick\nn,40,0,0\n\n{line}\nn,50,1,1\n"
+    with pytest.raises(ConfigError, match="row 3: [0-9] cells, the header has 4") as caught:
+        read(tmp_path, text, no_test_rows())
+    assert caught.value.name == "FILE_SYNTAX"
+
+
 def test_bytes_that_are_no_text_are_refused_without_a_value(tmp_path: Path) -> None:
     file = tmp_path / "site.csv"
     file.write_bytes(b"age,sex,sick\n40,0,0\n\xff\xfe" + CELL.encode() + b",0,1\n")
