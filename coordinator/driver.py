@@ -72,6 +72,9 @@ from coordinator.views import view_of
 MOST_AT_ONCE: Final = 64
 """Events handled in one transaction at the most."""
 
+MOST_UNHANDLED: Final = 64
+"""Messages of one hospital that may wait here."""
+
 KEPT_MODELS: Final = 3
 """Models of a run that stay on disk: a hospital may still be fetching the previous one."""
 
@@ -111,6 +114,7 @@ class RunDriver:
         self._shop = shop
         self._log = shop.log.bind(study=state.study.id, run=state.run_id)
         self._events: asyncio.Queue[RunEvent] = asyncio.Queue()
+        self._room: dict[NodeId, asyncio.Semaphore] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
         self._acks: dict[tuple[NodeId, HeaderDigest], asyncio.Future[None]] = {}
@@ -125,6 +129,15 @@ class RunDriver:
     def post(self, event: RunEvent) -> None:
         """Hand an event to the machine."""
         self._events.put_nowait(event)
+
+    async def hear(self, event: FromNode) -> None:
+        """Hand in what a hospital sent; waits while too much of it is not handled yet.
+
+        Its stream is then read no further, and nobody else's events queue behind a flood.
+        """
+        room = self._room.setdefault(event.node, asyncio.Semaphore(MOST_UNHANDLED))
+        await room.acquire()
+        self.post(event)
 
     def view(self) -> RunView:
         """Return the run as people see it."""
@@ -244,6 +257,9 @@ class RunDriver:
                 while not self._events.empty() and len(events) < MOST_AT_ONCE:
                     events.append(self._events.get_nowait())
                 await self._handle(events)
+                for event in events:
+                    if isinstance(event, FromNode) and event.node in self._room:
+                        self._room[event.node].release()
         finally:
             for timer in self._timers.values():
                 timer.cancel()
@@ -259,6 +275,13 @@ class RunDriver:
                 state, more = handle(state, event, self._context())
             except Refusal as refusal:
                 refusals.append((event, refusal))
+            except Exception as bug:
+                if not isinstance(event, FromNode | UploadComplete):
+                    raise
+                # The machine changed nothing, and one message must not stop all runs.
+                self._log.failure(Event.INTERNAL_ERROR, InternalError(type(bug).__name__))
+                unusable = Refusal("BAD_MESSAGE", "the message cannot be handled")
+                refusals.append((event, unusable))
             else:
                 commands += more
         await self._persist([c.fact for c in commands if isinstance(c, Record)])

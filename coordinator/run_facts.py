@@ -32,7 +32,11 @@ def apply(state: RunState, fact: RunFact) -> RunState:
     match fact:
         case Decided():
             others = (entry for entry in state.decisions if entry[0] != fact.node)
-            return replace(state, decisions=(*others, (fact.node, fact.decision)))
+            return replace(
+                state,
+                decisions=(*others, (fact.node, fact.decision)),
+                decided=(*state.decided, fact.node),
+            )
         case SessionStep():
             return _apply_session(state, fact)
         case RoundStep():

@@ -7,7 +7,7 @@ around it. A hospital that comes back, or accepts late, joins through a new epoc
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from common.errors import Refusal
 from common.events import Event
@@ -46,6 +46,9 @@ from coordinator.run_step import (
     round_is_open,
     session_context,
 )
+
+MOST_DECISIONS: Final = 16
+"""How often a hospital may decide on a run: each time is a fact that is kept for good."""
 
 
 def connected(step: Step, event: NodeConnected) -> None:
@@ -149,7 +152,7 @@ def take_decision(step: Step, node: NodeId, step_: StudyDecision) -> None:
     """Take note of a hospital's word on the study.
 
     Raises:
-        Refusal: CONFIG_HASH, it is on another study.
+        Refusal: CONFIG_HASH, it is on another study; OUT_OF_TURN, one change too many.
     """
     state = step.state
     if step_.config_hash != state.config_hash or node not in state.roster:
@@ -157,6 +160,8 @@ def take_decision(step: Step, node: NodeId, step_: StudyDecision) -> None:
     decision = Decision(step_.accepted, step_.objections)
     if dict(state.decisions).get(node) == decision:
         return
+    if state.decided.count(node) >= MOST_DECISIONS:
+        raise Refusal("OUT_OF_TURN", "the hospital has changed its mind too often")
     step.record(Decided(node, decision))
     event = Event.STUDY_ACCEPTED if decision.accepted else Event.STUDY_REFUSED
     reasons = tuple(o.detail for o in decision.objections)

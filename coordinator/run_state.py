@@ -193,6 +193,8 @@ class RunState:
     """The owner's certificates, DER, leaf first."""
     phase: RunPhase = RunPhase.ENROLLING
     decisions: tuple[tuple[NodeId, Decision], ...] = ()
+    decided: tuple[NodeId, ...] = ()
+    """Who said so, once for each change of mind."""
     session: SessionState | None = None
     next_r: RoundNo = FIRST_ROUND
     edges: EdgeRecord = NO_DISPUTES

@@ -196,27 +196,29 @@ class CoordinatorService:
             Refusal: OUT_OF_TURN, a message before Hello, or of another protocol.
         """
         self._last_seen[node] = self._shop.clock.monotonic()
+        welcome = self._shop.hub.is_welcome(node)
         if isinstance(step, Hello):
-            self._hello(node, step)
+            if not welcome:  # said again it would have everything told again
+                self._hello(node, step)
             return
-        if not self._shop.hub.is_welcome(node):
+        if not welcome:
             raise Refusal("OUT_OF_TURN", "a control stream begins with Hello")
         try:
-            self._take(node, task, step)
+            await self._take(node, task, step)
         except FedError as error:
             # One wrong message is no reason to cut a hospital off.
             self._shop.hub.send(node, task, Refused(b"", error.name, error.detail))
 
-    def _take(self, node: NodeId, task: str, step: NodeStep) -> None:
+    async def _take(self, node: NodeId, task: str, step: NodeStep) -> None:
         match step:
             case Heartbeat():
                 self._shop.hub.send(node, "", step)
             case StudyDecision() | ReleaseReceipt():
-                self._driver(step.run_id).post(FromNode(node, step))
+                await self._driver(step.run_id).hear(FromNode(node, step))
             case Resume():
                 self._resume(node, task, step)
             case _:
-                self._hand_over(node, task, step)
+                await self._hand_over(node, task, step)
 
     def _hello(self, node: NodeId, hello: Hello) -> None:
         if hello.protocol_version != PROTOCOL_VERSION:
@@ -235,12 +237,12 @@ class CoordinatorService:
     def _has_keys(self, node: NodeId, task: str) -> bool:
         return task in self._tasks_with_keys.get(node, frozenset())
 
-    def _hand_over(self, node: NodeId, task: str, step: NodeStep) -> None:
+    async def _hand_over(self, node: NodeId, task: str, step: NodeStep) -> None:
         driver = self._active(task)
         if driver is None:
             self._shop.hub.send(node, task, Refused(b"", "CLOSED", "no run of this task is open"))
         else:
-            driver.post(FromNode(node, step))
+            await driver.hear(FromNode(node, step))
 
     def _resume(self, node: NodeId, task: str, step: Resume) -> None:
         try:
