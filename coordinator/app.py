@@ -27,7 +27,7 @@ from common.identity import Identity, load_identity
 from common.ids import NodeId, hospital_id
 from common.logs import EventLog, capture_libraries, make_log
 from common.transport.identity import PeerIdentity
-from common.transport.interceptors import CallFailure, Guard
+from common.transport.interceptors import CALLS_OF_ONE_PEER, CallFailure, Guard
 from common.transport.tls import bind, server, server_credentials, split_address
 from common.version import VERSION
 from coordinator.config import CoordinatorConfig
@@ -45,10 +45,8 @@ ADDRESS_FILE = "address"
 """In the state directory while the coordinator serves: the host:port it listens on."""
 
 STOP_GRACE_S = 5.0
-CALLS_PER_MEMBER = 4
-"""A session, an upload and a download at a time, and one to spare while a stream is renewed."""
-
-CALLS_OF_PEOPLE = 32
+CALLS_OF_PEOPLE = 64
+"""Calls there is room for beside those that every member may have open at a time."""
 
 
 def lock_state(state_dir: Path) -> TextIO:
@@ -203,7 +201,7 @@ def _listener(
         admit=_admission(service),
         report=_reporter(log),
     )
-    calls = CALLS_PER_MEMBER * len(config.members) + CALLS_OF_PEOPLE
+    calls = CALLS_OF_ONE_PEER * len(config.members) + CALLS_OF_PEOPLE
     listener = server([guard], concurrent_calls=calls)
     aggregation_pb2_grpc.add_AggregationServicer_to_server(AggregationServicer(service), listener)
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(service), listener)

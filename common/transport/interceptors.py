@@ -4,8 +4,9 @@ In this order, for each call, before any handler runs or any message is parsed:
 
 1. the connection negotiated TLS 1.3;
 2. the peer's certificate names exactly one identity of this federation, valid now;
-3. `admit` lets it in (the seam for revocation, enrolment and rate limits);
-4. its role may call this method; a method that is not in the table is refused.
+3. `admit` lets it in (the seam for revocation and enrolment);
+4. it has not too many calls open already: a peer has a share of the calls, not all;
+5. its role may call this method; a method that is not in the table is refused.
 
 While the handler runs, `caller()` tells who called, and the call ends when the caller's
 certificate does. Afterwards a `FedError` becomes its gRPC status, and anything
@@ -18,7 +19,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -28,12 +31,16 @@ import grpc.aio
 
 from common.certificates import Role
 from common.clock import Clock
-from common.errors import FedError, IdentityError, InternalError, Refusal
+from common.errors import FedError, IdentityError, InternalError, Refusal, RoundError
 from common.transport.identity import PeerIdentity, check_tls, peer_identity
 from common.transport.status import to_status
 
 MethodTable = Mapping[str, frozenset[Role]]
 """Full method name (`/fedcare.v1.Operations/Status`) -> the roles that may call it."""
+
+CALLS_OF_ONE_PEER: Final = 16
+"""Open calls of one certificate's name. A node has a session, and an upload and a download
+for each of its studies; a second session for the moment in which one replaces another."""
 
 _caller: ContextVar[PeerIdentity] = ContextVar("fedcare_caller")
 
@@ -95,6 +102,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._clock = clock
         self._admit = admit
         self._report = report
+        self._open: Counter[str] = Counter()
 
     async def intercept_service(
         self,
@@ -117,9 +125,10 @@ class Guard(grpc.aio.ServerInterceptor):
             try:
                 peer = self._authenticate(context)
                 _caller.set(peer)
-                self._authorise(method, peer)
-                message = decode(request) if decode is not None else request
-                return await self._run(behaviour, message, context, peer)
+                with self._counted(peer):
+                    self._authorise(method, peer)
+                    message = decode(request) if decode is not None else request
+                    return await self._run(behaviour, message, context, peer)
             except FedError as error:
                 failure = CallFailure(method, peer, error)
             except (grpc.aio.AbortError, grpc.aio.UsageError):
@@ -134,6 +143,20 @@ class Guard(grpc.aio.ServerInterceptor):
     def _authenticate(self, context: Context) -> PeerIdentity:
         check_tls(context)
         return peer_identity(context, federation=self._federation, now_unix=self._clock.unix())
+
+    @contextmanager
+    def _counted(self, peer: PeerIdentity) -> Iterator[None]:
+        """Hold one of the peer's calls."""
+        name = f"{peer.role}/{peer.id}"
+        if self._open[name] >= CALLS_OF_ONE_PEER:
+            raise RoundError("BUSY", f"{peer.node_id} has {CALLS_OF_ONE_PEER} calls open")
+        self._open[name] += 1
+        try:
+            yield
+        finally:
+            self._open[name] -= 1
+            if not self._open[name]:
+                del self._open[name]
 
     def _authorise(self, method: str, peer: PeerIdentity) -> None:
         self._admit(peer)
@@ -171,8 +194,9 @@ class Guard(grpc.aio.ServerInterceptor):
 async def _finish(result: Any, context: Context) -> object:  # noqa: ANN401 - of either kind
     """Await a handler's answer, or pass on the messages of its generator."""
     if inspect.isasyncgen(result):
-        async for message in result:
-            await context.write(message)
+        async with aclosing(result) as messages:  # ended here, not when memory is collected
+            async for message in messages:
+                await context.write(message)
         return None
     answer: object = await result
     return answer

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -45,7 +45,7 @@ LARGE = 2**63 - 1
 def altered(value: Any) -> Iterator[Any]:  # noqa: ANN401 - any field
     """Yield variants of a value, one change each."""
     match value:
-        case StrEnum():
+        case Enum():
             yield from type(value)
         case Secret():
             yield Secret(bytes(len(value)))
