@@ -79,6 +79,10 @@ KEPT_MODELS: Final = 3
 """Models of a run that stay on disk: a hospital may still be fetching the previous one."""
 
 WATCH_PAUSE_S: Final = 0.05
+RETRY_FIRST_S: Final = 1.0
+RETRY_LONGEST_S: Final = 60.0
+"""Waits before work that failed is done again: the first one, and the longest."""
+
 
 T = TypeVar("T")
 
@@ -378,12 +382,24 @@ class RunDriver:
         task.add_done_callback(self._work.discard)
 
     async def _guarded(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        try:
-            await work()
-        except FedError as error:
-            self._log.failure(Event.STATE_FAILED, error)
-        except Exception as error:  # noqa: BLE001 - the outermost place of a piece of work
-            self._log.failure(Event.INTERNAL_ERROR, InternalError(type(error).__name__))
+        """Do a piece of work, again and again if need be: the run cannot go on without it.
+
+        A disk that was full may have room again; until then the log says why nothing moves.
+        """
+        pause = RETRY_FIRST_S
+        while True:
+            try:
+                await work()
+            except FedError as error:
+                self._log.failure(Event.STATE_FAILED, error)
+            except Exception as error:  # noqa: BLE001 - the outermost place of a piece of work
+                self._log.failure(Event.INTERNAL_ERROR, InternalError(type(error).__name__))
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_LONGEST_S)
+            if self.state.phase.final and work != self._finish:
+                return
 
     # --- work that takes time ---------------------------------------------------------------------
 

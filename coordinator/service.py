@@ -8,6 +8,7 @@ decision is the run's (`coordinator.run`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -94,6 +95,7 @@ class CoordinatorService:
         """One for each hospital and study: the newest, as with control streams."""
         self._drivers: dict[RunId, RunDriver] = {}
         self._tasks: dict[RunId, asyncio.Task[None]] = {}
+        self._run_died = asyncio.Event()
         self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
         self._last_seen: dict[NodeId, float] = {}
         self._began = shop.clock.monotonic()
@@ -132,7 +134,9 @@ class CoordinatorService:
     def _start(self, state: RunState, journal: Journal, created_unix: float) -> RunDriver:
         driver = RunDriver(state, journal, created_unix, self._shop)
         self._drivers[state.run_id] = driver
-        self._tasks[state.run_id] = asyncio.create_task(driver.run())
+        task = asyncio.create_task(driver.run())
+        task.add_done_callback(lambda _: self._run_died.set())
+        self._tasks[state.run_id] = task
         driver.post(Begin())
         for node in sorted(self._tasks_with_keys):
             driver.post(NodeConnected(node, self._has_keys(node, state.study.id)))
@@ -146,7 +150,9 @@ class CoordinatorService:
                 a state that could not be stored must not be acted on.
         """
         while True:
-            await asyncio.sleep(self._heartbeat_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._run_died.wait(), self._heartbeat_s)
+            self._run_died.clear()
             for task in self._tasks.values():
                 if task.done() and not task.cancelled():
                     task.result()

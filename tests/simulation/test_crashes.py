@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import StateError
 from common.ids import hospital_id
 from common.messages import UploadChunk
 from common.secagg.messages import Certificate, Commit, Ready, Release, RoundStart, UploadEnd
+from coordinator import driver
 from coordinator.run_state import RunState
+from coordinator.store import SqlStore
 from tests.federation import NAME, SITES, Federation, names
 
 NODE_WRITES = 22
@@ -142,6 +145,56 @@ async def test_a_coordinator_that_dies_again_and_again_gets_there(
         run = await fed.run()
         check_all_took_part(fed, run, undisturbed)
         assert fed.crashes >= 6
+
+
+@pytest.mark.parametrize("method", ["next_epoch", "put_release", "end_run"])
+async def test_work_that_finds_no_room_on_the_disk_is_done_when_there_is_some(
+    tmp_path: Path, method: str, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "RETRY_FIRST_S", 0.01)
+    failures = 0
+    real = getattr(SqlStore, method)
+
+    def full(*arguments: object) -> object:
+        nonlocal failures
+        failures += 1
+        if failures <= 3:
+            raise StateError("DISK", "no space left")
+        return real(*arguments)
+
+    monkeypatch.setattr(SqlStore, method, full)
+    async with Federation(tmp_path / "f") as fed:
+        run = await fed.run()
+        check_all_took_part(fed, run, undisturbed)
+        await fed.until(lambda: failures == 4)
+        assert fed.count("state.failed", name="DISK") == 3
+
+
+async def test_facts_that_cannot_be_stored_stop_the_coordinator_and_nothing_is_said(
+    tmp_path: Path, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+        await fed.submit()
+        await fed.until(lambda: fed.state.round is not None)
+        assert fed.service is not None
+        service = fed.service
+        shop = service._shop
+
+        def full(*_: object) -> None:
+            raise StateError("DISK", "no space left")
+
+        monkeypatch.setattr(shop.store, "append", full)
+        assert fed.run_id is not None
+        job = service._tasks[fed.run_id]
+        before = fed.state
+        await asyncio.wait({job})
+        assert isinstance(job.exception(), StateError)
+        assert fed.state == before  # what was not stored is not shown either
+        with pytest.raises(StateError):
+            await service.watch_over()  # `serve` ends with this
+        await fed.restart_coordinator()
+        run = await fed.finish()
+        check_all_took_part(fed, run, undisturbed)
 
 
 # --- all at once -----------------------------------------------------------------------------
