@@ -106,9 +106,14 @@ def _joiners(state: RunState) -> frozenset[NodeId]:
     """Hospitals that are here and want to take part but were not asked for keys yet.
 
     One that was invited and sent none is asked again when it connects again, not
-    before every round: it must not hold up the others.
+    before every round: it must not hold up the others. Nor may it have epoch after epoch
+    set up by connecting without keys: each epoch that can do without it has a round first.
     """
-    inside = frozenset(live(state).invited) - state.without_keys
+    session = live(state)
+    inside = frozenset(session.invited)
+    others = frozenset(session.confirmed) - state.without_keys
+    if state.last_round is not None or len(others & state.connected) < fewest(state):
+        inside -= state.without_keys
     return (state.accepted & state.connected) - inside - state.sitting_out
 
 
