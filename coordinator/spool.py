@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from common.errors import Refusal
+from common.errors import Refusal, StateError
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.messages import CHUNK_BYTES
 from coordinator.objects import fsync_folder
@@ -65,6 +65,7 @@ class SpoolFile:
 
         Raises:
             Refusal: UPLOAD_SIZE, a chunk out of order, of a wrong size, or beyond the end.
+            StateError: DISK.
         """
         with self._busy:
             self._append(index, data)
@@ -81,9 +82,19 @@ class SpoolFile:
                 f"chunk {index} of {len(data)} bytes; expected chunk {self.next_chunk}"
                 f" of {wanted} bytes",
             )
-        os.pwrite(self._fd, data, self._length)
+        self._write(data)
         self._hash.update(data)
         self._length += len(data)
+
+    def _write(self, data: bytes) -> None:
+        """Write all of a chunk: a disk that is nearly full takes a part without an error."""
+        view, offset = memoryview(data), self._length
+        try:
+            while view:
+                count = os.pwrite(self._fd, view, offset)
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise StateError("DISK", f"{self.path.name}: {error.strerror}") from error
 
     def finish(self, claimed: Sha256) -> Sha256:
         """Make a complete upload durable and return its digest.
