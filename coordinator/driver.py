@@ -410,7 +410,9 @@ class RunDriver:
 
     async def _make_first_model(self) -> None:
         study, objects = self.state.study, self._shop.objects
-        self.post(FirstModelMade(await self._on_disk(lambda: make_first_model(study, objects))))
+        model = await self._on_disk(lambda: make_first_model(study, objects))
+        self._keep(model)
+        self.post(FirstModelMade(model))
 
     async def _open_sum(self, command: OpenSum) -> None:
         shop, study = self._shop, self.state.study
@@ -437,13 +439,20 @@ class RunDriver:
             case _:
                 self._log.failure(Event.INTERNAL_ERROR, InternalError(type(error).__name__))
 
+    def take_up(self, models: list[ModelRef]) -> None:
+        """Hold what a run that was stored before has on disk; `models` in their order."""
+        for model in models:
+            self._keep(model)
+
     def _keep(self, model: ModelRef) -> None:
-        """Remember a model, and forget the oldest one nobody can still be fetching."""
+        """Hold a model, and let go of the oldest one: nobody can still be fetching it.
+
+        The last ones stay when the run is over; the very last is what is released.
+        """
+        self._shop.objects.hold(model.object_sha256)
         self._models.append(model)
         if len(self._models) > KEPT_MODELS:
-            old = self._models.pop(0)
-            if all(old.object_sha256 != kept.object_sha256 for kept in self._models):
-                self._shop.objects.remove(old.object_sha256)
+            self._shop.objects.let_go(self._models.pop(0).object_sha256)
 
     def _drop_round(self, hd: HeaderDigest) -> None:
         # The round's own timers are named after it and would be passed over; stop them anyway.

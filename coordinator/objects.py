@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -102,6 +103,7 @@ class ObjectStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._held: Counter[Sha256] = Counter()
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(".*.part"):
             leftover.unlink()
@@ -131,6 +133,17 @@ class ObjectStore:
         except FileNotFoundError:
             raise RoundError("NOT_FOUND", f"no stored object {digest.hex()[:16]}") from None
 
+    def hold(self, digest: Sha256) -> None:
+        """Have an object stay: two runs may well make the same one."""
+        self._held[digest] += 1
+
+    def let_go(self, digest: Sha256) -> None:
+        """Take back one `hold`; with the last one the object is deleted."""
+        self._held[digest] -= 1
+        self.remove(digest)
+
     def remove(self, digest: Sha256) -> None:
-        """Delete an object; one that is not there is no error."""
-        self.path(digest).unlink(missing_ok=True)
+        """Delete an object that nobody holds; one that is not there is no error."""
+        if self._held[digest] <= 0:
+            del self._held[digest]
+            self.path(digest).unlink(missing_ok=True)

@@ -118,8 +118,7 @@ def handle(state: RunState, event: RunEvent, ctx: RunContext) -> tuple[RunState,
         case EpochReserved():
             open_epoch(step, event)
         case FirstModelMade():
-            step.record(ModelMade(event.model))
-            gather(step)
+            _first_model(step, event)
         case SumUsed():
             sum_used(step, event)
         case SumRefused():
@@ -148,6 +147,12 @@ def _heard_after_the_end(event: RunEvent) -> bool:
             raise Refusal("CLOSED", "the run has ended")
         case _:
             return False
+
+
+def _first_model(step: Step, event: FirstModelMade) -> None:
+    if step.state.model is None:  # asked for twice, it may come twice
+        step.record(ModelMade(event.model))
+    gather(step)
 
 
 def _begin(step: Step) -> None:

@@ -16,6 +16,7 @@ from coordinator.run_state import (
     Decided,
     Ended,
     ModelMade,
+    ModelRef,
     Received,
     Released,
     RoundEnded,
@@ -95,3 +96,9 @@ def replay(state: RunState, facts: Iterable[RunFact]) -> RunState:
     for fact in facts:
         state = apply(state, fact)
     return state
+
+
+def models_of(facts: Iterable[RunFact]) -> list[ModelRef]:
+    """Return every model a run made, in order."""
+    made = (fact.model for fact in facts if isinstance(fact, ModelMade | RoundEnded))
+    return [model for model in made if model is not None]

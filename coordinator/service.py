@@ -40,14 +40,15 @@ from common.views import RunView, SiteView, StatusView, StudyView
 from common.wire import NodeStep, UploadPart
 from common.wire_operations import Submission
 from coordinator.admission import Turnstile, at_most, patiently
-from coordinator.driver import RunDriver, Workshop, chain_of, to_pem
+from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, chain_of, to_pem
 from coordinator.hub import Outbox
 from coordinator.journal import Journal
-from coordinator.run_facts import replay
+from coordinator.run_facts import models_of, replay
 from coordinator.run_state import (
     Begin,
     Cancel,
     FromNode,
+    ModelRef,
     NodeConnected,
     NodeLost,
     RunState,
@@ -109,16 +110,23 @@ class CoordinatorService:
             StateError: STATE_DAMAGED, the store cannot be read.
         """
         keep = set()
+        models: dict[RunDriver, list[ModelRef]] = {}
         for run in self._shop.store.runs():
             study = study_from_canonical(self._shop.store.study(run.config_hash).content)
             journal = Journal()
             facts = journal.read(self._shop.store.facts(run.run_id))
             state = replay(self._first_state(run, study), facts)
-            self._start(state, journal, run.created_unix)
+            driver = self._start(state, journal, run.created_unix)
+            models[driver] = models_of(facts)
             current = state.round
             if current is not None and current.header is not None and not state.phase.final:
                 keep.add(current.hd)
         self._shop.spool.drop_all_but(frozenset(keep))
+        for driver, made in models.items():
+            driver.take_up(made[-KEPT_MODELS:])
+        for made in models.values():
+            for model in made:
+                self._shop.objects.remove(model.object_sha256)
 
     def _first_state(self, run: StoredRun, study: Study) -> RunState:
         return RunState(

@@ -353,6 +353,33 @@ async def test_a_run_can_be_cancelled_and_the_study_submitted_again(tmp_path: Pa
         fed.check(await fed.finish())
 
 
+async def test_a_second_run_that_makes_the_same_models_leaves_the_first_ones_release(
+    tmp_path: Path,
+) -> None:
+    """Files are named by their contents: what one run lets go another may have released."""
+    async with Federation(tmp_path / "f", rounds=2) as fed:
+        first = await fed.run()
+        fed.study = fed.study.model_copy(
+            update={"federation": fed.study.federation.model_copy(update={"rounds": 6})}
+        )
+        await fed.submit(request="request-2")
+        second = await fed.finish()
+        fed.check(second)
+        assert second.history[1].model_sha256 == first.history[1].model_sha256
+        assert first.model is not None
+        objects = fed.plan.coordinator_folder / "state" / "objects"
+        assert (objects / first.model.object_sha256.hex()).exists()
+        models = {record.model_sha256 for record in second.history}
+        assert len(models) == 6
+        large = [path for path in objects.iterdir() if path.stat().st_size > 1000]
+        before = len(large)
+        # The same after a restart: what is released stays, what is past does not come back.
+        await fed.restart_coordinator()
+        await fed.until(lambda: fed.driver is not None)
+        assert (objects / first.model.object_sha256.hex()).exists()
+        assert len([path for path in objects.iterdir() if path.stat().st_size > 1000]) == before
+
+
 async def test_the_same_request_again_is_the_same_run(tmp_path: Path) -> None:
     async with Federation(tmp_path / "f") as fed:
         await fed.submit()

@@ -91,3 +91,14 @@ def test_removing_is_final_and_removing_nothing_is_no_error(store: ObjectStore) 
     store.remove(DIGEST)
     store.remove(DIGEST)
     assert not store.path(DIGEST).exists()
+
+
+def test_an_object_that_two_hold_stays_until_both_let_go(store: ObjectStore) -> None:
+    store.put(DATA)
+    store.hold(DIGEST)
+    store.hold(DIGEST)
+    store.remove(DIGEST)
+    store.let_go(DIGEST)
+    assert store.path(DIGEST).exists()
+    store.let_go(DIGEST)
+    assert not store.path(DIGEST).exists()

@@ -110,7 +110,7 @@ def test_too_many_refusals_end_the_run_and_say_who_and_why() -> None:
     assert world.phase is RunPhase.FAILED
     reason = world.state.reason
     assert reason.startswith("ENROLMENT: 3 hospitals are needed")
-    assert "h0001: policy.yaml:9: allow.purposes has no research" in reason
+    assert "h0001: PURPOSE: policy.yaml:9: allow.purposes has no research" in reason
     assert "h0003: " in reason
     assert "h0000" not in reason
     assert world.told(world.at(0), RunEnded)[0].state == "failed"
@@ -463,6 +463,20 @@ def test_nine_voided_rounds_and_one_that_opens_are_no_reason_to_end() -> None:
     world.held = world.held[-1:]
     world.release_held()
     finished(world)
+
+
+def test_a_first_model_that_comes_late_takes_no_others_place() -> None:
+    world = RunWorld()
+    world.hold = {rs.MakeFirstModel}
+    world.begin()
+    world.lose(0)
+    world.connect(0)  # and it is asked for again
+    assert len(world.held) > 1
+    world.release_held()
+    finished(world)
+    made = [rs.decode_fact(body) for body in world.facts]
+    assert sum(isinstance(fact, rs.ModelMade) for fact in made) == 1
+    assert world.state.model == rs.ModelRef(digest("object train 2"), digest("model train 2"))
 
 
 def test_an_answer_of_work_for_another_round_changes_nothing() -> None:
