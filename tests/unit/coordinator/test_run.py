@@ -467,16 +467,17 @@ def test_nine_voided_rounds_and_one_that_opens_are_no_reason_to_end() -> None:
 
 def test_a_first_model_that_comes_late_takes_no_others_place() -> None:
     world = RunWorld()
-    world.hold = {rs.MakeFirstModel}
+    world.hold = {rs.OpenSum}
     world.begin()
-    world.lose(0)
-    world.connect(0)  # and it is asked for again
-    assert len(world.held) > 1
+    first = world.state.model
+    assert first is not None
+    (opening,) = world.held
+    world.held = []
+    world._work(opening)  # round 1 is over, round 2 waits to be opened
+    world.tell(rs.FirstModelMade(first))
+    assert world.state.model == rs.ModelRef(digest("object train 1"), digest("model train 1"))
     world.release_held()
     finished(world)
-    made = [rs.decode_fact(body) for body in world.facts]
-    assert sum(isinstance(fact, rs.ModelMade) for fact in made) == 1
-    assert world.state.model == rs.ModelRef(digest("object train 2"), digest("model train 2"))
 
 
 def test_an_answer_of_work_for_another_round_changes_nothing() -> None:
