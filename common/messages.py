@@ -62,6 +62,9 @@ class Objection:
     code: str
     detail: str
 
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"  # `fedcare explain CODE` says more
+
 
 @dataclass(frozen=True, slots=True)
 class StudyDecision:

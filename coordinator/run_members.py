@@ -141,7 +141,7 @@ def enrol(step: Step) -> None:
 
 def _enrolment_failure(state: RunState, need: int) -> str:
     said = [
-        f"{site_name(node)}: {'; '.join(o.detail for o in decision.objections)}"
+        f"{site_name(node)}: {'; '.join(map(str, decision.objections))}"
         for node, decision in state.decisions
         if not decision.accepted
     ]
@@ -164,7 +164,7 @@ def take_decision(step: Step, node: NodeId, step_: StudyDecision) -> None:
         raise Refusal("OUT_OF_TURN", "the hospital has changed its mind too often")
     step.record(Decided(node, decision))
     event = Event.STUDY_ACCEPTED if decision.accepted else Event.STUDY_REFUSED
-    reasons = tuple(o.detail for o in decision.objections)
+    reasons = tuple(map(str, decision.objections))
     step.tell(event, site=site_name(node), reasons=reasons, warning=not decision.accepted)
     _go_on(step)
 

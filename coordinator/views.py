@@ -51,7 +51,7 @@ def _names(nodes: tuple[NodeId, ...]) -> tuple[SiteName, ...]:
 def site_view(state: RunState, node: NodeId) -> SiteView:
     """Return what one hospital does in this run."""
     said = dict(state.decisions).get(node)
-    objection = "; ".join(o.detail for o in said.objections) if said is not None else ""
+    objection = "; ".join(map(str, said.objections)) if said is not None else ""
     trouble = dict(state.trouble).get(node, "")
     doing, waiting = _doing(state, node)
     return SiteView(
@@ -65,10 +65,10 @@ def site_view(state: RunState, node: NodeId) -> SiteView:
 
 def _doing(state: RunState, node: NodeId) -> tuple[str, str]:
     """Return (state, what it waits for) in words."""
+    if node in state.refused:
+        return "refused", "" if state.phase.final else "nobody: its policy decided"
     if state.phase.final:
         return state.phase.value, ""
-    if node in state.refused:
-        return "refused", "nobody: its policy decided"
     if node in state.undecided:
         return "offered", f"{site_name(node)}'s decision"
     if node not in state.connected:

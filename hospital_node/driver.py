@@ -343,6 +343,7 @@ class Node:
         decision, record = await self._offers.consider(offer)
         if record is not None and record.accepted and not record.ended:
             self._accepted(record)
+        self._write_status(final=True)
         await self._slot.send(name, decision)
 
     def _accepted(self, run: DecisionRecord) -> None:

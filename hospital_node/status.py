@@ -25,6 +25,12 @@ def read_status(state_dir: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
+        if is_locked(state_dir):
+            raise ConfigError(
+                "FILE_MISSING",
+                f"the node of {state_dir} is just starting",
+                fix="Ask again in a second.",
+            ) from None
         raise ConfigError(
             "FILE_MISSING",
             f"{state_dir} holds no status: no node has run there yet",

@@ -40,7 +40,7 @@ def test_a_refusal_is_shown_in_the_hospitals_own_words() -> None:
     world.says[world.at(2)] = None
     world.begin()
     assert doing(world, 1) == ("refused", "nobody: its policy decided")
-    assert seen(world).sites[1].objection == "policy.yaml:9: not for research"
+    assert seen(world).sites[1].objection == "PURPOSE: policy.yaml:9: not for research"
     assert doing(world, 2) == ("offered", "h0002's decision")
     assert doing(world, 0)[0] == "accepted"
 
