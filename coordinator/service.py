@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from functools import partial
 
 from common.certificates import verify_study
-from common.errors import ConfigError, FedError, Refusal, RoundError
+from common.errors import ConfigError, FedError, IdentityError, Refusal, RoundError
 from common.events import Event
 from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
 from common.layouts import round_kinds
@@ -462,6 +462,16 @@ class CoordinatorService:
             RoundError: NOT_FOUND.
         """
         return self._driver(run_id).watch()
+
+    def check_owner(self, run_id: RunId, researcher: str) -> None:
+        """Return if a run's study is this researcher's own.
+
+        Raises:
+            IdentityError: ROLE_DENIED, it is another's.
+            RoundError: NOT_FOUND.
+        """
+        if self._driver(run_id).state.study.owner.organisation != researcher:
+            raise IdentityError("ROLE_DENIED", f"{run_id} is not a run of a study of {researcher}")
 
     async def cancel(self, run_id: RunId, reason: str) -> RunView:
         """End a run. Ending an ended one changes nothing.

@@ -177,9 +177,11 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     async def CancelRun(  # noqa: N802
         self, request: ops.CancelRunRequest, _context: Context
     ) -> ops.CancelRunResponse:
-        """End a run; researchers and operators may."""
+        """End a run; operators may, and the researcher whose study it is."""
         run_id, reason = decode_cancel(request)
         who = caller()
+        if who.role is Role.RESEARCHER:
+            self._service.check_owner(run_id, who.id)
         view = await self._service.cancel(run_id, f"{who.role} {who.id}: {reason}")
         return ops.CancelRunResponse(run=encode_run(view))
 
