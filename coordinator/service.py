@@ -13,12 +13,13 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from functools import partial
+from typing import Final
 
 from common.certificates import verify_study
 from common.errors import ConfigError, FedError, IdentityError, Refusal, RoundError
 from common.events import Event
 from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
-from common.layouts import round_kinds
+from common.layouts import model_schema, round_kinds
 from common.messages import (
     CHUNK_BYTES,
     PROTOCOL_VERSION,
@@ -73,6 +74,9 @@ class _Behind:
         work, self._work = self._work, None
         if work is not None:
             await work
+
+MOST_PARAMETERS: Final = 1 << 30
+"""Parameters of a model, 4 GiB: the first model of a run is made in memory."""
 
 
 class CoordinatorService:
@@ -414,6 +418,11 @@ class CoordinatorService:
     def _check_can_run(self, study: Study) -> None:
         if study.kind != "training":
             raise ConfigError("NOT_SUPPORTED", "kind: statistics is not run by this version")
+        parameters = model_schema(study).parameters
+        if parameters > MOST_PARAMETERS:
+            raise ConfigError(
+                "BAD_VALUE", f"the model has {parameters} parameters; the most is {MOST_PARAMETERS}"
+            )
         probe = RunState(RunId("x"), study, ConfigHash(b""), self._federation, self._roster)
         if fewest(probe) > len(self._roster):
             raise ConfigError(
