@@ -87,6 +87,8 @@ class ModelReceiver:
             )
         if piece.offset != self.offset or self.offset + len(piece.data) > self.total:
             raise Refusal("MODEL_HASH", f"a piece at byte {piece.offset}, expected {self.offset}")
+        if not piece.data:
+            raise Refusal("MODEL_HASH", "an empty piece: a stream of these would never end")
         self._check(piece.data)
         with files.disk_errors(self._part):
             files.write_all(self._file, piece.data)

@@ -82,7 +82,7 @@ async def download_small(road: Road, address: Sha256, size: int) -> bytes:
             async with closing(link.download(address, 0)) as pieces:
                 async for piece in pieces:
                     data += piece.data
-                    if piece.total != size or len(data) >= size:
+                    if piece.total != size or len(data) >= size or not piece.data:
                         break
         except FedError as failure:
             if not _may_pass(failure):
