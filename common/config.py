@@ -162,7 +162,12 @@ def _explain_one(
     path, value = _follow((*item["loc"], *context.get("at", ())), document.data)
     kind = item["type"]
     name = kind if kind in CATALOGUE else "BAD_VALUE"
-    if kind == "UNKNOWN_KEY":
+    misspelt = _misspelt_tag(kind, context, value)
+    if misspelt is not None:
+        tag, key = misspelt
+        path, name = (*path, key), "UNKNOWN_KEY"
+        message = f"unknown key '{dotted(path)}'; did you mean '{tag}'?"
+    elif kind == "UNKNOWN_KEY":
         path = (*path, context["key"])
         message = f"unknown key '{dotted(path)}'; {context['hint']}"
     elif kind == "missing":
@@ -171,6 +176,15 @@ def _explain_one(
         message = f"{dotted(path) or noun} {_phrase(kind, context, value, item['msg'])}"
     source = document.source
     return path, (source.line(*path) or 0, name, f"{source.where(*path)}: {message}")
+
+
+def _misspelt_tag(kind: str, context: Mapping[str, Any], value: object) -> tuple[str, str] | None:
+    """Return (the key that says which form a section has, what was written instead of it)."""
+    if kind != "union_tag_not_found" or not isinstance(value, dict):
+        return None
+    tag = str(context["discriminator"]).strip("'")
+    written = nearest(tag, [str(key) for key in value])
+    return None if written is None else (tag, written)
 
 
 _ABSENT: Final = object()
