@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_SEED = 2**63 - 1
-"""As in the study schema; said here too, so that the message names the option."""
+
+def _seed(value: int | None) -> int | None:
+    """Hold a seed to the study schema's bounds here, so that the message names the option."""
+    if value is not None and not 0 <= value < 2**63:
+        raise typer.BadParameter("must be at least 0 and less than 2^63")
+    return value
+
 
 CoordinatorOption = Annotated[
     str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the coordinator listens.")
@@ -38,7 +43,12 @@ ProxyOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed, in place of the study's."),
+    typer.Option(
+        "--seed",
+        metavar="N",
+        callback=_seed,
+        help="Training seed, 0 or more, in place of the study's.",
+    ),
 ]
 
 
