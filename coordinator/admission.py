@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
 from common.errors import Refusal
@@ -24,7 +24,7 @@ PATIENCE_S: Final = 0.5
 class Turn:
     """One stream's turn; made by `Turnstile.turn`."""
 
-    def __init__(self, slots: asyncio.Semaphore, patience_s: float) -> None:
+    def __init__(self, slots: tuple[asyncio.Semaphore, ...], patience_s: float) -> None:
         self._slots = slots
         self._patience_s = patience_s
         self._timer: asyncio.TimerHandle | None = None
@@ -32,7 +32,11 @@ class Turn:
 
     async def take(self) -> None:
         """Wait for a turn."""
-        await self._slots.acquire()
+        async with AsyncExitStack() as taken:
+            for slot in self._slots:
+                await slot.acquire()
+                taken.callback(slot.release)
+            taken.pop_all()
         self._held = True
 
     def waiting(self) -> None:
@@ -55,20 +59,26 @@ class Turn:
             self._timer = None
         if self._held:
             self._held = False
-            self._slots.release()
+            for slot in self._slots:
+                slot.release()
 
 
 class Turnstile:
-    """Admits `limit` streams at a time."""
+    """Admits `limit` streams at a time, and of each owner one."""
 
     def __init__(self, limit: int, patience_s: float = PATIENCE_S) -> None:
         self._slots = asyncio.Semaphore(limit)
+        self._own: dict[str, asyncio.Semaphore] = {}
         self._patience_s = patience_s
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Turn]:
-        """Hold a turn for the length of the block, but for the times it is lent."""
-        turn = Turn(self._slots, self._patience_s)
+    async def turn(self, owner: str) -> AsyncIterator[Turn]:
+        """Hold a turn for the length of the block, but for the times it is lent.
+
+        An owner's second stream waits for its first: it gains nothing by having many.
+        """
+        own = self._own.setdefault(owner, asyncio.Semaphore(1))
+        turn = Turn((own, self._slots), self._patience_s)
         await turn.take()
         try:
             yield turn

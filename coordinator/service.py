@@ -322,7 +322,7 @@ class CoordinatorService:
         start: UploadStart,
         parts: AsyncIterator[UploadPart],
     ) -> UploadEnd:
-        async with self._bulk_up.turn() as turn:
+        async with self._bulk_up.turn(node) as turn:
             return await self._spool(driver, node, start, patiently(parts, turn))
 
     async def _spool(
@@ -351,14 +351,16 @@ class CoordinatorService:
             await behind.wait()
         raise Refusal("UPLOAD_SIZE", "the stream ended without an end record")
 
-    async def download(self, sha256: Sha256, offset: int) -> AsyncIterator[DownloadChunk]:
-        """Yield a stored object from `offset` on.
+    async def download(
+        self, sha256: Sha256, offset: int, caller: str
+    ) -> AsyncIterator[DownloadChunk]:
+        """Yield a stored object from `offset` on; one object at a time to a caller.
 
         Raises:
             RoundError: NOT_FOUND.
             Refusal: BAD_MESSAGE, the offset lies beyond the end.
         """
-        async with self._bulk_down.turn() as turn:
+        async with self._bulk_down.turn(caller) as turn:
             with self._shop.objects.open(sha256) as reader:
                 if offset > reader.size:
                     raise Refusal("BAD_MESSAGE", "the offset lies beyond the object's end")

@@ -108,7 +108,7 @@ class AggregationServicer(aggregation_pb2_grpc.AggregationServicer):
     ) -> AsyncIterator[pb.DownloadChunk]:
         """Send one stored object from an offset on."""
         sha256, offset = decode_download(request)
-        async for piece in self._service.download(sha256, offset):
+        async for piece in self._service.download(sha256, offset, caller().node_id):
             yield encode_piece(piece)
 
 

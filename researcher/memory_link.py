@@ -81,7 +81,7 @@ class MemoryLink:
     async def download(self, sha256: Sha256, offset: int) -> AsyncIterator[DownloadChunk]:
         """See `Link`."""
         self._open()
-        async for piece in self._service.download(sha256, offset):
+        async for piece in self._service.download(sha256, offset, self._node):
             yield piece
 
     async def close(self) -> None:

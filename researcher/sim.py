@@ -69,7 +69,7 @@ class MemorySource:
 
     def download(self, sha256: Sha256, offset: int = 0) -> AsyncIterator[DownloadChunk]:
         """Yield an object's bytes."""
-        return self._service.download(sha256, offset)
+        return self._service.download(sha256, offset, "sim")
 
 
 def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float) -> SimResult:
