@@ -125,8 +125,6 @@ class RunDriver:
         self._models: list[ModelRef] = []
         self._changed = asyncio.Condition()
         self._version = 0
-        self._ended_unix: float | None = None
-        self._first_round_unix: float | None = None
 
     # --- what others ask ---------------------------------------------------------------------
 
@@ -145,13 +143,7 @@ class RunDriver:
 
     def view(self) -> RunView:
         """Return the run as people see it."""
-        end = self._ended_unix if self._ended_unix is not None else self._shop.clock.unix()
-        first = self._first_round_unix
-        return view_of(
-            self.state,
-            seconds=end - self._created_unix,
-            seconds_to_first_round=first - self._created_unix if first is not None else 0.0,
-        )
+        return view_of(self.state, self._created_unix, self._shop.clock.unix())
 
     async def watch(self) -> AsyncIterator[RunView]:
         """Yield the view at once and after changes, until it is final.
@@ -300,7 +292,7 @@ class RunDriver:
 
     def _context(self) -> RunContext:
         clock = self._shop.clock
-        return RunContext(clock.monotonic(), int(clock.unix()), self._shop.trust, self._shop.timing)
+        return RunContext(clock.monotonic(), clock.unix(), self._shop.trust, self._shop.timing)
 
     async def _persist(self, facts: list[RunFact]) -> None:
         if not facts:
@@ -458,8 +450,6 @@ class RunDriver:
         # The round's own timers are named after it and would be passed over; stop them anyway.
         for name in [name for name in self._timers if name.startswith("round:")]:
             self._timers.pop(name).cancel()
-        if self._first_round_unix is None and any(r.opened for r in self.state.history):
-            self._first_round_unix = self._shop.clock.unix()
         for node, open_hd in [key for key in self._acks if key[1] == hd]:
             self._answer(node, open_hd, Refusal("CLOSED", "the round ended"))
         self._shop.spool.drop(hd)
@@ -481,7 +471,6 @@ class RunDriver:
         self.post(ReleaseMade(manifest_digest(release)))
 
     async def _finish(self) -> None:
-        self._ended_unix = self._shop.clock.unix()
         run_id = self.state.run_id
         await self._on_disk(lambda: self._shop.store.end_run(run_id))
 

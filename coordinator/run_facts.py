@@ -54,7 +54,7 @@ def apply(state: RunState, fact: RunFact) -> RunState:
         case Received():
             return replace(state, receipts=state.receipts | {fact.node})
         case Ended():
-            return replace(state, phase=fact.phase, reason=fact.reason)
+            return replace(state, phase=fact.phase, reason=fact.reason, ended_unix=fact.unix)
         case _:
             assert_never(fact)
 

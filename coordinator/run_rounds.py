@@ -48,6 +48,7 @@ from coordinator.run_step import (
     GATHER,
     ROUND,
     WAITING,
+    RunContext,
     Step,
     ask_epoch,
     current_kind,
@@ -276,7 +277,7 @@ def _close(step: Step, close: rounds.Close) -> None:
     if state.round is None or state.round.header is None:
         raise InternalError("a round that never opened was closed")
     opened = close.status is RoundStatus.OPENED
-    record = _record_of(state, state.round, opened=opened, seconds=step.ctx.now - state.round_began)
+    record = _record_of(state, state.round, step.ctx, opened=opened)
     used = step.used if opened else None
     step.record(
         RoundEnded(
@@ -316,7 +317,7 @@ def _tell_late_members(step: Step, ended: round_types.RoundState) -> None:
 
 
 def _record_of(
-    state: RunState, ended: round_types.RoundState, *, opened: bool, seconds: float
+    state: RunState, ended: round_types.RoundState, ctx: RunContext, *, opened: bool
 ) -> RoundRecord:
     header = ended.header
     members = header.ids if header is not None else ()
@@ -332,8 +333,9 @@ def _record_of(
         dropped=tuple(node for node in members if opened and node not in survivors),
         sum_sha256=ended.sum_sha256,
         model_sha256=ended.model_sha256,
-        seconds=seconds,
+        seconds=ctx.now - state.round_began,
         reason=ended.reason,
+        ended_unix=ctx.unix_s,
     )
 
 

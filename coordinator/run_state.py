@@ -61,6 +61,7 @@ class RoundRecord:
     model_sha256: bytes
     seconds: float
     reason: str
+    ended_unix: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,11 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing more will happen."""
+    """Nothing more will happen. `unix`: when, in seconds since 1970."""
 
     phase: RunPhase
     reason: str
+    unix: float = 0.0
 
 
 RunFact: TypeAlias = (
@@ -211,6 +213,7 @@ class RunState:
     receipts: frozenset[NodeId] = frozenset()
     evidence: tuple[DoubleCommit, ...] = ()
     reason: str = ""
+    ended_unix: float | None = None
 
     connected: frozenset[NodeId] = field(default=frozenset(), compare=False)
     timers: frozenset[str] = field(default=frozenset(), compare=False)

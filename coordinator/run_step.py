@@ -60,9 +60,14 @@ class RunContext:
     """What the driver passes with each event: clocks, the pinned CA and members, waits."""
 
     now: float
-    unix: int
+    unix_s: float
     trust: Trust
     timing: Timing
+
+    @property
+    def unix(self) -> int:
+        """Whole Unix seconds, as certificates and keys count them."""
+        return int(self.unix_s)
 
 
 class Step:
@@ -150,7 +155,7 @@ def end(step: Step, phase: RunPhase, reason: str) -> None:
     state = step.state
     if state.phase.final:
         return
-    step.record(Ended(phase, reason))
+    step.record(Ended(phase, reason, step.ctx.unix_s))
     event = {
         RunPhase.FINISHED: Event.RUN_FINISHED,
         RunPhase.CANCELLED: Event.RUN_CANCELLED,

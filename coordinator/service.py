@@ -39,6 +39,7 @@ from common.study import Study, config_hash, study_from_canonical
 from common.version import VERSION
 from common.views import RunView, SiteView, StatusView, StudyView
 from common.wire import NodeStep, UploadPart
+from common.wire_checks import MAX_MANIFEST_BYTES
 from common.wire_operations import Submission
 from coordinator.admission import Turnstile, at_most, patiently
 from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, chain_of, to_pem
@@ -74,6 +75,10 @@ class _Behind:
         work, self._work = self._work, None
         if work is not None:
             await work
+
+
+ROUND_RECORD_BYTES: Final = 700
+"""More than a round takes in a manifest, but for its hospitals' names."""
 
 MOST_PARAMETERS: Final = 1 << 30
 """Parameters of a model, 4 GiB: the first model of a run is made in memory."""
@@ -431,7 +436,18 @@ class CoordinatorService:
                 "BAD_VALUE",
                 f"the study needs more hospitals than the federation's {len(self._roster)}",
             )
-        round_kinds(study)
+        self._check_manifest_fits(study)
+
+    def _check_manifest_fits(self, study: Study) -> None:
+        """Refuse a run whose record of rounds would outgrow what a hospital reads."""
+        names = sum(len(site_name(node)) + 6 for node in self._roster)
+        most = (MAX_MANIFEST_BYTES - (64 << 10)) // (ROUND_RECORD_BYTES + names)
+        if len(round_kinds(study)) > most:
+            raise ConfigError(
+                "BAD_VALUE",
+                f"{study.federation.rounds} rounds; with {len(self._roster)} hospitals a run"
+                f" has at most {most} in all",
+            )
 
     def studies(self) -> list[StudyView]:
         """Return every study with its runs."""

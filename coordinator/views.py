@@ -10,8 +10,10 @@ from common.views import RoundView, RunPhase, RunView, SiteView
 from coordinator.run_state import RoundRecord, RunState
 
 
-def view_of(state: RunState, *, seconds: float, seconds_to_first_round: float) -> RunView:
-    """Return a run's view; `seconds` since its submission, until its end."""
+def view_of(state: RunState, created_unix: float, now_unix: float) -> RunView:
+    """Return a run's view at a time; all times in Unix seconds."""
+    end = now_unix if state.ended_unix is None else state.ended_unix
+    first = next((record.ended_unix for record in state.history if record.opened), created_unix)
     model = state.model
     done = state.released is not None and model is not None
     return RunView(
@@ -25,8 +27,8 @@ def view_of(state: RunState, *, seconds: float, seconds_to_first_round: float) -
         pooled=state.pooled,
         model_sha256=model.model_sha256.hex() if done and model is not None else "",
         reason=state.reason,
-        seconds=seconds,
-        seconds_to_first_round=seconds_to_first_round,
+        seconds=end - created_unix,
+        seconds_to_first_round=first - created_unix,
     )
 
 

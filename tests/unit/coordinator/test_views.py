@@ -9,6 +9,7 @@ from common.secagg.messages import Commit, KeyAdvert, Ready, Release
 from common.views import RunPhase, RunView
 from coordinator import run_state as rs
 from coordinator.views import view_of
+from tests.certificate_factory import NOW
 from tests.run_world import RunWorld
 from tests.simulation.secagg_harness import Uploaded, digest
 
@@ -16,7 +17,7 @@ NO = (Objection("PURPOSE", "policy.yaml:9: not for research"),)
 
 
 def seen(world: RunWorld) -> RunView:
-    return view_of(world.state, seconds=3.0, seconds_to_first_round=1.0)
+    return view_of(world.state, NOW - 3.0, NOW + 9.0)
 
 
 def doing(world: RunWorld, place: int) -> tuple[str, str]:
@@ -111,7 +112,7 @@ def test_the_end_shows_every_round_and_the_released_model() -> None:
     assert [(entry.number, entry.state) for entry in view.history] == [(1, "CLOSED"), (2, "CLOSED")]
     assert view.history[0].survivors == ("h0000", "h0001", "h0002", "h0003")
     assert {site.state for site in view.sites} == {"finished"}
-    assert (view.seconds, view.seconds_to_first_round) == (3.0, 1.0)
+    assert (view.seconds, view.seconds_to_first_round) == (3.0, 3.0)
 
 
 def test_a_voided_round_says_why() -> None:
