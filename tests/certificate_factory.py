@@ -146,7 +146,7 @@ def _same(spec: Spec) -> Spec:
 
 WRONG_LEAVES = (
     Wrong("expired", lambda s: replace(s, begins=timedelta(days=-91), ends=timedelta(seconds=-1))),
-    Wrong("not yet valid", lambda s: replace(s, begins=timedelta(minutes=1))),
+    Wrong("not yet valid", lambda s: replace(s, begins=timedelta(days=1))),
     Wrong("of another CA", _same, "other"),
     Wrong("signed by itself", _same, "self"),
     Wrong("CA flag set", lambda s: replace(s, ca=True)),
