@@ -31,6 +31,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 SITES = ("cleveland", "hungarian", "switzerland", "va")
 STAND_IN = "0" * 64
+TOP = ("coordinator", "researcher", "common", "hospital_node", "deploy", "studies", "docs", "tests")
 
 
 def blocks(text: str) -> list[str]:
@@ -129,7 +130,11 @@ class Reader:
         return line.replace("localhost:8443", self.address)
 
     def run(self, line: str) -> str:
-        """Run one line to its end; it must succeed."""
+        """Run one line to its end; it must succeed. `cd` holds for the lines that follow."""
+        if line.startswith("cd "):
+            self.folder = self.folder / line.removeprefix("cd ")
+            assert self.folder.is_dir()
+            return ""
         done = subprocess.run(
             ["/bin/bash", "-euo", "pipefail", "-c", self.spoken(line)],
             cwd=self.folder,
@@ -169,8 +174,13 @@ class Reader:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    for name in ("deploy", "studies"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """A folder that holds what a clone holds at its top: a command that writes there is seen."""
+    for name in TOP:
+        if name in ("deploy", "studies"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        else:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "taken").touch()
     one = Reader(tmp_path, free_address().replace("127.0.0.1", "localhost"))
     yield one
     for child in one.children:
