@@ -60,6 +60,10 @@ class Connection:
     tls: Path
     proxy: str | None = None
 
+    def options(self) -> tuple[str, ...]:
+        """Return the options that lead another command to the same place; no password."""
+        return "--coordinator", self.address, "--tls", str(self.tls)
+
     def open(self) -> Client:
         """Return a client; nothing is dialled yet.
 

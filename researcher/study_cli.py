@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -67,9 +68,10 @@ def submit(
         "run_id": submitted.run_id,
         "hash": f"sha256:{submitted.config_hash.hex()}",
     }
+    watch = ["fedcare", "run", "watch", submitted.run_id, *connection.options()]
     text = (
         f"submitted study {submitted.study_id}, hash {data['hash']}\n"
-        f"run {submitted.run_id}: follow it with `fedcare run watch {submitted.run_id}`"
+        f"run {submitted.run_id}: follow it with\n  {shlex.join(watch)}"
     )
     return Outcome(data, text)
 

@@ -1,0 +1,89 @@
+"""How a serving node is ended: once in order, twice at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.certificates import Role
+from common.pki import create_ca, issue
+
+POLICY = """\
+schema: fedcare.policy/v1
+site: cleveland
+federation: {id: heart, ca_sha256: "PIN", members: [cleveland, hungarian, va]}
+coordinator: {address: "127.0.0.1:1"}
+allow: {purposes: [research], owners: [uni-x], datasets: [heart], model_kinds: [logistic]}
+"""
+
+STUCK = """
+import asyncio, sys
+from hospital_node.driver import Node
+
+async def run(self):
+    print("running", flush=True)
+    await self._stopping.wait()
+    print("stopping", flush=True)
+    await asyncio.Event().wait()
+
+if sys.argv.pop(1) == "stuck":
+    Node.run = run
+from common.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command itself; with `stuck`, a node that never finishes stopping."""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    now = time.time()
+    facts = create_ca(tmp_path / "pki", "heart", now_unix=now)
+    node = tmp_path / "node"
+    issue(tmp_path / "pki", Role.HOSPITAL, "cleveland", now_unix=now, out=node)
+    (node / "policy.yaml").write_text(POLICY.replace("PIN", facts.sha256))
+    (node / "node.yaml").write_text("schema: fedcare.node/v1\nsite: null\n")
+    return node / "node.yaml"
+
+
+async def start(config: Path, how: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STUCK, how, "node", "serve", "--config", str(config),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def said(stream: asyncio.StreamReader | None, word: bytes) -> None:
+    assert stream is not None
+    async with asyncio.timeout(30):
+        while word not in (line := await stream.readline()):
+            assert line, f"it ended without saying {word!r}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_one_signal_ends_a_node_in_order_with_exit_code_0(
+    config: Path, number: signal.Signals
+) -> None:
+    node = await start(config, "as it is")
+    await said(node.stderr, b"link.retrying")
+    node.send_signal(number)
+    async with asyncio.timeout(30):
+        _, rest = await node.communicate()
+    assert node.returncode == 0
+    assert rest.index(b"service.stopping") < rest.index(b"service.stopped")
+    assert b"Traceback" not in rest
+
+
+async def test_a_second_signal_ends_a_node_that_does_not_come_to_its_end(config: Path) -> None:
+    node = await start(config, "stuck")
+    await said(node.stdout, b"running")
+    node.send_signal(signal.SIGTERM)
+    await said(node.stdout, b"stopping")
+    assert node.returncode is None
+    node.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(30):
+        assert await node.wait() == 0
