@@ -173,7 +173,7 @@ async def test_a_refusal_is_told_with_its_policy_line_and_ends_the_run_only_belo
 @pytest.mark.timeout(90)
 async def test_a_cancelled_run_ends_everywhere_with_its_reason(tmp_path: Path) -> None:
     async with town(tmp_path, SITES[:3]) as place:
-        run = await place.submit(5000, 3)
+        run = await place.submit(1000, 3)
         await place.until(run, lambda view: view.round >= 2)
         ended = await data("run", "cancel", run, "--reason", "wrong study", *place.to)
         assert ended["state"] == "cancelled"
