@@ -6,7 +6,7 @@ command at all. What every command shares is here, once:
 
 * errors as one line `error FC-1004 UNKNOWN_KEY: ...` and one line `fix: ...` on stderr,
   or with `--json` as one envelope on stdout; never a traceback unless `--debug`;
-* the exit code of the error's row in `common.errors.CATALOGUE`; 130 after Ctrl-C;
+* the exit code of the error's row in `common.errors.CATALOGUE`; 130 after Ctrl-C or SIGTERM;
 * anything unexpected is FC-9001 and exit code 5.
 
 Commands themselves are written with `common.commands`.
@@ -18,12 +18,15 @@ import errno
 import importlib.metadata
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final, Protocol
+from types import FrameType
+from typing import Any, Final, Protocol
 
 from common.errors import ConfigError, ExitCode, FedError, InternalError, RoundError
 from common.text import escape, listed, nearest
@@ -31,7 +34,7 @@ from common.text import escape, listed, nearest
 ENVELOPE: Final = "fedcare.cli/v1"
 GROUP: Final = "fedcare.commands"
 INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells expect."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells expect; after SIGTERM likewise."""
 
 HELP: Final[Mapping[str, str]] = {
     "demo": "Four real hospitals train one model on this machine, with mTLS and masks.",
@@ -77,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     args, wants_debug = _take(args, "--debug")
     token = debug.set(wants_debug)
+    before = _treat_sigterm_as_ctrl_c()
     as_json = "--json" in _before_dashes(args)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -91,6 +95,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     finally:
         debug.reset(token)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _treat_sigterm_as_ctrl_c() -> Any:  # noqa: ANN401 - a signal's handler, or None for no change
+    """Let a command that is asked to end clean up after itself; return what stood there.
+
+    Commands that serve replace this with an orderly end of their own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def end(_number: int, frame: FrameType | None) -> None:
+        ctrl_c = signal.getsignal(signal.SIGINT)
+        if callable(ctrl_c):  # asyncio's while it runs: it cancels the task
+            ctrl_c(signal.SIGINT, frame)
+        else:  # ignored, as for a job in the background of a script
+            raise KeyboardInterrupt
+
+    return signal.signal(signal.SIGTERM, end)
 
 
 def _guarded(args: list[str], *, as_json: bool) -> int:
@@ -235,7 +259,7 @@ def _message(error: FedError) -> str:
 
 
 def _interrupted(*, as_json: bool) -> int:
-    error = RoundError("RUN_CANCELLED", "interrupted from the keyboard", fix="Start it again.")
+    error = RoundError("RUN_CANCELLED", "interrupted", fix="Start it again.")
     report(error, as_json=as_json)
     return INTERRUPTED
 

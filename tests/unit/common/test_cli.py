@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -315,3 +316,42 @@ def test_explain_without_a_word_lists_the_whole_catalogue(capsys: Capture) -> No
 def test_explain_of_nothing_known_suggests_the_nearest(capsys: Capture) -> None:
     assert main(["explain", "UNKNOWN_KYE"]) == 4
     assert "did you mean 'UNKNOWN_KEY'?" in capsys.readouterr().err
+
+
+ENDLESS = """
+import asyncio, signal, sys
+from common import cli
+
+async def work():
+    try:
+        print("working", flush=True)
+        await asyncio.Event().wait()
+    finally:
+        print("cleaned", flush=True)
+
+if sys.argv[1] == "ignored":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+cli._run = lambda args: asyncio.run(work())
+sys.exit(cli.main(["x", "--json"]))
+"""
+
+
+@pytest.mark.parametrize("ctrl_c", ["default", "ignored"])
+def test_a_command_that_is_asked_to_end_cleans_up_and_says_so(ctrl_c: str) -> None:
+    """`ignored` is how a script's background jobs start."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, ctrl_c], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "working\n"
+        child.terminate()
+        cleaned, envelope = child.stdout.read().splitlines()
+    assert cleaned == "cleaned"
+    assert json.loads(envelope)["error"]["code"] == "FC-6003"
+    assert child.returncode == 130
+
+
+def test_the_signal_handler_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    main(["--version"])
+    assert signal.getsignal(signal.SIGTERM) is before
