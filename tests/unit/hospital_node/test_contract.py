@@ -191,7 +191,7 @@ def test_a_row_of_another_width_is_refused_even_where_the_columns_read_look_righ
 ) -> None:
     """A decimal comma moves the cells behind it; the note is a column nobody reads."""
     text = f"note,age,sex,sick\nn,40,0,0\n\n{line}\nn,50,1,1\n"
-    with pytest.raises(ConfigError, match="row 3: [0-9] cells, the header has 4") as caught:
+    with pytest.raises(ConfigError, match=r"row 3: [0-9] cells, the header has 4") as caught:
         read(tmp_path, text, no_test_rows())
     assert caught.value.name == "FILE_SYNTAX"
 
