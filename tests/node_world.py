@@ -16,6 +16,7 @@ import hashlib
 import io
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -499,7 +500,7 @@ class World:
         self.lose: Callable[[NodeId, NodeStep], bool] = lambda _node, _message: False
         self.unreachable: set[str] = set()
         self.dials: list[str] = []
-        self.slept: list[float] = []
+        self.slept: list[tuple[str, float]] = []
         self.log = io.StringIO()
         self.coordinator = MemoryCoordinator(self, self.rounds)
 
@@ -514,9 +515,9 @@ class World:
         self.links[link.node] = link
         return link
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, site: str, seconds: float) -> None:
         """Waits are short here: a back-off yields, a heartbeat lasts for ever."""
-        self.slept.append(seconds)
+        self.slept.append((site, seconds))
         if seconds >= 10.0 - 1e-9:
             await asyncio.Event().wait()
         await asyncio.sleep(0)
@@ -539,7 +540,7 @@ class World:
             log=log,
             clock=self.clock,
             entropy=entropy,
-            sleep=self.sleep,
+            sleep=partial(self.sleep, site),
             jitter=lambda: 0.5,
         )
         node = Node(parts if wrap is None else wrap(parts))
