@@ -591,7 +591,7 @@ class World:
 
     async def until(self, true: Callable[[], object]) -> None:
         """Let the world turn until something holds."""
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             while not true():  # noqa: ASYNC110 - what is waited for is other code's state
                 await asyncio.sleep(0.001)
 
