@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from common.config import Label, Loaded, Section, Text, load, no_repeats, problem, validate
 from common.documents import dump_yaml, parse_yaml
 from common.ids import ConfigHash
-from common.site import SiteId
+from common.site import MAX_SITES, SiteId
 from common.study_sections import (
     LATER_MODEL_KINDS,
     LATER_STRATEGIES,
@@ -121,7 +121,7 @@ class PinnedFederation(Section):
 
     id: SiteId
     ca_sha256: Annotated[str, AfterValidator(_fingerprint)]
-    members: Annotated[tuple[SiteId, ...], Field(min_length=2, max_length=10_000), Distinct]
+    members: Annotated[tuple[SiteId, ...], Field(min_length=2, max_length=MAX_SITES), Distinct]
 
 
 class Coordinator(Section):

@@ -25,6 +25,12 @@ from common.text import listed, nearest, show
 
 SCHEMA: Final = "fedcare.site/v1"
 
+MAX_SITES: Final = 512
+"""Hospitals of one federation. Two messages grow with their number and have to stay within
+gRPC's 2 MiB: the `Roster` (every member's keys and certificate, 2 to 3 KiB each with a chain
+of one) and the end of an upload (64 sealed bundles of a share for every member). Of twice as
+many hospitals neither would fit."""
+
 
 def _site(value: str) -> str:
     try:

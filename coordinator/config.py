@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, Field, PrivateAttr
 
 from common.config import Seconds, Section, load, no_repeats
-from common.site import SiteId
+from common.site import MAX_SITES, SiteId
 from common.text import show
 
 SCHEMA: Final = "fedcare.coordinator/v1"
@@ -79,7 +79,10 @@ class CoordinatorConfig(Section):
     store: Annotated[str, AfterValidator(_database)] | None = None
     """Database URL; the embedded one in the state directory unless given."""
     tls: TlsFiles = TlsFiles()
-    members: Annotated[tuple[SiteId, ...], Field(min_length=2), AfterValidator(no_repeats)]
+    members: Annotated[
+        tuple[SiteId, ...], Field(min_length=2, max_length=MAX_SITES), AfterValidator(no_repeats)
+    ]
+    """The hospitals that may connect; at most `MAX_SITES`, whose reason stands with it."""
     timing: Timing = Timing()
     bulk_streams: Annotated[int, Field(ge=1, le=64)] = 2
     """Uploads, and downloads, that run at the same time; each costs about 3 MiB."""

@@ -89,6 +89,12 @@ def test_a_rule_this_version_cannot_enforce_is_refused_with_its_line(key: str, v
         ("switzerland, va", "cleveland", "DUPLICATE_KEY", "'cleveland' twice"),
         ("cleveland, hungarian", "hungarian", "BAD_VALUE", "lacks this hospital, 'cleveland'"),
         ("cleveland, hungarian, switzerland, va", "cleveland", "BAD_VALUE", "at least 2"),
+        (
+            "hungarian, switzerland",
+            ", ".join(f"h{place}" for place in range(511)),
+            "BAD_VALUE",
+            "at most 512 entries",
+        ),
         ("org:443", "org", "BAD_VALUE", "coordinator.address must be host:port"),
         ("org:443", "org:0", "BAD_VALUE", "host:port"),
         ("org:443", "org:65536", "BAD_VALUE", "host:port"),
