@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from common.clock import Clock
@@ -221,6 +222,8 @@ class RoundJobs:
         has_model = header.kind is not RoundKind.STATISTICS
         model = store.model_path(header.model_sha256) if has_model else None
         path = store.spool_path(prepared.hd)
+        if model is not None:
+            await self._check_held(header.model_sha256, model, work)
 
         def make() -> Sha256:
             source = work.make(header, model, prepared.seed, abandoned)
@@ -228,6 +231,19 @@ class RoundJobs:
 
         self._log().info(Event.ROUND_TRAINING, kind=header.kind.value, members=header.n)
         return make() if work.is_quick(header.kind) else await self._around.worker.run(make)
+
+    async def _check_held(self, wanted: Sha256, model: Path, work: Work) -> None:
+        """Read again what an earlier process received for the open round.
+
+        Raises:
+            StateError: STATE_DAMAGED; the round goes on without this hospital.
+        """
+        shelf = self._around.shelf
+        if shelf.holds(wanted):
+            return
+        if await asyncio.to_thread(digest_of_file, model, work.model_schema()) != wanted:
+            raise StateError("STATE_DAMAGED", "the model of the open round is lost or has changed")
+        shelf.keep(self._task, wanted)
 
     # --- the upload -------------------------------------------------------------------------
 

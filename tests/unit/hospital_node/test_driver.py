@@ -156,9 +156,11 @@ def _victim(world: World) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("altered", [False, True])
 async def test_a_node_killed_while_it_writes_its_input_trains_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, altered: bool
 ) -> None:
+    """With the model it has; if that file changed meanwhile, the round goes on without it."""
     world = World(tmp_path, rounds=1, size=CHUNKS_3)
     armed = [True]
 
@@ -177,10 +179,22 @@ async def test_a_node_killed_while_it_writes_its_input_trains_again(
     victim = _victim(world)
     assert victim is not None
     await world.kill(victim)
+    if altered:
+        (model,) = (world.state_dir(victim) / "models").iterdir()
+        data = model.read_bytes()
+        model.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     world.start(victim)
     await world.finish()
     world.check()
-    assert all(len(survivors) == len(SITES) for _, survivors, _ in world.coordinator.opened)
+    ((_, survivors, _),) = world.coordinator.opened
+    refused = [m.code for node, m in world.sent if isinstance(m, Refused)]
+    if altered:
+        assert node_id(victim) not in survivors
+        assert refused == ["STATE_DAMAGED"]
+    else:
+        assert len(survivors) == len(SITES)
+        assert not refused
+    assert world.downloads.count((node_id(victim), 0)) == 1
 
 
 async def test_a_killed_node_resumes_its_upload_with_the_same_bytes(tmp_path: Path) -> None:
