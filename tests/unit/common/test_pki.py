@@ -13,11 +13,19 @@ import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.certificates import parse_certificate, parse_spiffe, read_leaf, to_der, verify_chain
+from common.certificates import (
+    MAX_CERTIFICATE_BYTES,
+    parse_certificate,
+    parse_spiffe,
+    read_leaf,
+    to_der,
+    verify_chain,
+)
 from common.errors import ConfigError, FedError, IdentityError, Refusal, StateError
 from common.ids import NodeId
 from common.pki import (
@@ -128,6 +136,39 @@ def test_malformed_chains_are_refused_in_words(chain: list[bytes]) -> None:
     with pytest.raises(Refusal) as refused:
         TRUST.verify_chain(chain, NodeId(RIGHT), NOW)
     assert refused.value.name == "CERT_CHAIN"
+
+
+def long_certificate(names: int) -> bytes:
+    """Return the DER of a leaf that the CA signed, about 70 bytes longer for each name."""
+    return to_der(make(Spec(dns=[f"{place:060d}.example" for place in range(names)]), CA))
+
+
+def test_a_chains_certificate_over_8_kib_is_refused_whoever_signed_it() -> None:
+    good, long = long_certificate(100), long_certificate(120)
+    assert 7000 < len(good) <= MAX_CERTIFICATE_BYTES < len(long)
+    assert to_der(verify_chain([good], (CA.der,), NOW)) == good
+    for chain, anchors in (([long], (CA.der,)), ([good, long], (CA.der,)), ([good], (long,))):
+        with pytest.raises(IdentityError, match="at most 8 KiB") as refused:
+            verify_chain(chain, anchors, NOW)
+        assert refused.value.name == "CERT_INVALID"
+
+
+def test_a_chain_holds_no_pem() -> None:
+    certificate = make(Spec(), CA)
+    assert verify_chain([to_der(certificate)], (CA.der,), NOW) == certificate
+    with pytest.raises(IdentityError, match="DER certificates"):
+        verify_chain([certificate.public_bytes(Encoding.PEM)], (CA.der,), NOW)
+
+
+def test_a_certificate_alone_may_be_pem_but_not_over_the_cap() -> None:
+    good, long = long_certificate(100), long_certificate(240)
+    assert len(long) > 2 * MAX_CERTIFICATE_BYTES
+    pem = x509.load_der_x509_certificate(good).public_bytes(Encoding.PEM)
+    assert len(pem) > MAX_CERTIFICATE_BYTES
+    assert to_der(parse_certificate(pem)) == to_der(parse_certificate(good)) == good
+    with pytest.raises(IdentityError, match="over the cap") as refused:
+        parse_certificate(long)
+    assert refused.value.name == "CERT_INVALID"
 
 
 def test_no_flipped_bit_changes_what_a_verifying_certificate_says_or_crashes() -> None:
