@@ -29,13 +29,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import metrics, models, quantise, statistics
+from common import metrics, models, statistics
 from common.evaluation import Metrics
 from common.features import Encoded, Table
 from common.quantise import Coding
 from common.secagg.header import Rounding, quant_bound
 from common.study import Study, load_study
 from common.vectors import ParameterSchema
+from coordinator.aggregate import mean_step
 from hospital_node.baselines import centralised, local_only
 from hospital_node.data import SiteData, heart, load
 from hospital_node.evaluate import predict, site_metrics
@@ -93,9 +94,7 @@ def federated(study: Study, sites: Mapping[str, Encoded]) -> Model:
         previous = model.copy()
         for place, segment in enumerate(schema.segments()):
             part = slice(segment.start, segment.stop)
-            model[part] = quantise.apply_mean(
-                previous[part], opened[part], scale=scales[place], weight_sum=weight_sum, lr=1.0
-            )
+            model[part] = previous[part] + mean_step(opened[part], scales[place], weight_sum)
             rms = float(np.sqrt(np.mean((model[part] - previous[part]) ** 2)))
             scales[place] = max(8.0 * rms, FIRST_RANGE)
     return model

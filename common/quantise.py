@@ -1,12 +1,12 @@
-"""Floats to ring words and back (protocol, sections 7.1, 7.2 and 8).
+"""Floats to ring words (protocol, sections 7.1 and 7.2).
 
     v = clamp(rint((clip(x, -R, R) * B) / R), -B, B)        float64, in this order
-    model' = model + lr * ((sum * R) / weight_sum)          float64, then cast once
 
 `x` is `u_i * delta_i`; `u_i = min(n_i, W_max) / W_max` is the hospital's weight, whose
 word `rint(u_i * B)` follows the tensors, and the metric words follow it. The order of
 operations is part of the protocol: another order may round otherwise, and then two
-implementations would disagree about the same update.
+implementations would disagree about the same update. The way back is the coordinator's
+(`coordinator.aggregate`).
 
 Blocks of 64K values and reused buffers keep all passes in a core's cache.
 A value that is not finite is refused before anything is written.
@@ -17,13 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InternalError, Refusal
-from common.secagg.header import Header, Rounding, quant_bound
+from common.secagg.header import Header, Rounding
 from common.secagg.keys import CoefficientSeed
 from common.secagg.prg import Keystream
 from common.secagg.ring import SignedWords, Words, signed_view, word_dtype
@@ -31,9 +31,6 @@ from common.vectors import ParameterSchema
 
 BLOCK_WORDS: Final = 1 << 16
 """Values worked on at a time: 512 KiB of float64."""
-
-WEIGHT_FLOOR: Final = 2.0**-10
-"""A weight sum below `s_min * B` times this aborts the round (section 8)."""
 
 _STREAM_ALIGN: Final = 2
 _EXACT: Final = 2**50
@@ -55,17 +52,6 @@ class Coding:
     def of_header(cls, header: Header, round_seed: CoefficientSeed | None = None) -> Coding:
         """Return the coding of a round without DP."""
         return cls(header.bound, header.w, header.rounding, round_seed)
-
-
-def check_headroom(n: int, bound: int, ring_bits: int) -> None:
-    """Refuse a bound under which an honest sum could leave the spare bits of 7.2.
-
-    Raises:
-        Refusal: OVERFLOW_BOUND, `bound` is not from 1 to `quant_bound(n, w)`.
-    """
-    limit = quant_bound(n, ring_bits)
-    if not 1 <= bound <= limit:
-        raise Refusal("OVERFLOW_BOUND", f"B={bound} is not from 1 to {limit} for n={n}")
 
 
 # --- weights ---------------------------------------------------------------------------
@@ -90,16 +76,6 @@ def weight(count: int, w_max: int) -> float:
 def weight_word(u: float, bound: int) -> int:
     """Return `rint(u * B)`, ties to even, never stochastic."""
     return round(u * bound)
-
-
-def check_weight_sum(weight_sum: int, s_min: int, bound: int) -> None:
-    """Refuse a sum of weights too small to divide by (section 8).
-
-    Raises:
-        Refusal: SUM_RANGE.
-    """
-    if weight_sum < s_min * bound * WEIGHT_FLOOR:
-        raise Refusal("SUM_RANGE", "the weights of the survivors add up to almost nothing")
 
 
 # --- quantising --------------------------------------------------------------------------
@@ -312,54 +288,3 @@ class VectorEncoder:
                 self._quantiser.quantise(
                     values[index : index + 1], scale, out[at : at + 1], word_offset=place
                 )
-
-
-# --- back to floats ------------------------------------------------------------------------
-
-
-def weighted_mean(total: SignedWords, scale: float, weight_sum: int) -> NDArray[np.float64]:
-    """Return `(sum * R_l) / weight_sum` of opened words, a new float64 array.
-
-    Raises:
-        InternalError: a weight sum that is not positive (see `check_weight_sum`).
-    """
-    if weight_sum <= 0:
-        raise InternalError("a weight sum is not positive")
-    out = total.astype(np.float64)
-    np.multiply(out, scale, out=out)
-    np.divide(out, float(weight_sum), out=out)
-    return out
-
-
-def metric_sum(word: int, scale: float, bound: int) -> float:
-    """Return an opened metric word as the sum it stands for; exact for counts (R = B)."""
-    return float(word) if scale == bound else (word * scale) / bound
-
-
-def apply_mean(
-    model: NDArray[np.floating[Any]],
-    total: SignedWords,
-    *,
-    scale: float,
-    weight_sum: int,
-    lr: float,
-    out: NDArray[np.floating[Any]] | None = None,
-) -> NDArray[np.floating[Any]]:
-    """Return `model + lr * ((sum * R) / weight_sum)`, cast once to the model's dtype.
-
-    Works block by block, in place if `out is model`; a new array if `out` is None.
-
-    Raises:
-        InternalError: lengths differ, or a weight sum that is not positive.
-    """
-    if model.shape != total.shape:
-        raise InternalError("a model and a sum differ in length")
-    target = np.empty_like(model) if out is None else out
-    for start in range(0, model.size, BLOCK_WORDS):
-        block = slice(start, start + BLOCK_WORDS)
-        step = weighted_mean(total[block], scale, weight_sum)
-        np.multiply(step, lr, out=step)
-        np.add(model[block], step, out=step)
-        with np.errstate(over="ignore"):
-            np.copyto(target[block], step, casting="same_kind")
-    return target

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +40,6 @@ _ITEM_BYTES: Final = {
     TensorType.BFLOAT16: 2,
     TensorType.FLOAT32: 4,
     TensorType.FLOAT64: 8,
-}
-_NUMPY: Final[dict[TensorType, np.dtype[Any]]] = {
-    TensorType.FLOAT16: np.dtype("<f2"),
-    TensorType.FLOAT32: np.dtype("<f4"),
-    TensorType.FLOAT64: np.dtype("<f8"),
 }
 
 
@@ -263,44 +258,3 @@ def model_digest(schema: ParameterSchema, model: bytes | bytearray | memoryview)
     hasher = ModelHasher(schema)
     hasher.update(model)
     return hasher.finish()
-
-
-# --- tensors of the other floating types -------------------------------------------
-
-
-def decode_tensor(spec: TensorSpec, data: bytes | memoryview) -> NDArray[np.float64]:
-    """Return a tensor's little-endian bytes as a new flat float64 array, exactly.
-
-    Raises:
-        Refusal: MODEL_HASH, the bytes are not of the tensor's length.
-    """
-    if len(data) != spec.byte_size:
-        raise Refusal("MODEL_HASH", f"tensor {spec.name} has {spec.byte_size} bytes")
-    if spec.dtype is TensorType.BFLOAT16:
-        halves = np.frombuffer(data, dtype="<u2").astype(np.uint32)
-        return (halves << np.uint32(16)).view(np.float32).astype(np.float64)
-    return np.frombuffer(data, dtype=_NUMPY[spec.dtype]).astype(np.float64)
-
-
-def encode_tensor(spec: TensorSpec, values: NDArray[np.float64]) -> bytes:
-    """Return float64 values cast once (ties to even) to the tensor's little-endian bytes."""
-    if values.size != spec.size:
-        raise InternalError(f"tensor {spec.name} has {spec.size} values, not {values.size}")
-    if spec.dtype is TensorType.BFLOAT16:
-        return _bfloat16(values).tobytes()
-    with np.errstate(over="ignore"):
-        return values.astype(_NUMPY[spec.dtype]).tobytes()
-
-
-def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """Round float64 to bfloat16 once: through float32 it would round twice.
-
-    A bfloat16 has 8 significant bits and no step finer than 2^-133, so values are
-    rounded to a multiple of that step, which float32 then holds exactly.
-    """
-    exponent = np.maximum(np.frexp(values)[1] - 8, -133)
-    step = np.ldexp(1.0, exponent)
-    with np.errstate(over="ignore", invalid="ignore"):
-        exact = (np.rint(values / step) * step).astype(np.float32)
-    halves: NDArray[np.uint16] = (exact.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-    return halves

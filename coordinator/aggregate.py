@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import InternalError, Refusal
 from common.ids import Sha256
@@ -37,6 +38,14 @@ def check_weight_sum(weight_sum: int, s_min: int, bound: int) -> None:
     """
     if weight_sum < s_min * bound * MIN_WEIGHT_SHARE:
         raise Refusal("SUM_RANGE", "the summed weight is below 2^-10 of the smallest set's")
+
+
+def mean_step(words: SignedWords, scale: float, weight_sum: float) -> NDArray[np.float64]:
+    """Return `lr * ((sum * R_l) / weight_sum)` of opened words, a new float64 array."""
+    step: NDArray[np.float64] = words * np.float64(scale)
+    step /= weight_sum
+    step *= SERVER_LR
+    return step
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +107,7 @@ class ModelUpdate:
         self._writer.write(out)
 
     def _step(self, index: int, model: np.ndarray, words: SignedWords) -> None:
-        step = words * self._ranges[index]
-        step /= self._weight_sum
-        step *= SERVER_LR
+        step = mean_step(words, self._ranges[index], self._weight_sum)
         self._squares[index] += float(np.dot(step, step))
         model += step
 

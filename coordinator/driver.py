@@ -162,11 +162,6 @@ class RunDriver:
                 return
             await asyncio.sleep(WATCH_PAUSE_S)
 
-    def open_header(self) -> HeaderDigest | None:
-        """Return the digest of the round whose uploads are awaited or kept, if any."""
-        current = self.state.round
-        return current.hd if current is not None and current.header is not None else None
-
     def spool_file(self, node: NodeId, hd: HeaderDigest) -> SpoolFile:
         """Return where a member's upload goes.
 

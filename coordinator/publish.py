@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from common.identity import Identity, sign_manifest
-from common.ids import NodeId, Sha256, site_name
+from common.ids import NodeId, site_name
 from common.layouts import has_constants, model_schema, split_model
 from common.manifest import (
     MODEL_FILE,
@@ -132,8 +132,3 @@ def _entries(records: list[RoundRecord]) -> tuple[RoundEntry, ...]:
 
 def _names(nodes: Iterable[NodeId]) -> tuple[str, ...]:
     return tuple(sorted(site_name(node) for node in nodes))
-
-
-def address_of(entry: FileEntry) -> Sha256:
-    """Return the content address of a file of a release."""
-    return Sha256(bytes.fromhex(entry.sha256))

@@ -28,7 +28,6 @@ from common.messages import Objection, ReleaseReceipt, RunEnded, StudyDecision, 
 from common.secagg import node as nd
 from common.secagg.coordinator_state import RoundPhase
 from common.secagg.keys import Suite
-from common.secagg.masking import remove_masks
 from common.secagg.messages import (
     KemForward,
     Refused,
@@ -36,7 +35,7 @@ from common.secagg.messages import (
     RoundResult,
     RoundStart,
 )
-from common.secagg.ring import add_into, signed_view, word_dtype, words_of
+from common.secagg.ring import signed_view, word_dtype, words_of
 from common.secagg.session import EpochTerms
 from common.study import config_hash, parse_study
 from common.views import RunPhase
@@ -270,9 +269,9 @@ class RunWorld:
             self.tell(rs.SumUsed(HeaderDigest(hd), digest("late"), None, ()))
             return
         for node in command.survivors:
-            add_into(total, words_of(self.spool[hd, node], header.w))
+            total += words_of(self.spool[hd, node], header.w)
             expected += self.nodes[node].inputs[hd].astype(object)
-        remove_masks(total, 0, command.plan)
+        command.plan.stream().apply(total, 0)
         values = tuple(int(x) for x in signed_view(total))
         assert values == tuple(int(x) for x in expected)
         self.sums.append((self.state.position + 1, command.survivors, values))

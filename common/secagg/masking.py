@@ -102,13 +102,3 @@ class MaskStream:
             for keystream, combine in self._terms:
                 keystream.words_into(mask, word_offset + start)
                 combine(piece, mask, out=piece)
-
-
-def apply_masks(words: Words, word_offset: int, plan: MaskPlan) -> None:
-    """Mask one chunk by itself; see `MaskStream.apply` (which is cheaper in sequence)."""
-    plan.stream().apply(words, word_offset)
-
-
-def remove_masks(words: Words, word_offset: int, plan: OpeningPlan) -> None:
-    """Open one chunk of the sum by itself; see `MaskStream.apply`."""
-    plan.stream().apply(words, word_offset)

@@ -63,16 +63,6 @@ def words_of(data: bytes | bytearray | memoryview, ring_bits: int) -> Words:
     return np.frombuffer(data, dtype=dtype)
 
 
-def add_into(total: Words, words: Words) -> None:
-    """Add `words` to `total` in place, modulo 2^w."""
-    np.add(total, words, out=total)
-
-
-def subtract_from(total: Words, words: Words) -> None:
-    """Subtract `words` from `total` in place, modulo 2^w."""
-    np.subtract(total, words, out=total)
-
-
 def check_sum_range(words: Words, bound: int) -> None:
     """Refuse an opened sum with a word outside -bound to bound (section 4.7).
 

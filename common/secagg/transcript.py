@@ -111,8 +111,3 @@ def digests_hash(digests: Mapping[NodeId, Sha256]) -> DigestsHash:
 def commit_statement(hd: HeaderDigest, digests: Mapping[NodeId, Sha256]) -> bytes:
     """Return `st`: what a survivor signs to be bound to exactly this set and its uploads."""
     return statement(Label.COMMIT, hd, set_hash(digests), digests_hash(digests))
-
-
-def group_key(session: SessionId, node: NodeId) -> bytes:
-    """Return the sort key that deals the roster into fixed groups (section 11)."""
-    return hash_label(Label.GROUP, session, node)

@@ -13,7 +13,7 @@ from common.ids import NodeId
 from common.quantise import Coding, VectorEncoder
 from common.secagg.header import Rounding
 from common.secagg.keys import CoefficientSeed, EdgeSeed, SelfSeed
-from common.secagg.masking import MaskPlan, OpeningPlan, apply_masks, edge_sign, remove_masks
+from common.secagg.masking import MaskPlan, OpeningPlan, edge_sign
 from common.secagg.ring import Words, word_dtype
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 from tests.properties.profile import bounded
@@ -62,11 +62,11 @@ def test_any_split_and_order_of_chunks_gives_the_same_words(
     random.shuffle(parts)  # type: ignore[attr-defined]
     alone = np.zeros(d, word_dtype(w))
     for start, stop in parts:
-        apply_masks(alone[start:stop], start, plan(w))
+        plan(w).stream().apply(alone[start:stop], start)
     assert alone.tobytes() == whole.tobytes()
     opening = OpeningPlan((plan(w).self_seed,), plan(w).edges, w)
     for start, stop in reversed(parts):
-        remove_masks(alone[start:stop], start, opening)
+        opening.stream().apply(alone[start:stop], start)
     assert not alone.any()
 
 
@@ -84,7 +84,7 @@ def upload_chunk(start: int, stop: int, w: int, rounding: Rounding) -> Words:
     )
     out = np.zeros(stop - start, word_dtype(w))
     encoder.fill(out, start)
-    apply_masks(out, start, plan(w))
+    plan(w).stream().apply(out, start)
     return out
 
 

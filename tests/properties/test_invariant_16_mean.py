@@ -2,7 +2,7 @@
 
 `|mean - reference| <= n R / (2 B sum(u))` for the values' rounding, plus what the
 rounding of the weight words adds: each is off by at most 1/2, so the divisor is off by
-at most `|S| / 2` of `B sum(u)`.
+at most `|S| / 2` of `B sum(u)`. With a server step size of 1 the coordinator's step is the mean.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.quantise import Coding, VectorEncoder, size_class, weight, weighted_mean
+from common.quantise import Coding, VectorEncoder, size_class, weight
 from common.secagg.header import Rounding, quant_bound
 from common.secagg.ring import signed_view, word_dtype
 from common.vectors import ParameterSchema, TensorSpec, TensorType
+from coordinator.aggregate import mean_step
 from tests.properties.profile import bounded
 
 LAYOUT = ParameterSchema((TensorSpec("w", TensorType.FLOAT32, (4,)),))
@@ -58,7 +59,7 @@ def test_the_weighted_mean_is_the_float64_mean_within_its_bound(
         encoder.fill(out, 0)
         total += out
     opened = signed_view(total)
-    made = weighted_mean(opened[:4], scale, int(opened[4]))
+    made = mean_step(opened[:4], scale, int(opened[4]))
     mass = math.fsum(weights)
     for k in range(4):
         pairs = zip(weights, sites, strict=True)

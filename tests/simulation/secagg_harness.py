@@ -37,7 +37,6 @@ from common.secagg import coordinator_session as cs
 from common.secagg import node as nd
 from common.secagg.header import Header, Rounding, RoundKind, sum_bound
 from common.secagg.keys import Suite
-from common.secagg.masking import apply_masks, remove_masks
 from common.secagg.messages import (
     Confirm,
     FromCoordinator,
@@ -48,7 +47,7 @@ from common.secagg.messages import (
     RoundStart,
     UploadEnd,
 )
-from common.secagg.ring import add_into, check_sum_range, signed_view, word_dtype, words_of
+from common.secagg.ring import check_sum_range, signed_view, word_dtype, words_of
 from common.secagg.session import EpochTerms
 
 NOW: Final = 1_800_000_000
@@ -279,7 +278,7 @@ class SimNode:
         values = self._rng.integers(-header.bound, header.bound + 1, header.d)
         self.inputs[hd] = values
         words = values.astype(f"<i{header.w // 8}").view(word_dtype(header.w)).copy()
-        apply_masks(words, 0, nd.mask_plan(self.state, self.id))
+        nd.mask_plan(self.state, self.id).stream().apply(words, 0)
         self.spool[hd] = words.tobytes()
         return self.hear(nd.InputFinal(hd, Sha256(hashlib.sha256(words.tobytes()).digest())))
 
@@ -411,8 +410,8 @@ class SimCoordinator:
         header = command.header
         total = np.zeros(header.d, word_dtype(header.w))
         for survivor in command.survivors:
-            add_into(total, words_of(self.spool[survivor], header.w))
-        remove_masks(total, 0, command.plan)
+            total += words_of(self.spool[survivor], header.w)
+        command.plan.stream().apply(total, 0)
         try:
             check_sum_range(total, sum_bound(len(command.survivors), header.bound))
         except Refusal:

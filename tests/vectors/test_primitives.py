@@ -147,7 +147,7 @@ def test_layout_and_model_of_every_dtype() -> None:
 def test_group_keys_order_the_roster() -> None:
     session = SessionId(unhex(MORE["seed"]))
     order = sorted(
-        (NodeId(i) for i in MORE["groups"]), key=lambda i: transcript.group_key(session, i)
+        (NodeId(i) for i in MORE["groups"]), key=lambda i: hash_label(Label.GROUP, session, i)
     )
     assert {i: place % 3 + 1 for place, i in enumerate(order)} == MORE["groups"]
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from common.model_file import model_header
 from common.quantise import (
     Coding,
     Quantiser,
     VectorEncoder,
-    apply_mean,
     quantise_value,
     size_class,
     weight,
@@ -21,6 +22,8 @@ from common.secagg.header import Rounding, quant_bound
 from common.secagg.keys import CoefficientSeed
 from common.secagg.ring import signed_view, word_dtype
 from common.vectors import ParameterSchema, TensorSpec, TensorType
+from coordinator.aggregate import SERVER_LR, ModelUpdate
+from coordinator.objects import ObjectStore
 from tests.reference import quantiser as reference
 from tests.vectors import inputs
 from tests.vectors.stored import header_of, load, unhex
@@ -75,15 +78,21 @@ def test_whole_vectors_of_the_stored_rounds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["round_n3.json", "round_n5.json", "round_n5_w64.json"])
-def test_the_server_step_is_the_equations(name: str) -> None:
+def test_the_server_step_is_the_equations(name: str, tmp_path: Path) -> None:
     tree = load(name)
     header = header_of(tree["header"])
     weight_sum = tree["opened"][5]
-    total = np.array(tree["opened"][:5], np.int64)
-    model = np.array([0.5, -1.25, 3.0, 0.0, -0.0], np.float64)
-    scale = header.ranges[0]
-    made = apply_mean(model, total, scale=scale, weight_sum=weight_sum, lr=0.7)
-    assert made.tolist() == [
-        reference.next_value(m, 0.7, int(t), scale, weight_sum)
-        for m, t in zip(model.tolist(), total, strict=True)
+    opened = np.array(tree["opened"], np.int64)
+    model = np.array([0.5, -1.25, 3.0, 0.0, -0.0], np.float32)
+    store = ObjectStore(tmp_path)
+    address = store.put(model_header(LAYOUT) + model.tobytes())
+    with store.open(address) as reader, store.writer() as writer:
+        update = ModelUpdate(LAYOUT, header.ranges, weight_sum, reader, writer)
+        later = update.take(0, opened)
+        assert later is not None
+        later()
+        made = store.path(update.finish().object_sha256).read_bytes()
+    assert np.frombuffer(made[len(model_header(LAYOUT)) :], "<f4").tolist() == [
+        np.float32(reference.next_value(m, SERVER_LR, int(t), header.ranges[0], weight_sum))
+        for m, t in zip(model.tolist(), opened[:5], strict=True)
     ]

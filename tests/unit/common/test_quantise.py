@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import quantise as qz
@@ -258,7 +258,7 @@ def test_without_a_weight_word_the_vector_is_the_tensors() -> None:
     assert signed_view(out)[22] == quant_bound(4, 32)
 
 
-# --- weights and the way back ------------------------------------------------------------
+# --- weights ----------------------------------------------------------------------------
 
 
 def test_size_classes_are_powers_of_two_below() -> None:
@@ -275,63 +275,3 @@ def test_weights_lie_in_zero_to_one_and_are_capped() -> None:
 
 def test_weight_words_round_half_to_even() -> None:
     assert [qz.weight_word(0.5, bound) for bound in (1, 3, 5, 8)] == [0, 2, 2, 4]
-
-
-def test_a_weight_sum_near_nothing_aborts() -> None:
-    bound = quant_bound(4, 32)
-    qz.check_weight_sum(math.ceil(3 * bound / 1024), 3, bound)
-    with pytest.raises(Refusal, match="SUM_RANGE"):
-        qz.check_weight_sum(3 * bound // 1024 - 1, 3, bound)
-
-
-@pytest.mark.parametrize(("bound", "fine"), [(0, False), (1, True), (127, True), (128, False)])
-def test_headroom_keeps_the_spare_bits(bound: int, *, fine: bool) -> None:
-    if fine:
-        qz.check_headroom(64, bound, 16)
-    else:
-        with pytest.raises(Refusal, match="OVERFLOW_BOUND"):
-            qz.check_headroom(64, bound, 16)
-
-
-@given(
-    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
-    st.lists(st.integers(1, 400), min_size=3, max_size=3),
-)
-def test_the_weighted_mean_is_within_its_stated_error(x: list[float], counts: list[int]) -> None:
-    bound, scale = quant_bound(3, 32), 1.0
-    u = [qz.weight(count, 400) for count in counts]
-    total = sum(quantise_value(a * b, scale, bound) for a, b in zip(u, x, strict=True))
-    weights = sum(qz.weight_word(a, bound) for a in u)
-    mean = qz.weighted_mean(np.array([total], np.int32), scale, weights)[0]
-    true = sum(a * b for a, b in zip(u, x, strict=True)) / sum(u)
-    assert abs(mean - true) <= 3 * (1 + scale) / (2 * bound * sum(u)) * 1.01
-
-
-def test_the_next_model_is_computed_in_float64_and_cast_once() -> None:
-    size = qz.BLOCK_WORDS + 7
-    model = np.linspace(-1, 1, size, dtype=np.float32)
-    total = np.arange(size, dtype=np.int32) * 7919
-    out = qz.apply_mean(model, total, scale=0.3, weight_sum=1_000_003, lr=0.9)
-    assert out.dtype == np.float32
-    for k in (0, 1, 77, qz.BLOCK_WORDS, size - 1):
-        step = 0.9 * ((float(total[k]) * 0.3) / 1_000_003.0)
-        assert out[k] == np.float32(float(model[k]) + step)
-    qz.apply_mean(model, total, scale=0.3, weight_sum=1_000_003, lr=0.9, out=model)
-    np.testing.assert_array_equal(model, out)
-
-
-def test_dividing_by_no_weight_is_a_bug() -> None:
-    with pytest.raises(InternalError):
-        qz.weighted_mean(np.zeros(1, np.int32), 1.0, 0)
-    with pytest.raises(InternalError):
-        qz.apply_mean(np.zeros(2), np.zeros(1, np.int32), scale=1.0, weight_sum=1, lr=1.0)
-
-
-@given(st.integers(-(2**31), 2**31), st.integers(1, 2**52))
-@example(1292982425, 447520499)  # (word * B) / B in float64 is not this word
-def test_counts_come_back_exactly(word: int, bound: int) -> None:
-    assert qz.metric_sum(word, float(bound), bound) == word
-
-
-def test_other_metrics_come_back_by_their_range() -> None:
-    assert qz.metric_sum(500, 2.0, 1000) == 1.0

@@ -11,7 +11,7 @@ import pytest
 from common.errors import Refusal
 from common.ids import HeaderDigest, NodeId, hospital_id
 from common.secagg.keys import EdgeSeed, SelfSeed
-from common.secagg.masking import MaskPlan, OpeningPlan, apply_masks, edge_sign
+from common.secagg.masking import MaskPlan, OpeningPlan, edge_sign
 from common.secagg.ring import SignedWords, word_bytes, word_dtype
 from coordinator import opening as module
 from coordinator.opening import Collect, Later, Opening, open_sum, open_tail
@@ -56,7 +56,7 @@ class Round:
         values = np.array([x % 2**self.w for x in self.inputs[node]], word_dtype(self.w))
         others = [other for other in NODES if other != node]
         edges = tuple((edge(node, other), edge_sign(node, other)) for other in others)
-        apply_masks(values, 0, MaskPlan(SelfSeed(seed("self", node)), edges, self.w))
+        MaskPlan(SelfSeed(seed("self", node)), edges, self.w).stream().apply(values, 0)
         file = self.spool.file(HD, node, values.nbytes)
         file.append(0, values.tobytes())
         return file

@@ -14,6 +14,7 @@ import pytest
 from common.certificates import Role, verify_manifest
 from common.errors import FedError, StateError
 from common.identity import Identity, load_identity
+from common.ids import Sha256
 from common.layouts import first_model, model_schema
 from common.manifest import Manifest, RoundEntry, chained
 from common.model_file import model_header
@@ -23,7 +24,7 @@ from common.study import Study, canonical_json, parse_study
 from common.vectors import model_digest
 from coordinator.driver import chain_of, notice_of
 from coordinator.objects import ObjectStore
-from coordinator.publish import address_of, make_release
+from coordinator.publish import make_release
 from coordinator.run_state import ModelRef, RunState
 from coordinator.store import StoredRelease
 from tests.run_world import RunWorld
@@ -108,7 +109,7 @@ def test_the_manifest_tells_the_run_as_it_was(made: Made) -> None:
 
 def test_every_file_lies_under_its_digest(made: Made) -> None:
     for entry in made.manifest.files:
-        with made.objects.open(address_of(entry)) as reader:
+        with made.objects.open(Sha256(bytes.fromhex(entry.sha256))) as reader:
             assert reader.size == entry.size
             assert hashlib.sha256(reader.read(0, entry.size)).hexdigest() == entry.sha256
     names = {entry.name for entry in made.manifest.files}
@@ -123,7 +124,7 @@ def test_preprocessing_is_the_models_own_constants(
 ) -> None:
     made = Made(tmp_path, replace(finished, study=parse_study(HEART)), coordinator)
     entry = made.manifest.file("preprocessing.json")
-    text = made.objects.path(address_of(entry)).read_bytes()
+    text = made.objects.path(Sha256(bytes.fromhex(entry.sha256))).read_bytes()
     assert Preprocessing.from_json(text).scale[0] == 2.0
     assert Preprocessing.from_json(text).impute[0] == 1.25
 

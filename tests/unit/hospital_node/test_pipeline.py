@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from common import evaluation, models, statistics
 from common.features import Encoded
 from common.models.vector import whole
-from common.quantise import Coding, apply_mean
+from common.quantise import Coding
 from common.secagg.header import Rounding, quant_bound
 from common.secagg.ring import signed_view, word_dtype
 from common.vectors import ParameterSchema
 from common.weights import weight
+from coordinator.aggregate import mean_step
 from hospital_node.evaluate import predict
 from hospital_node.pipeline import (
     ContributionSource,
@@ -67,7 +68,7 @@ def test_a_training_round_gives_the_weighted_mean_of_the_updates() -> None:
     updates = [train(terms, rows, start, site=s, round_no=1).delta for s, rows in data.items()]
     us = [weight(terms, site, rows) for site, rows in SIZES.items()]
     mean = sum(u * delta.astype(float) for u, delta in zip(us, updates, strict=True)) / sum(us)
-    found = apply_mean(start, words[: layout.parameters], scale=1.0, weight_sum=weights, lr=1.0)
+    found = start + mean_step(words[: layout.parameters], 1.0, weights)
     assert found == pytest.approx(mean, abs=1e-6)
 
 

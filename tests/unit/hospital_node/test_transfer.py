@@ -21,7 +21,7 @@ from common.model_file import model_header
 from common.quantise import Coding
 from common.secagg.header import Rounding
 from common.secagg.keys import EdgeSeed, SelfSeed
-from common.secagg.masking import MaskPlan, apply_masks
+from common.secagg.masking import MaskPlan
 from common.secagg.messages import ResumeState, UploadEnd
 from common.secagg.ring import Words
 from common.vectors import ParameterSchema, TensorSpec, TensorType, model_digest
@@ -70,6 +70,33 @@ def test_a_model_cut_anywhere_hashes_as_the_protocol_says(
     assert path.read_bytes() == FILE
     assert digest_of_file(path, SCHEMA) == model_digest(SCHEMA, TENSORS)
     assert read_model(path, SCHEMA) == TENSORS
+
+
+@pytest.mark.parametrize("data", [FILE[:-1], FILE + b"\0", FILE[:10], b"", None])
+def test_a_model_file_that_changed_since_it_was_received_is_not_used(
+    tmp_path: Path, data: bytes | None
+) -> None:
+    path = tmp_path / "model"
+    with ModelReceiver(path, SCHEMA) as receiver:
+        _take(receiver, _pieces(FILE, []))
+        receiver.finish()
+    if data is None:
+        path.unlink()
+    else:
+        path.write_bytes(data)
+    assert digest_of_file(path, SCHEMA) is None
+    with pytest.raises(StateError) as caught:
+        read_model(path, SCHEMA)
+    assert caught.value.name == "MODEL_INVALID"
+
+
+@pytest.mark.parametrize("place", [0, len(FILE) - len(TENSORS), len(FILE) - 1])
+def test_a_stored_model_with_an_altered_byte_has_not_its_digest(tmp_path: Path, place: int) -> None:
+    altered = bytearray(FILE)
+    altered[place] ^= 1
+    path = tmp_path / "model"
+    path.write_bytes(altered)
+    assert digest_of_file(path, SCHEMA) != model_digest(SCHEMA, TENSORS)
 
 
 @given(stop=st.integers(0, len(FILE)), cut=st.integers(1, len(FILE) - 1))
@@ -332,7 +359,7 @@ async def test_the_file_is_the_whole_vector_masked_and_its_digest(
     source = Counting(words)
     ydig = write_masked(tmp_path / "y", source, PLAN)
     expected = np.arange(words, dtype="<u4")
-    apply_masks(expected, 0, PLAN)
+    PLAN.stream().apply(expected, 0)
     content = (tmp_path / "y").read_bytes()
     assert content == expected.tobytes()
     assert ydig == hashlib.sha256(content).digest() == digest_of(tmp_path / "y")

@@ -18,9 +18,7 @@ from common.secagg.masking import (
     MaskPlan,
     OpeningPlan,
     SignedEdge,
-    apply_masks,
     edge_sign,
-    remove_masks,
 )
 from common.secagg.prg import Keystream
 from common.secagg.ring import Words, word_dtype
@@ -53,7 +51,7 @@ class Cohort:
 
     def upload(self, node: NodeId) -> Words:
         words = self.values[node].copy()
-        apply_masks(words, 0, self.plan(node))
+        self.plan(node).stream().apply(words, 0)
         return words
 
     def opening(self, survivors: list[NodeId]) -> OpeningPlan:
@@ -78,7 +76,7 @@ def test_the_opened_sum_is_the_survivors_sum_exactly(w: int, data: st.DataObject
     cohort = Cohort(n, w, d=data.draw(st.integers(1, 40)))
     survivors = sorted(data.draw(st.sets(st.sampled_from(cohort.ids), min_size=1)))
     opened = total([cohort.upload(node) for node in survivors], w)
-    remove_masks(opened, 0, cohort.opening(survivors))
+    cohort.opening(survivors).stream().apply(opened, 0)
     np.testing.assert_array_equal(opened, total([cohort.values[n] for n in survivors], w))
 
 
@@ -96,7 +94,7 @@ def test_one_seed_short_leaves_a_mask_in_every_word(missing: str) -> None:
             (seed, _), *rest = plan.dropped_edges
             plan = OpeningPlan(plan.self_seeds, ((seed, -1), *rest), 32)
     opened = total([cohort.upload(node) for node in survivors], 32)
-    remove_masks(opened, 0, plan)
+    plan.stream().apply(opened, 0)
     assert not np.any(opened == total([cohort.values[n] for n in survivors], 32))
 
 
@@ -135,10 +133,10 @@ def test_chunks_longer_than_the_inner_buffer_equal_their_pieces(w: int) -> None:
     cohort = Cohort(2, w, d=1)
     plan = cohort.plan(cohort.ids[0])
     whole = np.zeros(2 * step + 9, word_dtype(w))
-    apply_masks(whole, 0, plan)
+    plan.stream().apply(whole, 0)
     for start in (0, step - 8, step, 2 * step):
         part = np.zeros(9, word_dtype(w))
-        apply_masks(part, start, plan)
+        plan.stream().apply(part, start)
         np.testing.assert_array_equal(part, whole[start : start + 9])
 
 
@@ -147,12 +145,12 @@ def test_masks_go_on_past_four_billion_blocks() -> None:
     plan = cohort.plan(cohort.ids[0])
     start = 2**33 - 4  # words of 8 bytes: block 2^32 - 2
     whole = np.zeros(8, np.uint64)
-    apply_masks(whole, start, plan)
+    plan.stream().apply(whole, start)
     late = np.zeros(4, np.uint64)
-    apply_masks(late, 2**33, plan)
+    plan.stream().apply(late, 2**33)
     np.testing.assert_array_equal(whole[4:], late)
     early = np.zeros(4, np.uint64)
-    apply_masks(early, 0, plan)
+    plan.stream().apply(early, 0)
     assert not np.any(early == late), "the counter did not wrap at 32 bits"
 
 
@@ -178,7 +176,7 @@ def test_a_masked_upload_looks_uniform_whatever_the_input() -> None:
     cohort = Cohort(3, 32, d=1)
     for fill in (0, 2**32 - 1):
         words = np.full(250_000, fill, np.uint32)
-        apply_masks(words, 0, cohort.plan(cohort.ids[0]))
+        cohort.plan(cohort.ids[0]).stream().apply(words, 0)
         counts = np.bincount(words.view(np.uint8), minlength=256)
         expected = 1_000_000 / 256
         chi_square = float(((counts - expected) ** 2 / expected).sum())

@@ -91,8 +91,3 @@ def test_a_commit_binds_header_set_and_digests() -> None:
 
 def test_ids_are_sorted_by_their_bytes() -> None:
     assert transcript.sort_ids([C, B, A]) == (A, B, C)
-
-
-def test_groups_are_dealt_by_session() -> None:
-    assert transcript.group_key(SESSION, A) == hashed("group", SESSION, A)
-    assert transcript.group_key(SessionId(b"\x09" * 32), A) != transcript.group_key(SESSION, A)
