@@ -121,6 +121,12 @@ def progress_line(view: RunView) -> str:
     return words
 
 
+def _two_party(view: RunView) -> bool:
+    """Whether some sum was, or can only be, over two hospitals."""
+    two = 2
+    return len(view.sites) == two or any(len(entry.survivors) == two for entry in view.history)
+
+
 def run_text(view: RunView) -> str:
     """Return a run as a page: state, hospitals, rounds, pooled figures."""
     parts = [progress_line(view), "", _sites_text(view.sites)]
@@ -129,6 +135,8 @@ def run_text(view: RunView) -> str:
     if view.pooled:
         figures = ", ".join(f"{escape(name)} {value:.4g}" for name, value in view.pooled)
         parts += ["", f"pooled (from masked sums): {figures}"]
+    if _two_party(view):
+        parts += ["two hospitals took part: each can compute the other's update from the sum"]
     if view.model_sha256:
         parts += [f"model sha256 {escape(view.model_sha256)}"]
     return "\n".join(parts)
