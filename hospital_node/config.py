@@ -41,6 +41,8 @@ class NodeConfig(Section):
     tls: TlsFiles = TlsFiles()
     sealing_key: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    confinement: Literal["report", "require"] = "report"
+    """What a process that is not confined as it should be does: say so, or not start."""
     _folder: Path = PrivateAttr(default=Path())
 
     @classmethod
