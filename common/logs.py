@@ -16,8 +16,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, Literal, TextIO
 
 import structlog
@@ -30,6 +31,9 @@ from common.text import escape
 Form = Literal["console", "json"]
 Level = Literal["debug", "info", "warning", "error"]
 
+Observe = Callable[[Event, str, Mapping[str, object]], None]
+"""Is given each event, its level and all its fields, the bound ones included."""
+
 _LEVELS: Final[Mapping[str, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _RESERVED: Final = ("time", "level", "event")
 _LONGEST: Final = 400
@@ -39,10 +43,17 @@ _LONGEST: Final = 400
 class EventLog:
     """Writes events; made by `make_log`, narrowed by `bind`."""
 
-    __slots__ = ("_logger",)
+    __slots__ = ("_bound", "_logger", "_observe")
 
-    def __init__(self, logger: Any) -> None:  # noqa: ANN401 - structlog's loggers are untyped
+    def __init__(
+        self,
+        logger: Any,  # noqa: ANN401 - structlog's loggers are untyped
+        observe: Observe | None = None,
+        bound: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         self._logger = logger
+        self._observe = observe
+        self._bound = bound
 
     def bind(self, **fields: object) -> EventLog:
         """Return a log whose every line carries these fields.
@@ -51,7 +62,7 @@ class EventLog:
             InternalError: a field's name is forbidden.
         """
         _check_fields(fields)
-        return EventLog(self._logger.bind(**fields))
+        return EventLog(self._logger, self._observe, {**self._bound, **fields})
 
     def debug(self, event: Event, **fields: object) -> None:
         """Write what only a developer wants to know."""
@@ -77,6 +88,9 @@ class EventLog:
         if not isinstance(event, Event):
             raise InternalError(f"a log line needs an event of the catalogue, not {type(event)}")
         _check_fields(fields)
+        fields = {**self._bound, **fields}
+        if self._observe is not None:
+            self._observe(event, level, fields)
         getattr(self._logger, level)(event.value, **fields)
 
 
@@ -98,10 +112,13 @@ def make_log(
     form: Form | None = None,
     level: Level = "info",
     clock: Clock | None = None,
+    observe: Observe | None = None,
 ) -> EventLog:
     """Return a log that writes to `stream`; only composition roots call this.
 
-    `form` defaults to what the environment's `LOG_FORMAT` asks for.
+    `form` defaults to what the environment's `LOG_FORMAT` asks for. `observe` is called for
+    every event before it is shown, also for one that is below `level`: counters hang there.
+    It must return at once and must not log.
     """
     chosen = form_from_environment() if form is None else form
     render = _render_json if chosen == "json" else _render_console
@@ -113,7 +130,7 @@ def make_log(
         context_class=dict,
         cache_logger_on_first_use=True,
     )
-    return EventLog(logger)
+    return EventLog(logger, observe)
 
 
 # --- structlog processors ---------------------------------------------------------------

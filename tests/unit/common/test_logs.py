@@ -108,6 +108,25 @@ def test_levels_below_the_chosen_one_are_silent() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
+def test_an_observer_is_given_every_event_with_its_level_and_bound_fields() -> None:
+    seen: list[tuple[Event, str, dict[str, object]]] = []
+    stream = io.StringIO()
+    log = make_log(
+        stream,
+        form="console",
+        level="warning",
+        clock=ManualClock(),
+        observe=lambda event, level, fields: seen.append((event, level, dict(fields))),
+    )
+    log.debug(Event.ROUND_OPENED, round=1)
+    log.bind(run="r1").bind(study="heart").warning(Event.ROUND_CLOSED, round=1)
+    assert seen == [
+        (Event.ROUND_OPENED, "debug", {"round": 1}),
+        (Event.ROUND_CLOSED, "warning", {"run": "r1", "study": "heart", "round": 1}),
+    ]
+    assert stream.getvalue().count("\n") == 1
+
+
 def test_binding_leaves_the_first_log_as_it_was() -> None:
     log, stream = made()
     log.bind(study="heart")
