@@ -114,6 +114,7 @@ _ROWS: Final = (
     ErrorKind("FC-2007", "ROLE_DENIED", _NO, _DENY, _CALLER, "The caller's role may not call this method.", "Use a certificate of the role that the message names."),
     ErrorKind("FC-2008", "KEY_PERMISSIONS", _IN, _PRE, _CALLER, "A private key is readable by others.", "chmod 600 the file that is named."),
     ErrorKind("FC-2009", "CLOCK_OFF", _CON, _PRE, _CALLER, "This machine's clock lies outside a certificate's validity.", "Set the clock, or renew the certificate."),
+    ErrorKind("FC-2010", "CONFINEMENT", _IN, _PRE, _OPER, "The process is less confined than `confinement: require` demands.", "Set what the message names; the shipped compose and systemd files do."),
     # --- a node's refusals (protocol, section 12) -----------------------------------
     ErrorKind("FC-3001", "CERT_CHAIN", _NO, _PRE, _PEER, "A member's certificate chain does not verify against the pinned CA.", "The member named has to renew its certificate."),
     ErrorKind("FC-3002", "NOT_MEMBER", _NO, _PRE, _OPER, "A member of the roster is not in this hospital's pinned list.", "Add the hospital to the policy's members if the consortium admitted it."),
@@ -189,6 +190,8 @@ _ROWS: Final = (
     ErrorKind("FC-7001", "STATE_DAMAGED", _IN, Status.DATA_LOSS, _OPER, "State on disk is damaged or was altered.", "Restore it from a backup; nothing is repaired silently."),
     ErrorKind("FC-7002", "STATE_LOCKED", _IN, _PRE, _CALLER, "Another process uses the state directory.", "Stop the other process."),
     ErrorKind("FC-7003", "DISK", _NO, Status.RESOURCE_EXHAUSTED, _OPER, "Writing to disk failed.", "Free space or replace the disk; nothing acknowledged is lost."),
+    ErrorKind("FC-7004", "STATE_FOREIGN", _IN, _PRE, _OPER, "The state directory belongs to another federation, site or role.", "Give this service its own state directory, or the volume it used before."),
+    ErrorKind("FC-7005", "STATE_ACCESS", _IN, _PRE, _OPER, "The state directory is not this user's, or cannot be written.", "Give the folder to the user who runs the service, and mount it writable."),
     ErrorKind("FC-7101", "MODEL_INVALID", _IN, Status.DATA_LOSS, _CALLER, "A model file is truncated, altered or not of the manifest.", "Pull the model again."),
     ErrorKind("FC-7102", "MANIFEST_SIGNATURE", _IN, Status.DATA_LOSS, _CALLER, "A model manifest is not signed by a coordinator of the pinned CA.", "Do not use the model; ask the operator where it came from."),
     # --- ours ------------------------------------------------------------------------------------------

@@ -31,6 +31,14 @@ class Event(Enum):
     )
     SERVICE_STOPPING = "service.stopping", "The process was asked to stop and finishes open writes."
     SERVICE_STOPPED = "service.stopped", "The process ended in order."
+    SERVICE_FAILED = (
+        "service.failed",
+        "The process could not start or go on; says the error's code, what happened and the fix.",
+    )
+    PROCESS_CONFINEMENT = (
+        "process.confinement",
+        "How far the operating system confines this process, and which settings are weak.",
+    )
     CONFIG_LOADED = "config.loaded", "A configuration, policy or manifest was read and is in force."
     STATE_RECOVERED = (
         "state.recovered",
