@@ -18,12 +18,11 @@ Enrolment without handling keys comes later and replaces `issue` by a signing re
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -56,6 +55,7 @@ from common.identity import (
     to_pem,
 )
 from common.ids import check_name
+from common.install import PRIVATE, Content, sync_folder, write_new
 from common.text import escape
 
 __all__ = [
@@ -87,6 +87,39 @@ _HOST = re.compile(
 )
 
 
+CERTIFICATE_FILE: Final = "tls.crt"
+KEY_FILE: Final = "tls.key"
+CA_FILE: Final = "ca.crt"
+CA_KEY: Final = "ca.key"
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A CA with its key, which never prints."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A new certificate, its key, and the files they come as, by name, in writing's order."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+    files: Mapping[str, Content]
+
+    @property
+    def authority(self) -> Authority:
+        """Return it as what signs others; for a CA only."""
+        return Authority(self.certificate, self.key)
+
+    @property
+    def facts(self) -> CertificateFacts:
+        """Return what may be printed of it."""
+        return _facts(self.certificate)
+
+
 # ------------------------------------------------------------------ making certificates
 
 
@@ -101,9 +134,27 @@ def create_ca(
         FedError: BAD_VALUE for the federation's name or the days, OUTPUT_EXISTS if the
             folder holds anything, DISK.
     """
+    now = datetime.fromtimestamp(now_unix, UTC)
+    made = make_ca(federation, now_unix=now_unix, days=days)
+    _install_folder(folder, made.files, force=force, now=now)
+    return made.facts
+
+
+def make_ca(
+    federation: str,
+    *,
+    now_unix: float,
+    days: int = CA_DAYS,
+    key: ec.EllipticCurvePrivateKey | None = None,
+) -> Made:
+    """Make a CA's two files, not yet written anywhere; with a new key unless one is given.
+
+    Raises:
+        ConfigError: BAD_VALUE for the federation's name or the days.
+    """
     _checked_name(federation, "federation")
     _check_days(days, MAX_LEAF_DAYS, 100 * 365)
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, federation),
@@ -117,9 +168,12 @@ def create_ca(
         .add_extension(_key_usage(ca=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    files = {"ca.crt": to_pem(certificate), "ca.key": key_pem_bytes(key)}
-    _install_folder(folder, files, force=force, now=now)
-    return _facts(certificate)
+    # The key first: a certificate without its key would look like a finished CA.
+    return Made(
+        certificate,
+        key,
+        {CA_KEY: Content(key_pem_bytes(key), PRIVATE), CA_FILE: Content(to_pem(certificate))},
+    )
 
 
 def issue(
@@ -142,13 +196,58 @@ def issue(
         FedError: FILE_MISSING, KEY_PERMISSIONS or CERT_INVALID for the CA's files,
             BAD_VALUE for name, hosts and days, OUTPUT_EXISTS, DISK.
     """
+    ca = load_ca(pki)
+    made = make_leaf(ca, role, name, hosts=hosts, now_unix=now_unix, days=days)
+    target = out if out is not None else pki / f"{role}-{name}"
+    _install_folder(target, made.files, force=force, now=datetime.fromtimestamp(now_unix, UTC))
+    return made.facts
+
+
+def make_leaf(
+    ca: Authority,
+    role: Role,
+    name: str,
+    *,
+    now_unix: float,
+    hosts: Sequence[str] = (),
+    days: int = LEAF_DAYS,
+) -> Made:
+    """Make one leaf's three files, not yet written anywhere; see `issue`.
+
+    Raises:
+        FedError: BAD_VALUE for name, hosts and days; CERT_INVALID, the CA's own dates do
+            not cover the leaf's.
+    """
     _checked_name(name, role.value)
     _check_days(days, 1, MAX_LEAF_DAYS)
-    names = _host_names(role, hosts)
-    ca, ca_key = _load_ca(pki)
-    federation = _ca_federation(ca)
-    spiffe = parse_spiffe(f"spiffe://{federation}/{role}/{name}")
-    now = datetime.fromtimestamp(now_unix, UTC)
+    names = host_names(role, hosts)
+    spiffe = parse_spiffe(f"spiffe://{ca_federation(ca.certificate)}/{role}/{name}")
+    begin, end = _leaf_dates(ca.certificate, datetime.fromtimestamp(now_unix, UTC), days)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{role} {name}"[:64])])
+    certificate = (
+        _builder(ca.certificate.subject, subject, key.public_key(), begin, end)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(_purposes(role)), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False
+        )
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe.uri), *names]),
+            critical=False,
+        )
+        .sign(ca.key, hashes.SHA256())
+    )
+    files = {
+        CA_FILE: Content(to_pem(ca.certificate)),
+        KEY_FILE: Content(key_pem_bytes(key), PRIVATE),
+        CERTIFICATE_FILE: Content(to_pem(certificate)),
+    }
+    return Made(certificate, key, files)
+
+
+def _leaf_dates(ca: x509.Certificate, now: datetime, days: int) -> tuple[datetime, datetime]:
     begin, end = max(now - BACKDATE, ca.not_valid_before_utc), now + timedelta(days=days)
     if end > ca.not_valid_after_utc or now < ca.not_valid_before_utc:
         raise IdentityError(
@@ -157,26 +256,7 @@ def issue(
             f"{stamp(ca.not_valid_after_utc)}, which does not cover {days} days from now",
             fix="Check this machine's clock, ask for fewer days, or make a new CA.",
         )
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{role} {name}"[:64])])
-    certificate = (
-        _builder(ca.subject, subject, key.public_key(), begin, end)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(_purposes(role)), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
-        )
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe.uri), *names]),
-            critical=False,
-        )
-        .sign(ca_key, hashes.SHA256())
-    )
-    target = out if out is not None else pki / f"{role}-{name}"
-    files = {"tls.crt": to_pem(certificate), "tls.key": key_pem_bytes(key), "ca.crt": to_pem(ca)}
-    _install_folder(target, files, force=force, now=now)
-    return _facts(certificate)
+    return begin, end
 
 
 def _builder(
@@ -218,7 +298,12 @@ def _purposes(role: Role) -> list[x509.ObjectIdentifier]:
     return [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
-def _host_names(role: Role, hosts: Sequence[str]) -> list[x509.DNSName | x509.IPAddress]:
+def host_names(role: Role, hosts: Sequence[str]) -> list[x509.DNSName | x509.IPAddress]:
+    """Return the names to dial as a certificate carries them.
+
+    Raises:
+        ConfigError: BAD_VALUE, one is no name, or the role has to have some, or none.
+    """
     if role is not Role.COORDINATOR:
         if hosts:
             raise ConfigError(
@@ -259,14 +344,24 @@ def _check_days(days: int, least: int, most: int) -> None:
         raise ConfigError("BAD_VALUE", f"{days} days; expected {least} to {most}")
 
 
-def _load_ca(pki: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    certificate = load_certificates(pki / "ca.crt")[0]
-    key = load_key(pki / "ca.key")
-    check_match(certificate, key, pki / "ca.key")
-    return certificate, key
+def load_ca(pki: Path) -> Authority:
+    """Load a CA with its key from a folder.
+
+    Raises:
+        FedError: FILE_MISSING, KEY_PERMISSIONS or CERT_INVALID.
+    """
+    certificate = load_certificates(pki / CA_FILE)[0]
+    key = load_key(pki / CA_KEY)
+    check_match(certificate, key, pki / CA_KEY)
+    return Authority(certificate, key)
 
 
-def _ca_federation(ca: x509.Certificate) -> str:
+def ca_federation(ca: x509.Certificate) -> str:
+    """Return the federation that a CA is of.
+
+    Raises:
+        IdentityError: CERT_INVALID or IDENTITY, it is no CA of ours.
+    """
     names = ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     if len(names) != 1:
         raise IdentityError("CERT_INVALID", "the CA was not made by `fedcare pki init`")
@@ -322,7 +417,9 @@ def _facts(certificate: x509.Certificate) -> CertificateFacts:
 # ------------------------------------------------------------------ files
 
 
-def _install_folder(folder: Path, files: dict[str, bytes], *, force: bool, now: datetime) -> None:
+def _install_folder(
+    folder: Path, files: Mapping[str, Content], *, force: bool, now: datetime
+) -> None:
     """Make `folder` appear with all `files` at once; mode 0700, keys 0600."""
     folder = folder.absolute()
     if _occupied(folder) and not force:
@@ -335,13 +432,13 @@ def _install_folder(folder: Path, files: dict[str, bytes], *, force: bool, now: 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged.mkdir(mode=0o700)
-        for name, data in files.items():
-            _write(staged / name, data, 0o600 if name.endswith(".key") else 0o644)
-        _sync_folder(staged)
+        for name, content in files.items():
+            write_new(staged / name, content)
+        sync_folder(staged)
         if _occupied(folder):
             folder.rename(_aside(folder, now))
         staged.rename(folder)  # also replaces an empty folder; fails on a filled one
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise StateError("DISK", f"{folder}: {error.strerror}") from None
     finally:
@@ -363,19 +460,3 @@ def _occupied(folder: Path) -> bool:
 
 def _aside(folder: Path, now: datetime) -> Path:
     return folder.with_name(f"{folder.name}.replaced-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,7 +1,8 @@
-"""`fedcare pki init|issue|show`: the certificates of a federation, from the command line.
+"""`fedcare pki init|issue|keep|show`: the certificates of a federation, from the command line.
 
 The operator runs `init` once and `issue` once a machine, on a computer that keeps
-`ca.key`; each folder that `issue` writes goes to its machine whole.
+`ca.key`; each folder that `issue` writes goes to its machine whole. `keep` does both for a
+whole plan, and renews what is past half its life.
 """
 
 from __future__ import annotations
@@ -78,6 +79,28 @@ def issue_command(
     target = out if out is not None else folder / f"{role}-{name}"
     text = f"{target}/  {facts.spiffe}, valid until {facts.not_after}"
     return Outcome({"folder": target, "certificate": asdict(facts)}, text)
+
+
+@app.command("keep")
+@command
+def keep_command(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="Who is to have certificates.")],
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Bring a federation's certificates up to date: issue, renew at half life, or keep."""
+    del as_json
+    from common.pki_keep import PkiPlan, keep, report_data, report_line
+
+    now = SystemClock().unix()
+    report = keep(PkiPlan.read(plan), now_unix=now, dry_run=dry_run)
+    lines = [report_line(found, now) for found in report.all]
+    if dry_run and not report.idle:
+        lines.append("nothing was changed: this was a dry run")
+    return Outcome({**report_data(report, now), "dry_run": dry_run}, "\n".join(lines))
 
 
 @app.command("show")

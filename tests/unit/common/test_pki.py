@@ -362,7 +362,7 @@ def test_a_failed_write_leaves_nothing(pki: Path, monkeypatch: pytest.MonkeyPatc
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("common.pki.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     before = sorted(pki.iterdir())
     with pytest.raises(FedError) as refused:
         issue(pki, Role.HOSPITAL, "cleveland", now_unix=NOW)

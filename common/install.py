@@ -1,0 +1,79 @@
+"""Files put in their place so that a crash leaves the old one or the new one, never half.
+
+`replace_files` works inside a folder that cannot itself be renamed (a mount point): each
+file is written whole under a temporary name, all of them are flushed, and only then do
+they take their names, in the order given. A crash in between leaves some new and some
+old ones; whoever needs them to fit together has to notice that the next time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from common.errors import StateError
+
+PRIVATE: Final = 0o600
+PUBLIC: Final = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file is to hold, and its permissions whatever the umask."""
+
+    data: bytes = field(repr=False)
+    mode: int = PUBLIC
+
+
+def temporary(name: str) -> str:
+    """Return the name under which a file is written; what a crash leaves has it."""
+    return f".{name}.new"
+
+
+def replace_files(folder: Path, files: Mapping[str, Content]) -> None:
+    """Write `files` by name into `folder`, which is there; others in it are not touched.
+
+    Raises:
+        StateError: DISK; a file that was not reached still holds what it did.
+    """
+    try:
+        for name, content in files.items():
+            (folder / temporary(name)).unlink(missing_ok=True)
+            write_new(folder / temporary(name), content)
+        for name in files:
+            (folder / temporary(name)).replace(folder / name)
+        sync_folder(folder)
+    except OSError as error:
+        for name in files:
+            _forget(folder / temporary(name))
+        raise StateError("DISK", f"{folder}: {error.strerror or error}") from None
+
+
+def write_new(path: Path, content: Content) -> None:
+    """Write a file that must not exist yet, and flush it. Raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+    with os.fdopen(handle, "wb") as file:
+        os.fchmod(handle, content.mode)
+        file.write(content.data)
+        file.flush()
+        os.fsync(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _forget(path: Path) -> None:
+    """Remove what could not be finished; if even that fails, the next attempt does."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
