@@ -38,7 +38,8 @@ from common.study import Study, load_study
 from common.vectors import ParameterSchema
 from coordinator.aggregate import mean_step
 from hospital_node.baselines import centralised, local_only
-from hospital_node.data import SiteData, heart, load
+from hospital_node.data import heart
+from hospital_node.data.load import SiteData, load
 from hospital_node.evaluate import predict, site_metrics
 from hospital_node.pipeline import ContributionSource, make_contribution, make_statistics
 

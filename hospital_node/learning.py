@@ -41,7 +41,7 @@ from hospital_node.receive import read_model
 from hospital_node.work import Terms, Work
 
 if TYPE_CHECKING:
-    from hospital_node.data import SiteData
+    from hospital_node.data.load import SiteData
 
 QUICK_WORDS: Final = 1 << 16
 """A pattern of up to this many values is made in well under a millisecond."""
@@ -94,7 +94,7 @@ class HospitalDesk:
             return None
         if self._site is None:
             raise ConfigError("BAD_VALUE", "this node has no site manifest, so no data to offer")
-        from hospital_node.data import load  # polars: only where there is data
+        from hospital_node.data.load import load  # polars: only where there is data
 
         table = self._site.table(study.dataset)
         return load(study, Path(table.path), table.columns)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from common.features import Encoded
 from common.preprocessing import Preprocessing
 from common.study import Study
-from hospital_node.data import SiteData
+from hospital_node.data.load import SiteData
 
 Figures: TypeAlias = dict[str, float | None]
 """Metrics by name as `common.evaluation.Metrics.as_dict` gives them."""

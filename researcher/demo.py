@@ -30,7 +30,7 @@ from researcher.release import VerifiedModel, pull, read_weights
 from researcher.staging import Staging, staged
 
 if TYPE_CHECKING:
-    from hospital_node.data import SiteData
+    from hospital_node.data.load import SiteData
     from researcher.comparison import Comparison
 
 FEDERATION: Final = "heart-network"
@@ -131,7 +131,7 @@ def _finished(view: RunView | None) -> RunView:
 
 
 def _load(study: Study, table: Path) -> SiteData:
-    from hospital_node.data import load
+    from hospital_node.data.load import load
 
     return load(study, table)
 

@@ -127,21 +127,26 @@ def _build_site(
     plan: FederationPlan, site: SitePlan, folder: Path, ca_sha256: str, address: str
 ) -> None:
     write(folder / "policy.yaml", policy_file(plan, site.name, ca_sha256, address))
-    node: dict[str, Any] = {"schema": "fedcare.node/v1", "site": None}
     if site.table is not None:
-        node["site"] = "site.yaml"
         path = site.table.absolute()
         if not site.in_place:
             path = Path(shutil.copyfile(site.table, folder / f"{site.name}.csv").name)
-        table = {
-            "name": plan.study.dataset,
-            "kind": "csv",
-            "path": str(path),
-            "columns": dict(site.columns),
-        }
-        manifest = {"schema": "fedcare.site/v1", "id": site.name, "data": [table]}
+        manifest = site_file(site.name, plan.study.dataset, str(path), site.columns)
         write(folder / "site.yaml", manifest)
-    write(folder / "node.yaml", node)
+    write(folder / "node.yaml", node_file(has_table=site.table is not None))
+
+
+def site_file(
+    site: str, dataset: str, path: str, columns: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return a hospital's manifest of one table."""
+    table = {"name": dataset, "kind": "csv", "path": path, "columns": dict(columns or {})}
+    return {"schema": "fedcare.site/v1", "id": site, "data": [table]}
+
+
+def node_file(*, has_table: bool) -> dict[str, Any]:
+    """Return a node's own file."""
+    return {"schema": "fedcare.node/v1", "site": "site.yaml" if has_table else None}
 
 
 def coordinator_file(plan: FederationPlan, address: str) -> dict[str, Any]:

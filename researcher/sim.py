@@ -41,7 +41,7 @@ from researcher.release import VerifiedModel, pull, read_weights
 
 if TYPE_CHECKING:
     from common.ids import Sha256
-    from hospital_node.data import SiteData
+    from hospital_node.data.load import SiteData
     from researcher.comparison import Comparison
 
 FEDERATION: Final = "simulation"
@@ -120,7 +120,7 @@ def _plan(study: Study, site: Site) -> SitePlan:
 
 
 def _load(study: Study, site: Site) -> SiteData:
-    from hospital_node.data import load
+    from hospital_node.data.load import load
 
     table = site.table(study.dataset)
     return load(study, Path(table.path), table.columns)

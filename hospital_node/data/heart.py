@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -189,11 +190,17 @@ def write_sites(
         if path.exists():
             raise ConfigError("OUTPUT_EXISTS", f"{path.name} already exists in the output folder")
     for site, rows in sites.items():
-        split = flamby_split(rows) if with_flamby_split else [None] * len(rows)
-        header = [*COLUMNS, "split"] if with_flamby_split else list(COLUMNS)
-        with paths[site].open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            for row, mark in zip(rows, split, strict=True):
-                writer.writerow([*row.values()] if mark is None else [*row.values(), mark])
+        text = table_text(rows, with_flamby_split=with_flamby_split)
+        paths[site].write_text(text, encoding="utf-8", newline="")
     return paths
+
+
+def table_text(rows: list[Row], *, with_flamby_split: bool = False) -> str:
+    """Return one hospital's rows as a CSV file with a heading line."""
+    split = flamby_split(rows) if with_flamby_split else [None] * len(rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, "split"] if with_flamby_split else COLUMNS)
+    for row, mark in zip(rows, split, strict=True):
+        writer.writerow([*row.values()] if mark is None else [*row.values(), mark])
+    return text.getvalue()

@@ -93,7 +93,8 @@ def test_without_a_range_the_unit_of_a_column_does_not_matter(unit: float) -> No
     not (UCI / "processed.va.data").is_file(), reason="the four original UCI files are not here"
 )
 def test_the_four_real_hospitals_together(tmp_path: Path) -> None:
-    from hospital_node.data import heart, load
+    from hospital_node.data import heart
+    from hospital_node.data.load import load
 
     shipped = load_study(ROOT / "studies" / "heart-disease-flamby.yaml")
     exact = shipped.federation.model_copy(update={"weights": "samples"})

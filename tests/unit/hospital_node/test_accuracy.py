@@ -11,7 +11,8 @@ import pytest
 from benchmarks import accuracy
 from common.study import load_study
 from hospital_node.baselines import centralised, local_only
-from hospital_node.data import heart, load
+from hospital_node.data import heart
+from hospital_node.data.load import load
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "fed_heart_disease"
 UCI = Path(os.environ.get("FEDCARE_UCI_DIR", SHARED))

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import ConfigError, DataError, FedError
 from common.study import Study
-from hospital_node.data import SiteData, load
+from hospital_node.data.load import SiteData, load
 from tests.learning import study
 
 TWO = """

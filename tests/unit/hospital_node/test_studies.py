@@ -13,7 +13,8 @@ from common import models, statistics
 from common.errors import ConfigError
 from common.features import encoded_columns
 from common.study import Study, load_study
-from hospital_node.data import heart, load, synthetic
+from hospital_node.data import heart, synthetic
+from hospital_node.data.load import load
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data" / "fed_heart_disease"
