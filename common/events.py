@@ -1,7 +1,9 @@
-"""Every event a log line may name, with what it tells an operator.
+"""Every event a log line may name: what it tells, who writes it, at which level, with which fields.
 
 Closed: `common.logs` takes an `Event` and nothing else, so a name that is not here
-cannot be logged, and the runbook is made from this table. Names are `subject.what`.
+cannot be logged, and `docs/events.md` is made from this table. Names are `subject.what`.
+Fields are closed too: `common.event_fields` says what each means, an event's `fields` which of
+them it may have, and tests hold the code to it. A field with nothing to say is left out.
 A line's fields never hold patient values, tensor values, one hospital's counts or losses,
 secrets, file paths of data or tracebacks from another machine (`FORBIDDEN_FIELDS`).
 """
@@ -9,101 +11,385 @@ secrets, file paths of data or tracebacks from another machine (`FORBIDDEN_FIELD
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final, Self
+from typing import Final, Literal, Self
+
+By = Literal["coordinator", "node", "both"]
+"""Who writes an event."""
+
+_ERROR: Final = "code name detail"
+"""What an error of the catalogue shows of itself."""
 
 
 class Event(Enum):
-    """An event id; `value` is its name in the log, `meaning` one line for the runbook."""
+    """An event id; `value` is its name in the log."""
 
     meaning: str
+    """One line for the runbook."""
+    by: By
+    level: str
+    fields: tuple[str, ...]
 
-    def __new__(cls, name: str, meaning: str) -> Self:
-        """Keep the meaning beside the name."""
+    def __new__(cls, name: str, by: By, level: str, fields: str, meaning: str) -> Self:
+        """Keep the rest beside the name; `fields` are names with blanks between."""
         member = object.__new__(cls)
         member._value_ = name
         member.meaning = meaning
+        member.by = by
+        member.level = level
+        member.fields = tuple(fields.split())
         return member
 
     # --- processes
     SERVICE_STARTED = (
         "service.started",
+        "both",
+        "info",
+        "site address http software version",
         "A coordinator or node is up; says its version and address.",
     )
-    SERVICE_STOPPING = "service.stopping", "The process was asked to stop and finishes open writes."
-    SERVICE_STOPPED = "service.stopped", "The process ended in order."
     SERVICE_FAILED = (
         "service.failed",
-        "The process could not start or go on; says the error's code, what happened and the fix.",
+        "both",
+        "error",
+        f"site {_ERROR} fix",
+        "It cannot start, or cannot go on: says why and what to do. The process ends.",
+    )
+    SERVICE_STOPPING = (
+        "service.stopping",
+        "both",
+        "info",
+        "site",
+        "The process was asked to stop and finishes open writes.",
+    )
+    SERVICE_STOPPED = (
+        "service.stopped",
+        "both",
+        "info",
+        "site",
+        "The process ended in order.",
     )
     PROCESS_CONFINEMENT = (
         "process.confinement",
-        "How far the operating system confines this process, and which settings are weak.",
+        "both",
+        "info or warning",
+        "site mode setting state fix",
+        "How the process is confined: user, capabilities, file system, core dumps.",
     )
-    CONFIG_LOADED = "config.loaded", "A configuration, policy or manifest was read and is in force."
     STATE_RECOVERED = (
         "state.recovered",
+        "both",
+        "info",
+        "study run round site phase",
         "Durable state was read after a restart; says what goes on.",
     )
-    STATE_FAILED = "state.failed", "State on disk could not be read or written."
-    INTERNAL_ERROR = "internal.error", "Something that should not be possible; please report it."
-    LIBRARY_MESSAGE = "library.message", "A library's own warning, in its words, cut to one line."
+    STATE_FAILED = (
+        "state.failed",
+        "both",
+        "warning",
+        f"study run round site {_ERROR}",
+        "State on disk could not be read or written.",
+    )
+    INTERNAL_ERROR = (
+        "internal.error",
+        "both",
+        "warning or error",
+        f"study run round site {_ERROR} incident kind method peer",
+        "Something that should not be possible; please report it.",
+    )
+    LIBRARY_MESSAGE = (
+        "library.message",
+        "both",
+        "warning or error",
+        "site library text",
+        "A library's own warning, in its words, cut to one line.",
+    )
+    LOG_SUPPRESSED = (
+        "log.suppressed",
+        "both",
+        "warning",
+        "site lines of peer since",
+        "Lines that a peer provoked too often were left out; says how many of which.",
+    )
 
     # --- connections
-    LINK_CONNECTED = "link.connected", "A node and the coordinator have a live stream."
-    LINK_LOST = "link.lost", "The stream ended; the node dials again after a jittered wait."
-    LINK_REFUSED = "link.refused", "TLS, certificate or role was refused; says which rule."
-    LINK_RETRYING = "link.retrying", "The node dials again now; says how often it has tried."
-    CALL_REFUSED = "call.refused", "A peer's call was refused before it had any effect."
-    CALL_FAILED = "call.failed", "A call ended with an error of the catalogue."
+    LINK_CONNECTED = (
+        "link.connected",
+        "both",
+        "info",
+        "study run round site away_s then version",
+        "A node and the coordinator have a live stream; says how long it was away.",
+    )
+    LINK_LOST = (
+        "link.lost",
+        "both",
+        "info or warning",
+        f"study run round site {_ERROR} reason then",
+        "The stream ended; the node dials again. In an open round: what the round does now.",
+    )
+    LINK_RETRYING = (
+        "link.retrying",
+        "node",
+        "warning",
+        f"site attempts {_ERROR}",
+        "The node dials again now; says how often it has tried.",
+    )
+    CALL_REFUSED = (
+        "call.refused",
+        "both",
+        "warning",
+        f"study run round site {_ERROR} method peer",
+        "A peer's call was refused before it had any effect.",
+    )
+    CALL_FAILED = (
+        "call.failed",
+        "node",
+        "warning",
+        f"site {_ERROR}",
+        "A call ended with an error of the catalogue.",
+    )
 
     # --- studies and runs
-    STUDY_SUBMITTED = "study.submitted", "A researcher submitted a study."
-    STUDY_OFFERED = "study.offered", "The study is put before the hospitals' policies."
-    STUDY_ACCEPTED = "study.accepted", "A hospital's policy allows the study."
-    STUDY_REFUSED = "study.refused", "A hospital's policy refuses the study; says the policy line."
-    RUN_STARTED = "run.started", "Enough hospitals accepted; rounds begin."
-    RUN_PAUSED = "run.paused", "The run waits for hospitals to return or for a person."
-    RUN_FINISHED = "run.finished", "The last round closed and the model is published."
-    RUN_FAILED = "run.failed", "The run ended without a model; says why."
-    RUN_CANCELLED = "run.cancelled", "A person cancelled the run."
+    STUDY_SUBMITTED = (
+        "study.submitted",
+        "coordinator",
+        "info",
+        "study run",
+        "A researcher submitted a study; it is put before the hospitals' policies.",
+    )
+    STUDY_ACCEPTED = (
+        "study.accepted",
+        "both",
+        "info",
+        "study run site config_hash",
+        "A hospital's policy allows the study.",
+    )
+    STUDY_REFUSED = (
+        "study.refused",
+        "both",
+        "warning",
+        f"study run round site {_ERROR} reasons",
+        "A hospital's policy refuses the study; says the policy line.",
+    )
+    RUN_STARTED = (
+        "run.started",
+        "coordinator",
+        "info",
+        "study run sites",
+        "Enough hospitals accepted; rounds begin.",
+    )
+    RUN_PAUSED = (
+        "run.paused",
+        "coordinator",
+        "warning",
+        "study run need present seconds since then until waiting_for",
+        "Too few hospitals are connected: says whom the run waits for and how many it needs.",
+    )
+    RUN_FINISHED = (
+        "run.finished",
+        "both",
+        "info",
+        "study run round site reason",
+        "The last round closed and the model is published.",
+    )
+    RUN_FAILED = (
+        "run.failed",
+        "both",
+        "info or warning",
+        "study run round site reason",
+        "The run ended without a model; says why.",
+    )
+    RUN_CANCELLED = (
+        "run.cancelled",
+        "both",
+        "info or warning",
+        "study run round site reason",
+        "A person cancelled the run.",
+    )
 
     # --- epochs of secure aggregation
-    SESSION_OPENED = "session.opened", "Key adverts are collected for a new epoch."
-    SESSION_READY = "session.ready", "All members confirmed their pair keys; rounds may open."
-    SESSION_FAILED = "session.failed", "The epoch could not be set up; says who was missing."
-    SESSION_CLOSED = "session.closed", "The epoch ended and its keys are erased."
+    SESSION_OPENED = (
+        "session.opened",
+        "coordinator",
+        "info",
+        "study run epoch sites",
+        "Key adverts are collected for a new epoch.",
+    )
+    SESSION_READY = (
+        "session.ready",
+        "both",
+        "info or warning",
+        "study run round site epoch meaning others sites two_party",
+        "All members confirmed their pair keys; rounds may open.",
+    )
+    SESSION_FAILED = (
+        "session.failed",
+        "coordinator",
+        "warning",
+        "study run missing reason",
+        "The epoch could not be set up; says who was missing. A new one follows.",
+    )
 
     # --- rounds
-    ROUND_OPENED = "round.opened", "A header was fixed and sent; says cohort, quorum and deadline."
-    ROUND_WAITING = "round.waiting", "Says for whom, since when, until when, and what happens then."
-    ROUND_TRAINING = "round.training", "This hospital trains on the header's model."
-    ROUND_PROPOSED = "round.proposed", "Uploads are in; the survivor set is put to the hospitals."
-    ROUND_COMMITTED = "round.committed", "This hospital signed the survivor set."
-    ROUND_CERTIFIED = "round.certified", "A quorum signed; the certificate goes to the hospitals."
-    ROUND_RELEASED = "round.released", "This hospital released the secrets of the certified set."
-    ROUND_RECOVERING = "round.recovering", "A silent survivor's secret is recovered from helpers."
-    ROUND_SUMMED = "round.summed", "The sum was opened and lies within its bound."
-    ROUND_CLOSED = "round.closed", "The round is over and its keys are erased."
-    ROUND_VOIDED = "round.voided", "The round ended below its quorum; the model is unchanged."
-    MEMBER_GONE = "member.gone", "A hospital is out of this round; others release its masks."
+    ROUND_OPENED = (
+        "round.opened",
+        "coordinator",
+        "info",
+        "study run round cohort deadline_s kind needs of quorum",
+        "A header was fixed and sent; says cohort, quorum and deadline.",
+    )
+    ROUND_WAITING = (
+        "round.waiting",
+        "coordinator",
+        "info",
+        "study run round kind seconds since then until waiting_for what",
+        "Says for whom, since when, until when, and what happens then.",
+    )
+    ROUND_TRAINING = (
+        "round.training",
+        "node",
+        "info",
+        "study run round site kind members",
+        "This hospital trains on the header's model.",
+    )
+    ROUND_PROPOSED = (
+        "round.proposed",
+        "coordinator",
+        "info",
+        "study run round dropped seconds survivors",
+        "Uploads are in; the survivor set is put to the hospitals.",
+    )
+    ROUND_CERTIFIED = (
+        "round.certified",
+        "coordinator",
+        "info",
+        "study run round seconds signed",
+        "A quorum signed; the certificate goes to the hospitals.",
+    )
+    ROUND_RECOVERING = (
+        "round.recovering",
+        "coordinator",
+        "warning",
+        "study run round seconds waiting_for",
+        "A silent survivor's secret is recovered from helpers.",
+    )
+    ROUND_SUMMED = (
+        "round.summed",
+        "coordinator",
+        "info",
+        "study run round seconds",
+        "The sum was opened and lies within its bound.",
+    )
+    ROUND_CLOSED = (
+        "round.closed",
+        "both",
+        "info",
+        "study run round site dropped kind seconds status survivors",
+        "The round is over and its keys are erased.",
+    )
+    ROUND_VOIDED = (
+        "round.voided",
+        "coordinator",
+        "warning",
+        "study run round kind reason seconds",
+        "The round ended below its quorum; the model is unchanged and the round is tried again.",
+    )
+    MEMBER_GONE = (
+        "member.gone",
+        "both",
+        "warning",
+        f"study run round site sites {_ERROR} then",
+        "A hospital is out of this round; the others go on if they are enough.",
+    )
     PROTOCOL_REFUSED = (
         "protocol.refused",
+        "both",
+        "warning",
+        f"study run round site sites {_ERROR}",
         "A step was refused by a rule of the protocol; says which.",
     )
-    EVIDENCE_STORED = "evidence.stored", "Two commits of one hospital for one round: kept as proof."
+    EVIDENCE_STORED = (
+        "evidence.stored",
+        "coordinator",
+        "warning",
+        "study run site",
+        "Two commits of one hospital for one round: kept as proof.",
+    )
 
     # --- bulk data and models
-    UPLOAD_STARTED = "upload.started", "A masked vector is on its way."
-    UPLOAD_RESUMED = "upload.resumed", "An upload goes on at the offset where it broke off."
-    UPLOAD_FINISHED = "upload.finished", "A masked vector arrived whole and its digest fits."
-    DOWNLOAD_FINISHED = "download.finished", "A model arrived whole and its digest fits."
-    MODEL_PUBLISHED = "model.published", "A signed release is ready for hospitals and researchers."
-    MODEL_ACCEPTED = "model.accepted", "This node verified and kept a release."
-    MODEL_REFUSED = "model.refused", "A model did not verify; says which check."
+    UPLOAD_STARTED = (
+        "upload.started",
+        "node",
+        "info",
+        "study run round site",
+        "A masked vector is on its way.",
+    )
+    UPLOAD_RESUMED = (
+        "upload.resumed",
+        "node",
+        "info",
+        "study run round site",
+        "An upload goes on at the offset where it broke off.",
+    )
+    UPLOAD_FINISHED = (
+        "upload.finished",
+        "both",
+        "info",
+        "study run round site bytes seconds",
+        "A masked vector arrived whole and its digest fits.",
+    )
+    DOWNLOAD_FINISHED = (
+        "download.finished",
+        "node",
+        "info",
+        "study run round site bytes",
+        "A model arrived whole and its digest fits.",
+    )
+    MODEL_PUBLISHED = (
+        "model.published",
+        "coordinator",
+        "info",
+        "study run manifest",
+        "A signed release is ready for hospitals and researchers.",
+    )
+    MODEL_ACCEPTED = (
+        "model.accepted",
+        "node",
+        "info or warning",
+        f"run site model_sha256 {_ERROR}",
+        "This node verified and kept a release. With a code: its own report could not be made.",
+    )
+    MODEL_REFUSED = (
+        "model.refused",
+        "node",
+        "warning",
+        f"study run round site {_ERROR}",
+        "A model did not verify; says which check.",
+    )
 
 
 EVENTS: Final = {event.value: event for event in Event}
 """The catalogue by name."""
+
+LIMITED: Final = frozenset(
+    {
+        Event.CALL_FAILED,
+        Event.CALL_REFUSED,
+        Event.INTERNAL_ERROR,
+        Event.LIBRARY_MESSAGE,
+        Event.LINK_CONNECTED,
+        Event.LINK_LOST,
+        Event.LINK_RETRYING,
+        Event.MODEL_REFUSED,
+        Event.PROTOCOL_REFUSED,
+        Event.STATE_FAILED,
+        Event.STUDY_REFUSED,
+    }
+)
+"""What a peer, or a fault that repeats itself, can provoke as often as it likes.
+
+The log writes a few of these lines a minute for each peer and counts the rest
+(`common.log_limit`). Lines of rounds and runs are never left out.
+"""
 
 FIRST_FIELDS: Final = ("study", "run", "round", "site")
 """Fields that stand first, in this order; all others follow by alphabet."""

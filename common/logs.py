@@ -1,10 +1,12 @@
 r"""Log lines: UTC milliseconds, level, an event of the catalogue, then fields in fixed order.
 
-    2026-01-31T09:15:02.120Z INFO  round.waiting study=heart run=r1 round=3 for=va until=09:16
+    2026-01-31T09:15:02.120Z INFO    round.closed study=heart run=r1 round=3 seconds=4.2 survivors=4
 
 `LOG_FORMAT=json` gives the same fields, one object a line. A logger takes an `Event`, not a
 text, and plain values only: bytes, arrays and secrets appear as their type's name. Control
 characters are escaped, so that no value can forge a line or reach a terminal as a command.
+Floats have three decimals at most; a field without a value (None, no items) is left out. Lines
+that a peer can provoke are limited (`common.log_limit`); what is observed is not.
 
     log = make_log(sys.stderr, clock=SystemClock())
     log.bind(study="heart", run="r1").info(Event.ROUND_OPENED, round=3, cohort=4)
@@ -17,6 +19,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, Literal, TextIO
@@ -25,7 +28,8 @@ import structlog
 
 from common.clock import Clock, SystemClock
 from common.errors import FedError, InternalError
-from common.events import FIRST_FIELDS, FORBIDDEN_FIELDS, Event
+from common.events import FIRST_FIELDS, FORBIDDEN_FIELDS, LIMITED, Event
+from common.log_limit import LineLimit
 from common.text import escape
 
 Form = Literal["console", "json"]
@@ -40,19 +44,46 @@ _LONGEST: Final = 400
 """Characters of one value; longer ones are cut."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Sink:
+    """What all logs of one process share."""
+
+    logger: Any
+    least: int
+    observe: Observe | None
+    limit: LineLimit
+
+    def write(self, level: Level, event: Event, fields: Mapping[str, object]) -> None:
+        """Count an event, and write its line unless it is below the level or one too many."""
+        if self.observe is not None:
+            self.observe(event, level, fields)
+        self.report_left_out(at_once=event is Event.SERVICE_STOPPED)
+        if _LEVELS[level] < self.least:
+            return
+        if event not in LIMITED or self.limit.admit(event, _who(fields)):
+            getattr(self.logger, level)(event.value, **fields)
+
+    def report_left_out(self, *, at_once: bool = False) -> None:
+        """Say what the limit left out, if it is time to."""
+        for one in self.limit.due(at_once=at_once):
+            since = utc_stamp(one.since_unix)
+            fields = {"of": one.event, "peer": one.who, "lines": one.lines, "since": since}
+            self.write("warning", Event.LOG_SUPPRESSED, fields)
+
+
+def _who(fields: Mapping[str, object]) -> str:
+    """Return whom a line is about, for the limit."""
+    named = (fields.get(name) for name in ("peer", "site", "library"))
+    return next((one[:_LONGEST] for one in named if isinstance(one, str)), "")
+
+
 class EventLog:
     """Writes events; made by `make_log`, narrowed by `bind`."""
 
-    __slots__ = ("_bound", "_logger", "_observe")
+    __slots__ = ("_bound", "_sink")
 
-    def __init__(
-        self,
-        logger: Any,  # noqa: ANN401 - structlog's loggers are untyped
-        observe: Observe | None = None,
-        bound: Mapping[str, object] = MappingProxyType({}),
-    ) -> None:
-        self._logger = logger
-        self._observe = observe
+    def __init__(self, sink: _Sink, bound: Mapping[str, object] = MappingProxyType({})) -> None:
+        self._sink = sink
         self._bound = bound
 
     def bind(self, **fields: object) -> EventLog:
@@ -62,7 +93,7 @@ class EventLog:
             InternalError: a field's name is forbidden.
         """
         _check_fields(fields)
-        return EventLog(self._logger, self._observe, {**self._bound, **fields})
+        return EventLog(self._sink, {**self._bound, **fields})
 
     def debug(self, event: Event, **fields: object) -> None:
         """Write what only a developer wants to know."""
@@ -84,14 +115,15 @@ class EventLog:
         """Write an error of the catalogue: its code, name and detail."""
         self.warning(event, code=error.code, name=error.name, detail=error.detail, **fields)
 
-    def _write(self, level: str, event: Event, fields: dict[str, object]) -> None:
+    def report_left_out(self) -> None:
+        """Say what was left out of a storm; for a loop that turns also when nothing is logged."""
+        self._sink.report_left_out()
+
+    def _write(self, level: Level, event: Event, fields: dict[str, object]) -> None:
         if not isinstance(event, Event):
             raise InternalError(f"a log line needs an event of the catalogue, not {type(event)}")
         _check_fields(fields)
-        fields = {**self._bound, **fields}
-        if self._observe is not None:
-            self._observe(event, level, fields)
-        getattr(self._logger, level)(event.value, **fields)
+        self._sink.write(level, event, {**self._bound, **fields})
 
 
 def _check_fields(fields: Mapping[str, object]) -> None:
@@ -122,15 +154,15 @@ def make_log(
     """
     chosen = form_from_environment() if form is None else form
     render = _render_json if chosen == "json" else _render_console
-    stamp = _Stamp(clock or SystemClock())
+    clock = clock or SystemClock()
     logger = structlog.wrap_logger(
         structlog.WriteLogger(stream),
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        processors=[structlog.processors.add_log_level, stamp, _order, render],
+        processors=[structlog.processors.add_log_level, _Stamp(clock), _order, render],
         context_class=dict,
         cache_logger_on_first_use=True,
     )
-    return EventLog(logger, observe)
+    return EventLog(_Sink(logger, _LEVELS[level], observe, LineLimit(clock)))
 
 
 # --- structlog processors ---------------------------------------------------------------
@@ -145,18 +177,24 @@ class _Stamp:
         self._clock = clock
 
     def __call__(self, _logger: object, _method: str, fields: _Fields) -> _Fields:
-        moment = datetime.fromtimestamp(self._clock.unix(), UTC)
-        milliseconds = f"{moment.microsecond // 1000:03d}"
-        fields["time"] = f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds}Z"
+        fields["time"] = utc_stamp(self._clock.unix(), milliseconds=True)
         return fields
 
 
+def utc_stamp(unix: float, *, milliseconds: bool = False) -> str:
+    """Return a time as log lines show it, as `2026-01-31T09:15:02Z`."""
+    moment = datetime.fromtimestamp(unix, UTC)
+    rest = f".{moment.microsecond // 1000:03d}" if milliseconds else ""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}{rest}Z"
+
+
 def _order(_logger: object, _method: str, fields: _Fields) -> _Fields:
-    """Put the fields in their fixed order and make every value plain."""
+    """Put the fields in their fixed order, make every value plain, leave out what is empty."""
     known = (*_RESERVED, *FIRST_FIELDS)
     names = [name for name in known if name in fields]
     names += sorted(name for name in fields if name not in known)
-    return {name: plain(fields[name]) for name in names}
+    values = {name: plain(fields[name]) for name in names}
+    return {name: value for name, value in values.items() if value is not None and value != []}
 
 
 def plain(value: object) -> str | float | int | bool | list[Any] | None:
@@ -165,7 +203,7 @@ def plain(value: object) -> str | float | int | bool | list[Any] | None:
         case None | bool() | int():
             return value
         case float():
-            return value if math.isfinite(value) else str(value)
+            return round(value, 3) if math.isfinite(value) else str(value)
         case str():
             return value if len(value) <= _LONGEST else value[:_LONGEST] + "..."
         case list() | tuple() | set() | frozenset():
@@ -191,8 +229,10 @@ def _shown(value: object) -> str:
             return "-"
         case bool():
             return "true" if value else "false"
+        case float():
+            return str(int(value)) if value.is_integer() else str(value)
         case list():
-            return ",".join(_shown(item) for item in value) or "-"
+            return ",".join(_shown(item) for item in value)
         case str():
             quote = not value or not value.isprintable() or any(c in value for c in ' "=,\\')
             return (

@@ -18,7 +18,9 @@ from typing import Final
 
 from common import events
 from common.errors import CATALOGUE, ErrorKind, ExitCode, Whose
+from common.event_fields import FIELDS
 from common.events import Event
+from common.log_limit import BURST, BURST_OF_ALL, PER_MINUTE, PER_MINUTE_OF_ALL
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 NOTE: Final = "<!-- Written by docs/generate.py from {source}; edit that and run it again. -->"
@@ -36,6 +38,7 @@ FAMILIES: Final = (
     ("FC-6", "Rounds and runs"),
     ("FC-70", "State on disk"),
     ("FC-71", "Released models"),
+    ("FC-72", "Bundles for installing without a network"),
     ("FC-9", "Our own bugs"),
 )
 """Sections of docs/errors.md by the beginning of the code; each row belongs to one."""
@@ -126,6 +129,24 @@ def event_table(rows: list[Event]) -> Iterator[str]:
         yield f"| `{event.value}` | {cell(event.meaning)} |"
 
 
+def full_event_table(rows: list[Event]) -> Iterator[str]:
+    """Yield the table of some events, with who writes them, at which level, and their fields."""
+    yield "| event | meaning | written by | level | fields |"
+    yield "|---|---|---|---|---|"
+    for event in rows:
+        limited = ", limited" if event in events.LIMITED else ""
+        fields = " ".join(f"`{name}`" for name in event.fields)
+        texts = (cell(event.meaning), event.by, f"{event.level}{limited}", fields)
+        yield f"| `{event.value}` | {' | '.join(texts)} |"
+
+
+def field_table() -> Iterator[str]:
+    """Yield the table of all fields."""
+    yield "| field | meaning |"
+    yield "|---|---|"
+    yield from (f"| `{name}` | {cell(meaning)} |" for name, meaning in FIELDS.items())
+
+
 def events_page() -> str:
     """Return docs/events.md."""
     first = ", ".join(f"`{name}`" for name in events.FIRST_FIELDS)
@@ -133,15 +154,23 @@ def events_page() -> str:
     lines = [
         "# Log events",
         "",
-        NOTE.format(source="common/events.py"),
+        NOTE.format(source="common/events.py and event_fields.py"),
         "",
         "One event, one line: UTC time to the millisecond, level, event, then `key=value`. The",
         f"fields {first} stand first, in this order; the others follow by",
         "alphabet. `LOG_FORMAT=json` writes the same keys as JSON. The list is closed: a name that",
-        "is not here cannot be logged.",
+        "is not here cannot be logged. A field that has nothing to say is left out: `dropped`",
+        "stands only where somebody dropped out. Floats have three decimals at most.",
+        "",
+        "*limited*: a peer could provoke such lines without end. Of each event about each peer",
+        f"{BURST} are written at once and then {PER_MINUTE:g} a minute, of all together",
+        f"{BURST_OF_ALL} at once and {PER_MINUTE_OF_ALL:g} a minute. `log.suppressed` says how",
+        "many were left out; the metrics count every one. Lines of rounds and runs are never",
+        "left out.",
     ]
     for title, rows in event_groups():
-        lines += ["", f"## {title[0].upper()}{title[1:]}", "", *event_table(rows)]
+        lines += ["", f"## {title[0].upper()}{title[1:]}", "", *full_event_table(rows)]
+    lines += ["", "## Fields", "", *field_table()]
     lines += ["", "## What no line holds", "", f"Fields of these names are refused: {never}."]
     return "\n".join(lines) + "\n"
 

@@ -36,8 +36,27 @@ def test_a_json_line_has_the_same_keys_in_the_same_order() -> None:
     log, stream = made("json")
     log.bind(run="r1").warning(Event.ROUND_WAITING, zulu=None, study="heart", who=["a", "b"])
     found = json.loads(stream.getvalue())
-    assert list(found) == ["time", "level", "event", "study", "run", "who", "zulu"]
-    assert (found["level"], found["who"], found["zulu"]) == ("warning", ["a", "b"], None)
+    assert list(found) == ["time", "level", "event", "study", "run", "who"]
+    assert (found["level"], found["who"]) == ("warning", ["a", "b"])
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_field_with_nothing_to_say_is_left_out_in_both_forms(form: Form) -> None:
+    log, stream = made(form)
+    log.info(Event.ROUND_CLOSED, reason=None, dropped=(), survivors=0, status="", ok=False)
+    line = stream.getvalue()
+    assert not any(name in line for name in ("reason", "dropped"))
+    assert all(name in line for name in ("survivors", "status", "ok"))
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_floats_have_three_decimals_at_the_most(form: Form) -> None:
+    log, stream = made(form)
+    log.info(Event.ROUND_CLOSED, seconds=1 / 3, deadline_s=120.0, most=1e22)
+    assert "0.333" in stream.getvalue()
+    assert "0.3333" not in stream.getvalue()
+    if form == "console":
+        assert " deadline_s=120 " in stream.getvalue()
 
 
 def test_an_event_outside_the_catalogue_is_refused() -> None:
