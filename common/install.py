@@ -33,6 +33,18 @@ def temporary(name: str) -> str:
     return f".{name}.new"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder of mode 0700 where none is.
+
+    Raises:
+        StateError: DISK.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError("DISK", f"{folder}: {error.strerror}") from None
+
+
 def replace_files(folder: Path, files: Mapping[str, Content]) -> None:
     """Write `files` by name into `folder`, which is there; others in it are not touched.
 

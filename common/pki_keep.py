@@ -43,7 +43,7 @@ from common.certificates import Role, read_leaf, stamp, to_der
 from common.config import Section, Text, load, problem
 from common.errors import ConfigError, IdentityError, StateError
 from common.identity import check_match, load_certificates, load_key
-from common.install import replace_files, temporary
+from common.install import make_folder, replace_files, temporary
 from common.pki import (
     CA_DAYS,
     CA_FILE,
@@ -208,7 +208,7 @@ def keep(plan: PkiPlan, *, now_unix: float, dry_run: bool = False) -> Report:
     report = _look(plan, now_unix)
     if dry_run or report.idle:
         return report
-    _make_folder(plan.ca_folder)
+    make_folder(plan.ca_folder)
     with _locked(plan.ca_folder):
         report = _look(plan, now_unix)
         return _act(plan, report, now_unix)
@@ -361,13 +361,6 @@ def _refused(folder: Path, what: str, fix: str | None = None) -> ConfigError:
     )
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StateError("DISK", f"{folder}: {error.strerror}") from None
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the CA's folder against another run of this command."""
@@ -423,7 +416,7 @@ def _installed(found: Finding, made: Mapping[str, Made]) -> Finding:
     if found.action is Action.KEPT:
         return found
     new = made[found.label]
-    _make_folder(found.folder)
+    make_folder(found.folder)
     replace_files(found.folder, new.files)
     return replace(found, ends=new.certificate.not_valid_after_utc)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import researcher
 from common.documents import dump_yaml
 from common.errors import ConfigError
 from common.study import Study, completed, load_study, parse_study
+from common.text import listed, nearest, show
+
+_FOLDER: Final = Path(researcher.__file__).resolve().parents[1] / "studies"
 
 
 def shipped(name: str) -> Study:
@@ -17,7 +20,31 @@ def shipped(name: str) -> Study:
     Raises:
         ConfigError: FILE_MISSING, or what is wrong with it.
     """
-    return load_study(Path(researcher.__file__).resolve().parents[1] / "studies" / f"{name}.yaml")
+    return load_study(_FOLDER / f"{name}.yaml")
+
+
+def named(text: str) -> Study:
+    """Return the study of a file, or of a shipped study's bare name.
+
+    What is no path (there is none such, no slash in it, no `.yaml` at its end) is a name.
+
+    Raises:
+        ConfigError: FILE_MISSING, which for a name lists what there is; or what is wrong
+            with the study.
+    """
+    path = Path(text)
+    if path.exists() or "/" in text or text.endswith((".yaml", ".yml")):
+        return load_study(path)
+    names = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+    if text not in names:
+        guess = nearest(text, names)
+        hint = f"did you mean '{guess}'?" if guess else f"shipped are {listed(names)}"
+        raise ConfigError(
+            "FILE_MISSING",
+            f"there is no file and no shipped study {show(text)}; {hint}",
+            fix="Give a study's path, or the name of a shipped one.",
+        )
+    return shipped(text)
 
 
 def with_seed(study: Study, seed: int | None) -> Study:
