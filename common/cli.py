@@ -6,6 +6,8 @@ command at all. What every command shares is here, once:
 
 * errors as one line `error FC-1004 UNKNOWN_KEY: ...` and one line `fix: ...` on stderr,
   or with `--json` as one envelope on stdout; never a traceback unless `--debug`;
+* a command that serves speaks in log lines on stderr, so its error is one too:
+  `service.failed code=FC-7002 ...`, in the form that LOG_FORMAT asks for;
 * the exit code of the error's row in `common.errors.CATALOGUE`; 130 after Ctrl-C or SIGTERM;
 * anything unexpected is FC-9001 and exit code 5.
 
@@ -45,11 +47,16 @@ HELP: Final[Mapping[str, str]] = {
     "coordinator": "Serve a federation; show what each site is waiting for.",
     "node": "Serve one hospital; show its state.",
     "pki": "Make the certificates of a federation.",
+    "bundle": "Verify and unpack what installs without a network.",
+    "simulation": "Write the folders of the simulation in containers.",
     "data": "Write the tables that the shipped studies run on.",
     "bench": "Measure rounds on this machine.",
     "explain": "Say what an error code means and how it is mended.",
 }
 """One line for each command, in the order of `--help`, so that help imports none of them."""
+
+SERVICES: Final = (("coordinator", "serve"), ("node", "serve"))
+"""Commands whose stderr is an operators' log."""
 
 EXTRAS: Final[Mapping[str, str]] = {
     "polars": "node",
@@ -122,13 +129,13 @@ def _guarded(args: list[str], *, as_json: bool) -> int:
     try:
         return _run(args)
     except (Interrupted, KeyboardInterrupt):
-        return _interrupted(as_json=as_json)
+        return _interrupted(args, as_json=as_json)
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - the one place that turns all into a line
         if debug.get():
             traceback.print_exc()
-        return report(understand(error), as_json=as_json)
+        return _failed(args, understand(error), as_json=as_json)
 
 
 def _run(args: list[str]) -> int:
@@ -254,11 +261,34 @@ def report(error: FedError, *, as_json: bool) -> int:
     return int(error.kind.exit_code)
 
 
+def _serves(args: list[str]) -> bool:
+    return tuple(args[:2]) in SERVICES
+
+
+def _failed(args: list[str], error: FedError, *, as_json: bool) -> int:
+    """Report an error in the form of the command that was called; return its exit code."""
+    if not _serves(args):
+        return report(error, as_json=as_json)
+    from common.events import Event
+    from common.logs import make_log
+
+    make_log(sys.stderr).error(
+        Event.SERVICE_FAILED,
+        code=error.code,
+        name=error.name,
+        detail=error.detail,
+        fix=error.fix,
+    )
+    return report(error, as_json=True) if as_json else int(error.kind.exit_code)
+
+
 def _message(error: FedError) -> str:
     return f"{error.name}: {escape(error.detail)}"
 
 
-def _interrupted(*, as_json: bool) -> int:
+def _interrupted(args: list[str], *, as_json: bool) -> int:
+    if _serves(args):  # it was asked to stop before it could say that it runs
+        return INTERRUPTED
     error = RoundError("RUN_CANCELLED", "interrupted", fix="Start it again.")
     report(error, as_json=as_json)
     return INTERRUPTED
@@ -325,7 +355,7 @@ def _os_error(error: OSError) -> FedError:
             return ConfigError("FILE_MISSING", f"{where}{reason}")
         case errno.EEXIST | errno.ENOTEMPTY:
             return ConfigError("OUTPUT_EXISTS", f"{where}{reason}")
-        case errno.ENOSPC | errno.EDQUOT | errno.EIO | errno.EROFS:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EIO | errno.EROFS:
             return FedError("DISK", f"{where}{reason}")
         case errno.EADDRINUSE:
             return ConfigError("PORT_IN_USE", f"{where}{reason}")

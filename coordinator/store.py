@@ -22,8 +22,18 @@ import sqlalchemy as sql
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from common.errors import RoundError, StateError
+from common.certificates import read_leaf
+from common.errors import FedError, RoundError, StateError
 from common.ids import ConfigHash, Epoch, RunId, StudyId
+from common.state_folder import MARKER, free_text
+
+STATE_NAMES: Final = frozenset(
+    {
+        MARKER, "lock", "address", ".address", "objects", "spool", "audit",
+        "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "coordinator.db-journal",
+    }
+)  # fmt: skip
+"""What a coordinator keeps in its state directory."""
 
 _METADATA: Final = sql.MetaData()
 
@@ -187,7 +197,7 @@ def migrate(engine: Engine) -> None:
     """Bring the database to this version's tables.
 
     Raises:
-        StateError: STATE_DAMAGED, it is not a database of ours or is damaged.
+        StateError: STATE_DAMAGED, it is not a database of ours or is damaged; DISK.
     """
     from alembic import command
     from alembic.config import Config
@@ -200,7 +210,7 @@ def migrate(engine: Engine) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except DBAPIError as error:
-        raise StateError("STATE_DAMAGED", f"{engine.url.database}: {error.orig}") from error
+        raise _failure(engine, error, "STATE_DAMAGED") from error
     except CommandError as error:
         raise StateError(
             "STATE_DAMAGED", f"{engine.url.database} was written by another version: {error}"
@@ -219,7 +229,7 @@ class SqlStore:
             with self._engine.connect() as db:
                 yield db
         except SQLAlchemyError as error:
-            raise StateError("STATE_DAMAGED", f"{self._name}: {_why(error)}") from error
+            raise _failure(self._engine, error, "STATE_DAMAGED") from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -228,11 +238,7 @@ class SqlStore:
             with self._engine.begin() as db:
                 yield db
         except SQLAlchemyError as error:
-            raise StateError("DISK", f"{self._name}: {_why(error)}") from error
-
-    @property
-    def _name(self) -> str:
-        return str(self._engine.url.database)
+            raise _failure(self._engine, error, "DISK") from error
 
     def add_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
         """See `Store`."""
@@ -378,8 +384,62 @@ def _why(error: SQLAlchemyError) -> str:
     return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__
 
 
-def open_store(url: str) -> SqlStore:
-    """Open and migrate the database at `url`."""
+_DISK_ERRORS: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+
+
+def _failure(engine: Engine, error: SQLAlchemyError, otherwise: str) -> StateError:
+    """Return DISK where the disk is to blame by the embedded database's word, else `otherwise`."""
+    detail, orig = f"{engine.url.database}: {_why(error)}", getattr(error, "orig", None)
+    word = str(getattr(orig, "sqlite_errorname", ""))
+    if not word.startswith(_DISK_ERRORS):
+        return StateError(otherwise, detail)
+    if word == "SQLITE_FULL" or word.startswith("SQLITE_IOERR"):
+        detail += f"; {free_text(Path(str(engine.url.database)).parent)}"
+    return StateError("DISK", detail)
+
+
+def check_federation(engine: Engine, federation: str) -> None:
+    """Refuse a database whose runs were submitted to another federation; changes nothing.
+
+    A state directory says itself whose it is, but not a database elsewhere, nor the one of
+    a version that wrote no `owner.json`. The certificates of the runs' owners do.
+
+    Raises:
+        StateError: STATE_FOREIGN; STATE_DAMAGED or DISK, it cannot be read.
+    """
+    try:
+        with engine.connect() as db:
+            if not sql.inspect(db).has_table(RUNS.name):
+                return
+            chain = db.execute(sql.select(RUNS.c.chain).limit(1)).scalar()
+    except SQLAlchemyError as error:
+        raise _failure(engine, error, "STATE_DAMAGED") from error
+    found = None if chain is None else _federation_of(bytes(chain))
+    if found not in (None, federation):
+        raise StateError(
+            "STATE_FOREIGN",
+            f"{engine.url.database} holds runs of {found}; this coordinator is of {federation}",
+        )
+
+
+def _federation_of(chain: bytes) -> str | None:
+    """Return the federation of a certificate chain in PEM; None if it is none (as in `sim`)."""
+    from cryptography import x509
+
+    try:
+        return read_leaf(x509.load_pem_x509_certificates(chain)[0]).spiffe.federation
+    except (ValueError, FedError):
+        return None
+
+
+def open_store(url: str, federation: str | None = None) -> SqlStore:
+    """Open and migrate the database at `url`, which has to be `federation`'s if that is given.
+
+    Raises:
+        StateError: see `check_federation` and `migrate`.
+    """
     engine = open_engine(url)
+    if federation is not None:
+        check_federation(engine, federation)
     migrate(engine)
     return SqlStore(engine)

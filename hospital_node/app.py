@@ -14,11 +14,13 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
 from common.config import Loaded
+from common.confinement import Facts, confine, say
 from common.entropy import Entropy, OsEntropy
 from common.errors import ConfigError, IdentityError
 from common.identity import Identity, load_identity
@@ -27,12 +29,13 @@ from common.logs import EventLog, capture_libraries, make_log
 from common.policy import Policy, load_policy
 from common.secagg.node_state import NodeRules
 from common.site import Site, load_site
+from common.state_folder import Owner
 from hospital_node.config import NodeConfig
 from hospital_node.driver import Node, NodeParts
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
 from hospital_node.releases import ReleaseTrust
-from hospital_node.store import NodeStore
+from hospital_node.store import open_own
 from hospital_node.work import Desk
 
 DeskMaker: TypeAlias = Callable[[Loaded[Policy], Site | None, EventLog], Desk]
@@ -131,12 +134,13 @@ def build_node(
     Call it inside a running event loop; `await node.run()` serves until `node.stop()`.
 
     Raises:
-        StateError: STATE_LOCKED, STATE_DAMAGED or DISK.
+        StateError: see `hospital_node.store.open_own`.
     """
     config, policy, identity = setup.config, setup.policy.value, setup.identity
     entropy = entropy or OsEntropy()
     key_file = None if config.sealing_key is None else config.path(config.sealing_key)
-    store = NodeStore.open(config.path(config.state_dir), entropy, key_file)
+    owner = Owner(identity.role, identity.federation, identity.spiffe.id)
+    store = open_own(config.path(config.state_dir), owner, entropy, key_file)
     parts = NodeParts(
         federation=policy.federation.id,
         signer=identity,
@@ -161,13 +165,20 @@ def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:
         FedError: see `load_setup` and `build_node`.
     """
     clock = SystemClock()
+    confined = confine(config.confinement, _key_files(config))
     setup = load_setup(config, clock)
     log = make_log(sys.stderr, level=config.log_level, clock=clock)
     capture_libraries(log)
-    asyncio.run(_serve(setup, log.bind(site=setup.policy.value.site), clock, desk))
+    asyncio.run(_serve(setup, confined, log.bind(site=setup.policy.value.site), clock, desk))
 
 
-async def _serve(setup: NodeSetup, log: EventLog, clock: Clock, desk: DeskMaker) -> None:
+def _key_files(config: NodeConfig) -> list[Path]:
+    return [config.path(name) for name in (config.tls.key, config.sealing_key) if name is not None]
+
+
+async def _serve(
+    setup: NodeSetup, confined: Facts, log: EventLog, clock: Clock, desk: DeskMaker
+) -> None:
     from common.cli import version
     from hospital_node.grpc_link import GrpcDialler  # grpc: not needed to check files
 
@@ -186,4 +197,5 @@ async def _serve(setup: NodeSetup, log: EventLog, clock: Clock, desk: DeskMaker)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
+    say(log, setup.config.confinement, confined)
     await node.run()

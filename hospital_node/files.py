@@ -14,25 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from common.errors import ConfigError, StateError
+from common import state_folder
+from common.errors import ConfigError
 
-FILE_MODE: Final = 0o600
+FILE_MODE: Final = state_folder.FILE_MODE
 DIRECTORY_MODE: Final = 0o700
 TEMPORARY: Final = ".part"
 """Suffix of a file that is still being written; swept at the next start."""
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an operating system error while writing `path` into one clear line.
-
-    Raises:
-        StateError: DISK, with the system's own reason.
-    """
-    try:
-        yield
-    except OSError as failure:
-        raise StateError("DISK", f"{path}: {failure.strerror or failure}") from failure
+disk_errors = state_folder.disk_errors
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The node's state directory: what it must still know after `kill -9`.
 
+    owner.json               whose the directory is (`common.state_folder`)
     lock                     held while a process uses the directory
     node.key                 the sealing key (unless the site keeps it elsewhere)
     sessions/<task>.sealed   the protocol's state, sealed: the only file with secrets
@@ -25,11 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from common import state_folder
 from common.entropy import Entropy
 from common.errors import StateError
 from common.ids import ConfigHash, HeaderDigest, RunId, Sha256
 from common.messages import Objection
 from common.secret import Secret
+from common.state_folder import Owner
 from hospital_node import files
 from hospital_node.sealing import Vault, create_key, load_key
 
@@ -38,6 +41,14 @@ MODELS_KEPT: Final = 2
 """Models kept per task: the current one and the one before."""
 
 _PARTS: Final = ("sessions", "decisions", "models", "spool", "releases", "reports")
+STATE_NAMES: Final = frozenset(
+    {
+        state_folder.MARKER, KEY_NAME, f"{KEY_NAME}{files.TEMPORARY}", "lock", "health.sock",
+        "status.json", f"status.json{files.TEMPORARY}", *_PARTS,
+    }
+)  # fmt: skip
+"""What a node keeps in its state directory."""
+
 _SEALED: Final = ".sealed"
 _DECISION: Final = "fedcare.node-decision/1"
 _RUN_BYTES: Final = 2
@@ -87,10 +98,10 @@ class NodeStore:
 
         Raises:
             StateError: STATE_LOCKED, another process holds it; STATE_DAMAGED, a sealed
-                record does not open or its key is gone; DISK.
+                record does not open or its key is gone; STATE_ACCESS; DISK.
             ConfigError, IdentityError: see `hospital_node.sealing.load_key`.
         """
-        files.make_directory(root)
+        state_folder.make(root)
         lock = _lock(root)
         try:
             for part in _PARTS:
@@ -269,6 +280,23 @@ class NodeStore:
             temporary.replace(path)
 
 
+def open_own(root: Path, owner: Owner, entropy: Entropy, key_file: Path | None = None) -> NodeStore:
+    """Open a state directory that is `owner`'s, or has been nobody's; see `NodeStore.open`.
+
+    Raises:
+        StateError: STATE_FOREIGN, it is another's: nothing in it was opened or changed.
+        FedError: as `NodeStore.open`.
+    """
+    state_folder.check(root, owner, STATE_NAMES, _former_owner)
+    store = NodeStore.open(root, entropy, key_file)
+    try:
+        state_folder.mark(root, owner)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
 def is_locked(root: Path) -> bool:
     """Whether a process uses the state directory just now."""
     try:
@@ -294,6 +322,27 @@ def _lock(root: Path) -> int:
         os.close(handle)
         raise StateError("STATE_LOCKED", f"{root} is in use by another node process") from None
     return handle
+
+
+def _former_owner(root: Path) -> Owner | None:
+    """Say whose the state of a version before `owner.json` is, by its status file.
+
+    Raises:
+        StateError: STATE_FOREIGN, it holds a hospital's word or work, and nothing says whose.
+    """
+    try:
+        status = json.loads((root / "status.json").read_bytes())
+        return Owner("hospital", str(status["federation"]), str(status["site"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    for part in ("sessions", "decisions", "releases", "reports"):
+        if (root / part).is_dir() and any((root / part).iterdir()):
+            raise StateError(
+                "STATE_FOREIGN",
+                f"{root} holds {part} of a node, and neither {state_folder.MARKER} nor"
+                " status.json says of which",
+            )
+    return None
 
 
 def _key(root: Path, key_file: Path | None, entropy: Entropy) -> Secret:

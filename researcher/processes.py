@@ -24,12 +24,14 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from common.errors import RoundError
+from common.events import Event
 from common.text import escape
 
 GRACE_S: Final = 5.0
 """A child that was asked to end is killed after this."""
 
 _LAST_WORDS: Final = 4096
+_FAILED: Final = Event.SERVICE_FAILED.value
 _MIB: Final = 1024.0
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -82,7 +84,7 @@ class Child:
         except OSError:
             return ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error ")]
+        errors = [line for line in lines if line.startswith("error ") or _FAILED in line]
         chosen = errors or lines
         return escape(chosen[-1])[:500] if chosen else ""
 

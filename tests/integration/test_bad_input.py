@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -68,6 +70,7 @@ COORDINATOR = """\
 schema: fedcare.coordinator/v1
 federation: heart-network
 listen: "127.0.0.1:0"
+http: null
 members: [cleveland, hungarian, va]
 """
 
@@ -135,7 +138,18 @@ def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         raise error
 
     monkeypatch.setattr(Client, "_wait_or_raise", at_once)
+    monkeypatch.setenv("LOG_FORMAT", "json")
     return here
+
+
+@pytest.fixture(autouse=True)
+def process() -> Iterator[None]:
+    """What a service changes of its process, put back: here it is the test's own."""
+    mask, limits = os.umask(0), resource.getrlimit(resource.RLIMIT_CORE)
+    os.umask(mask)
+    yield
+    os.umask(mask)
+    resource.setrlimit(resource.RLIMIT_CORE, limits)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -378,7 +392,7 @@ COORDINATORS = [
     Case(SERVE, "UNKNOWN_KEY", ("yaml:3", "'listen'"),
          swap("coordinator/coordinator.yaml", "listen", "lisen")),
     Case(SERVE, "SCHEMA_VERSION", ("yaml:1",), swap("coordinator/coordinator.yaml", "/v1", "/v2")),
-    Case(SERVE, "DUPLICATE_KEY", ("yaml:4", "'va'"),
+    Case(SERVE, "DUPLICATE_KEY", ("yaml:5", "'va'"),
          swap("coordinator/coordinator.yaml", "hungarian", "va")),
     Case(SERVE, "BAD_VALUE", ("members[1]",), swap("coordinator/coordinator.yaml", "hung", "H_")),
     Case(SERVE, "BAD_VALUE", ("yaml:3", "listen", "host:port"),
@@ -463,14 +477,11 @@ def check(case: Case, capsys: pytest.CaptureFixture[str], command: str) -> None:
     kind = CATALOGUE[case.name]
     capsys.readouterr()
     code = main(command.split())
-    _, err = capsys.readouterr()
-    lines = err.splitlines()
-    assert re.fullmatch(rf"error {kind.code} {case.name}: \S.*", lines[-2]), err
-    assert re.fullmatch(r"fix: \S.*", lines[-1]), err
-    for words in case.says:
-        assert words in lines[-2], err
-    assert sum(line.startswith("error") for line in lines) == 1
-    assert "Traceback" not in err
+    out, err = capsys.readouterr()
+    message, fix = service_words(err, case) if " serve" in command else words(err, case)
+    for word in case.says:
+        assert word in message, err
+    assert "Traceback" not in out + err
     assert code == kind.exit_code
 
     assert main([*command.split(), "--json"]) == code
@@ -480,10 +491,31 @@ def check(case: Case, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert (envelope["schema"], envelope["ok"]) == ("fedcare.cli/v1", False)
     assert envelope["error"]["code"] == kind.code
     # The second call comes a moment later, and some messages say what the clock shows.
-    same = f"error {kind.code} {envelope['error']['message']}"
-    assert re.sub(r"\d+", "0", lines[-2]) == re.sub(r"\d+", "0", same)
-    assert lines[-1] == f"fix: {envelope['error']['fix']}"
+    same = envelope["error"]["message"].removeprefix(f"{case.name}: ")
+    assert re.sub(r"\d+", "0", message) == re.sub(r"\d+", "0", same)
+    assert fix == envelope["error"]["fix"]
     assert "Traceback" not in err
+
+
+def words(err: str, case: Case) -> tuple[str, str]:
+    """What a command says: one line with the error, one with the fix."""
+    lines = err.splitlines()
+    said = re.fullmatch(rf"error {CATALOGUE[case.name].code} {case.name}: (\S.*)", lines[-2])
+    fix = re.fullmatch(r"fix: (\S.*)", lines[-1])
+    assert said, err
+    assert fix, err
+    assert sum(line.startswith("error") for line in lines) == 1
+    return said[1], fix[1]
+
+
+def service_words(err: str, case: Case) -> tuple[str, str]:
+    """What a service says: one line of its log, in JSON here."""
+    assert err.count("\n") == 1, err
+    line = json.loads(err)
+    assert (line["event"], line["level"]) == ("service.failed", "error")
+    assert (line["code"], line["name"]) == (CATALOGUE[case.name].code, case.name)
+    assert line["fix"]
+    return line["detail"], line["fix"]
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
