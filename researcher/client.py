@@ -24,13 +24,13 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from common.clock import Clock, SystemClock
-from common.errors import ConnectError, FedError, IdentityError, Refusal
+from common.errors import ConnectError, FedError, IdentityError, Refusal, RoundError
 from common.identity import Identity, sign_study
 from common.ids import RunId, Sha256
 from common.messages import DownloadChunk, ReleaseNotice
 from common.transport.status import remote_errors
 from common.transport.tls import channel
-from common.views import RunView, StatusView, StudyView
+from common.views import RunPhase, RunView, StatusView, StudyView
 from common.wire import decode_piece, encode_download
 from common.wire_checks import parsed
 from common.wire_operations import (
@@ -263,3 +263,16 @@ def require_person(identity: Identity) -> None:
             f"{identity.spiffe} is a {identity.role}'s certificate; this is for a researcher "
             "or an operator",
         )
+
+
+def require_finished(view: RunView) -> None:
+    """Refuse a run that ended without a model.
+
+    Raises:
+        RoundError: RUN_FAILED or RUN_CANCELLED, with the run's own reason.
+    """
+    reason = view.reason or "no reason was given"
+    if view.state is RunPhase.CANCELLED:
+        raise RoundError("RUN_CANCELLED", f"run {view.run_id}: {reason}")
+    if view.state is RunPhase.FAILED:
+        raise RoundError("RUN_FAILED", f"run {view.run_id}: {reason}")

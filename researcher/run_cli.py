@@ -30,6 +30,7 @@ def watch(
 ) -> Outcome:
     """Follow a run until it ends; fails if the run does."""
     del as_json
+    from researcher.client import require_finished
     from researcher.progress import display
     from researcher.show import run_data, run_text
 
@@ -53,22 +54,6 @@ def _ended(last: RunView | None) -> RunView:
     if last is None:
         raise InternalError("a run was watched and nothing was seen")
     return last
-
-
-def require_finished(view: RunView) -> None:
-    """Refuse a run that ended without a model.
-
-    Raises:
-        RoundError: RUN_FAILED or RUN_CANCELLED, with the run's own reason.
-    """
-    from common.errors import RoundError
-    from common.views import RunPhase
-
-    reason = view.reason or "no reason was given"
-    if view.state is RunPhase.CANCELLED:
-        raise RoundError("RUN_CANCELLED", f"run {view.run_id}: {reason}")
-    if view.state is RunPhase.FAILED:
-        raise RoundError("RUN_FAILED", f"run {view.run_id}: {reason}")
 
 
 @app.command()

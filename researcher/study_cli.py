@@ -19,6 +19,16 @@ from researcher.connection import (
 
 app = group("Check, submit and list studies.")
 
+
+def _duration(text: str) -> float:
+    from common.config import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", show_default=False)]
 
 
@@ -74,6 +84,49 @@ def submit(
         f"run {submitted.run_id}: follow it with\n  {shlex.join(watch)}"
     )
     return Outcome(data, text)
+
+
+@app.command()
+@command
+def run(
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY", show_default=False, help="A study's file, or a shipped one's name."
+        ),
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The model goes into DIR/RUN.")],
+    coordinator: CoordinatorOption,
+    tls: TlsOption,
+    proxy: ProxyOption = None,
+    seed: SeedOption = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait",
+            metavar="DURATION",
+            parser=_duration,
+            help="How long to wait for a coordinator that does not answer, such as 5m.",
+        ),
+    ] = "5m",  # type: ignore[assignment] # the parser's input
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Run a study to its end and fetch the verified model; goes on where it was."""
+    del as_json
+    from common.clock import SystemClock
+    from researcher.progress import display
+    from researcher.studies import named, with_seed
+    from researcher.study_run import Errand, Patience, ran_data, ran_text
+
+    wanted = with_seed(named(study), seed)
+    connection = Connection(coordinator, tls, proxy)
+    connection.require_owner(wanted.owner.organisation)
+    errand = Errand(wanted, out, tls / "ca.crt")
+    with display(f"study {wanted.id}") as screen:
+        patience = Patience(wait, SystemClock(), screen)
+        ran = connection.ask(lambda client: errand.run(client, patience))
+    return Outcome(ran_data(ran), ran_text(ran))
 
 
 @app.command("list")
