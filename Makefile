@@ -35,7 +35,7 @@ ifneq ($(words $(wildcard $(GENERATED))),$(words $(GENERATED)))
 $(shell rm -f $(STAMPS)/protos)
 endif
 
-.PHONY: help install demo test lint bench protos lock clean
+.PHONY: help install demo test lint bench protos lock wheelhouse bundle clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -73,6 +73,16 @@ lock: ## Resolve the locks anew, keeping pins that still fit (UPGRADE=1: the new
 	$(SUBSET) --extra node --output-file deploy/node.lock pyproject.toml requirements-torch.in
 	$(SUBSET) --output-file deploy/build.lock requirements-build.in
 	$(SUBSET) --no-deps --output-file deploy/simulation.lock build/lock/simulation.in
+
+wheelhouse: install ## Collect the images' wheels into deploy/wheelhouse, for building without an index
+	@$(BIN)/python -m deploy.bundle.wheels --torch-index "$(TORCH_INDEX)"
+
+bundle: ## One signed archive for sites without a network (SIGNING_KEY=release.pem, IMAGES, DIRTY=1)
+	@[ -n "$(SIGNING_KEY)" ] || { echo "SIGNING_KEY is missing: a bundle is signed by the" \
+	    "consortium's release key or not made. \`fedcare bundle key release.pem\` makes one;" \
+	    "then: make bundle SIGNING_KEY=release.pem" >&2; exit 1; }
+	@$(MAKE) --no-print-directory wheelhouse
+	@$(BIN)/python -m deploy.bundle.make --key "$(SIGNING_KEY)" --images "$(IMAGES)" --dirty "$(DIRTY)"
 
 clean: ## Remove .venv, generated code, caches and build results
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \

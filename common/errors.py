@@ -194,6 +194,11 @@ _ROWS: Final = (
     ErrorKind("FC-7005", "STATE_ACCESS", _IN, _PRE, _OPER, "The state directory is not this user's, or cannot be written.", "Give the folder to the user who runs the service, and mount it writable."),
     ErrorKind("FC-7101", "MODEL_INVALID", _IN, Status.DATA_LOSS, _CALLER, "A model file is truncated, altered or not of the manifest.", "Pull the model again."),
     ErrorKind("FC-7102", "MANIFEST_SIGNATURE", _IN, Status.DATA_LOSS, _CALLER, "A model manifest is not signed by a coordinator of the pinned CA.", "Do not use the model; ask the operator where it came from."),
+    ErrorKind("FC-7201", "BUNDLE_SIGNATURE", _IN, Status.DATA_LOSS, _CALLER, "A bundle's list of files is not signed by the release key that you pinned.", "Do not use the bundle; compare the key's fingerprint with the consortium's and ask for the bundle again."),
+    ErrorKind("FC-7202", "BUNDLE_DAMAGED", _IN, Status.DATA_LOSS, _CALLER, "A file of a bundle is missing, cut short, altered or added.", "Do not use the bundle; copy it again from the consortium."),
+    ErrorKind("FC-7203", "BUNDLE_FORM", _IN, _ARG, _CALLER, "A bundle holds something that no bundle holds: a link, a path out of it, a name that stands twice, a malformed list.", "Do not unpack it by other means; ask the consortium where it came from."),
+    ErrorKind("FC-7204", "BUNDLE_SBOM", _IN, Status.DATA_LOSS, _CALLER, "A bundle's bill of materials does not name exactly the wheels that are in it.", "Do not use the bundle; the consortium has to make it anew."),
+    ErrorKind("FC-7205", "BUNDLE_KEY", _IN, _ARG, _CALLER, "A release key is not an Ed25519 key in PEM form.", "`fedcare bundle key FILE` makes one; hospitals pin the .pub file."),
     # --- ours ------------------------------------------------------------------------------------------
     ErrorKind("FC-9001", "INTERNAL", _BUG, Status.INTERNAL, Whose.PROJECT, "Something happened that should not be possible.", "Please report it with the output of --debug."),
 )
