@@ -8,13 +8,14 @@ old ones; whoever needs them to fit together has to notice that the next time.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from common.errors import StateError
+from common.errors import ConfigError, StateError
 
 PRIVATE: Final = 0o600
 PUBLIC: Final = 0o644
@@ -81,6 +82,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock(folder: Path) -> int | None:
+    """Hold a folder against other processes that ask for it; None: another one holds it.
+
+    Returns the handle to close in the end; a process that dies gives it back.
+
+    Raises:
+        ConfigError: FILE_MISSING, the folder cannot be read.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigError("FILE_MISSING", f"{folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def _forget(path: Path) -> None:

@@ -25,7 +25,6 @@ nothing to do it neither writes nor needs `ca.key`, which may then lie elsewhere
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +42,7 @@ from common.certificates import Role, read_leaf, stamp, to_der
 from common.config import Section, Text, load, problem
 from common.errors import ConfigError, IdentityError, StateError
 from common.identity import check_match, load_certificates, load_key
-from common.install import make_folder, replace_files, temporary
+from common.install import lock, make_folder, replace_files, temporary
 from common.pki import (
     CA_DAYS,
     CA_FILE,
@@ -364,12 +363,10 @@ def _refused(folder: Path, what: str, fix: str | None = None) -> ConfigError:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the CA's folder against another run of this command."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    handle = lock(folder)
+    if handle is None:
+        raise StateError("STATE_LOCKED", f"another `pki keep` is at work in {folder}")
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError("STATE_LOCKED", f"another `pki keep` is at work in {folder}") from None
         yield
     finally:
         os.close(handle)

@@ -21,7 +21,9 @@ contact. A refusal, a wrong certificate and a failed run end it at once.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
@@ -32,6 +34,7 @@ from common.clock import Clock
 from common.config import format_duration
 from common.errors import ConfigError, FedError, InternalError, StateError
 from common.ids import RunId
+from common.install import lock, make_folder
 from common.study import Study, canonical_json, config_hash
 from common.text import escape
 from common.views import RoundView, RunPhase, RunView, StudyView
@@ -47,6 +50,7 @@ _AWAY: Final = frozenset({"UNREACHABLE", "DEADLINE", "BUSY"})
 """What a coordinator that is not there, or not for the moment, looks like."""
 
 _PAUSE_S: Final = 1.0
+_LOCK_PAUSE_S: Final = 0.2
 _HASH_DIGITS: Final = 32
 
 
@@ -155,15 +159,20 @@ class Errand:
         else:
             view = await _watched(desk, run_id, patience)
         require_finished(view)
-        folder = self.out / run_id
-        there = await asyncio.to_thread(_holds_something, folder)
-        if there:
-            model = await asyncio.to_thread(self._verify, folder)
-        else:
-            patience.screen.step("fetching the model and verifying it")
-            model = await patience.ask(lambda: pull(desk, run_id, folder, self.ca))
+        async with _alone(self.out):
+            model, pulled = await self._model(desk, run_id, patience)
         self._check_same(model, view)
-        return Ran(begin, view, model, pulled=not there)
+        return Ran(begin, view, model, pulled)
+
+    async def _model(
+        self, desk: Desk, run_id: RunId, patience: Patience
+    ) -> tuple[VerifiedModel, bool]:
+        """Return the run's verified model and whether it was fetched for that."""
+        folder = self.out / run_id
+        if await asyncio.to_thread(_holds_something, folder):
+            return await asyncio.to_thread(self._verify, folder), False
+        patience.screen.step("fetching the model and verifying it")
+        return await patience.ask(lambda: pull(desk, run_id, folder, self.ca)), True
 
     async def _begin(self, desk: Desk, patience: Patience) -> tuple[Begin, RunId]:
         past = await patience.ask(lambda: self._runs(desk))
@@ -247,9 +256,21 @@ async def _watched(desk: Desk, run_id: str, patience: Patience) -> RunView:
             await patience.missed(error)
 
 
+@asynccontextmanager
+async def _alone(folder: Path) -> AsyncIterator[None]:
+    """Let one process at a time fetch into a folder; the next one finds what it left."""
+    make_folder(folder)
+    while (handle := lock(folder)) is None:  # noqa: ASYNC110 - another process's lock
+        await asyncio.sleep(_LOCK_PAUSE_S)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def _holds_something(folder: Path) -> bool:
     try:
-        return not folder.is_dir() or any(folder.iterdir())
+        return any(folder.iterdir())
     except FileNotFoundError:
         return False
     except OSError as error:
