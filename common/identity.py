@@ -11,6 +11,7 @@ files loads a new one and hands it to the transport.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,11 +157,18 @@ def load_identity(
     try:
         leaf = read_leaf(chain[0])
         _check_dates(leaf, now_unix)
-        ca_der = tuple(to_der(anchor) for anchor in anchors)
-        chain_der = tuple(to_der(link) for link in chain)
-        verify_chain(chain_der, ca_der, int(now_unix))
     except IdentityError as error:
         raise IdentityError(error.name, f"{paths[0]}: {error.detail}", fix=error.fix) from None
+    ca_der = tuple(to_der(anchor) for anchor in anchors)
+    chain_der = tuple(to_der(link) for link in chain)
+    try:
+        verify_chain(chain_der, ca_der, int(now_unix))
+    except IdentityError as error:
+        raise IdentityError(
+            error.name,
+            f"{paths[0]} against {paths[2]}: {error.detail}",
+            fix="The two files have to be of one federation: compare them with `fedcare pki show`.",
+        ) from None
     return Identity(
         leaf=leaf,
         chain=chain_der,
@@ -184,10 +192,19 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError("FILE_MISSING", f"{path}: {error.strerror}") from None
+        raise ConfigError("FILE_MISSING", f"{path}: {_reason(error)}") from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError("BAD_VALUE", f"{path}: over {MAX_FILE_BYTES} bytes")
     return data
+
+
+def _reason(error: OSError) -> str:
+    """Return the system's words, with what lies behind the two that puzzle in a container."""
+    if isinstance(error, PermissionError):
+        return f"{error.strerror} to uid {os.geteuid()}"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.strerror}; Docker makes a folder where a file to mount is not there"
+    return error.strerror or type(error).__name__
 
 
 def load_certificates(path: Path) -> list[x509.Certificate]:

@@ -11,6 +11,8 @@ A study that says `num` then reads the column `diagnosis`.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -131,16 +133,29 @@ def read_site(path: Path) -> Loaded[Site]:
     tables: list[Table] = []
     for index, table in enumerate(loaded.value.data):
         file = folder / table.path
-        if not file.is_file():
+        wrong = _why_no_file(file)
+        if wrong:
             where = loaded.source.where("data", index, "path")
             raise ConfigError(
                 "FILE_MISSING",
-                f"{where}: data[{index}].path {show(table.path)} is not a file "
-                "(paths are relative to the manifest's folder)",
+                f"{where}: data[{index}].path {show(table.path)} {wrong}",
             )
         tables.append(table.model_copy(update={"path": str(file)}))
     site = loaded.value.model_copy(update={"data": tuple(tables)})
     return Loaded(site, loaded.source)
+
+
+def _why_no_file(file: Path) -> str:
+    """Return why `file` is not a file, as the rest of a sentence; empty if it is one."""
+    try:
+        mode = file.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "is not a file (paths are relative to the manifest's folder)"
+    except OSError as failure:
+        return f"cannot be reached by uid {os.geteuid()}: {failure.strerror}"
+    if stat.S_ISDIR(mode):
+        return "is not a file but a folder"
+    return "" if stat.S_ISREG(mode) else "is not an ordinary file"
 
 
 def load_site(path: Path) -> Site:

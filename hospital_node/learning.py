@@ -18,7 +18,7 @@ import numpy as np
 
 from common import layouts
 from common.config import Loaded
-from common.errors import ConfigError, DataError, FedError, InternalError, Refusal, RoundError
+from common.errors import FedError, InternalError, PolicyRefusal, Refusal, RoundError
 from common.events import Event
 from common.features import Encoded, Table
 from common.ids import ConfigHash
@@ -64,15 +64,18 @@ class HospitalDesk:
         try:
             parsed = study_from_canonical(study)
             decide(parsed, config_hash, self._policy.value, self._policy.source)
-            self._opened = {config_hash: self._work(parsed)}
         except ConsentRefused as refusal:
             return tuple(Objection(found.code, str(found)[:1000]) for found in refusal.objections)
         except FedError as failure:
             self._log.failure(Event.STUDY_REFUSED, failure)
-            # What is wrong with the hospital's own files and rows stays in its own log.
-            private = isinstance(failure, DataError) or failure.name == "FILE_MISSING"
-            detail = failure.kind.meaning if private else failure.detail
-            return (Objection(failure.name, detail[:1000]),)
+            return (Objection(failure.name, failure.detail[:1000]),)
+        try:
+            self._opened = {config_hash: self._work(parsed)}
+        except FedError as failure:
+            self._log.failure(Event.STUDY_REFUSED, failure)
+            # What is wrong with the hospital's own files and rows stays in its own log: names,
+            # widths and row numbers of its table are nobody else's business.
+            return (Objection(failure.name, failure.kind.meaning),)
         return ()
 
     def open(self, study: bytes) -> Work:
@@ -93,7 +96,7 @@ class HospitalDesk:
         if not layouts.has_constants(study) and study.kind == "training":
             return None
         if self._site is None:
-            raise ConfigError("BAD_VALUE", "this node has no site manifest, so no data to offer")
+            raise PolicyRefusal("POLICY_DATASET", "this node has no site manifest to offer from")
         from hospital_node.data.load import load  # polars: only where there is data
 
         table = self._site.table(study.dataset)

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from common.errors import ConfigError, DataError
-from common.text import nearest, show
+from hospital_node.data.headings import find, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,10 @@ def read_csv(
         ConfigError: FILE_MISSING; FILE_SYNTAX, not such a file.
         DataError: DATA_COLUMN, a column is absent or stands twice; DATA_EMPTY, no rows.
     """
-    header = _header(path)
-    places = {name: _place(path, header, name, (renamed or {}).get(name, name)) for name in wanted}
+    header = read_header(path)
+    places = {
+        name: find(path.name, header, name, (renamed or {}).get(name, name)) for name in wanted
+    }
     _check_widths(path, len(header))
     try:
         frame = pl.read_csv(
@@ -74,19 +76,6 @@ def read_csv(
     return TextTable(path.name, columns, frame.height)
 
 
-def _header(path: Path) -> list[str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), None)
-    except OSError:
-        raise ConfigError("FILE_MISSING", f"{path.name} cannot be read") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise ConfigError("FILE_SYNTAX", f"{path.name} is not comma-separated UTF-8 text") from None
-    if not header or not any(cell.strip() for cell in header):
-        raise DataError("DATA_EMPTY", f"{path.name} is empty: not even a header")
-    return [cell.strip() for cell in header]
-
-
 def _check_widths(path: Path, width: int) -> None:
     """Refuse a row that is longer or shorter than the header; blank lines are no rows.
 
@@ -108,17 +97,3 @@ def _check_widths(path: Path, width: int) -> None:
         raise ConfigError(
             "FILE_SYNTAX", f"{path.name} is not a comma-separated UTF-8 table of one width"
         ) from None
-
-
-def _place(path: Path, header: list[str], name: str, in_file: str) -> int:
-    found = [place for place, cell in enumerate(header) if cell == in_file]
-    if len(found) == 1:
-        return found[0]
-    as_named = show(name) if name == in_file else f"{show(in_file)} (for {show(name)})"
-    if found:
-        raise DataError("DATA_COLUMN", f"{path.name} has the column {as_named} twice")
-    guess = nearest(in_file, header)
-    hint = f"; did you mean {show(guess)}?" if guess else ""
-    if len(header) == 1 and ";" in header[0]:
-        hint = "; the header is separated by ';', commas are needed"
-    raise DataError("DATA_COLUMN", f"{path.name} has no column {as_named}{hint}")

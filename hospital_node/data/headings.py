@@ -1,0 +1,124 @@
+"""The first row of a hospital's CSV file, and what a start checks of every table.
+
+`check_tables` holds the manifest against the files before the node dials: a table that is
+not there, not text, or lacks a column that the manifest names is an error of the start, with
+the manifest's line, not a surprise of the first study. What a *study* asks for is checked
+when the study comes. Needs no polars.
+
+Messages name the file and the heading, never a cell. A file without a heading row has
+patients' values in its first row, so no heading is proposed from a row that holds a number.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from common.config import Loaded
+from common.errors import ConfigError, DataError, FedError
+from common.site import Site, Table
+from common.text import nearest, show
+
+CHECKED_BYTES: Final = 64 << 20
+"""So much of a table must be UTF-8 for the node to start; a study reads all of it."""
+
+_BLOCK: Final = 1 << 20
+
+
+def check_tables(loaded: Loaded[Site]) -> None:
+    """Hold a manifest against its files.
+
+    Raises:
+        ConfigError: FILE_MISSING, FILE_SYNTAX; DataError: DATA_EMPTY, DATA_COLUMN. Each
+            begins with the manifest's line.
+    """
+    for index, table in enumerate(loaded.value.data):
+        place: tuple[str | int, ...] = ("data", index, "path")
+        try:
+            header = read_header(Path(table.path))
+            _check_text(Path(table.path))
+            for study_name, heading in table.columns.items():
+                place = ("data", index, "columns", study_name)
+                find(table_name(table), header, study_name, heading)
+        except FedError as failure:
+            where = loaded.source.where(*place)
+            raise type(failure)(
+                failure.name, f"{where}: {failure.detail}", fix=failure.fix
+            ) from None
+
+
+def table_name(table: Table) -> str:
+    """Return a table's file name, without the folders that lead to it."""
+    return Path(table.path).name
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the headings of a comma-separated UTF-8 file, stripped.
+
+    Raises:
+        ConfigError: FILE_MISSING; FILE_SYNTAX, not such a file.
+        DataError: DATA_EMPTY, there is no heading.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file), None)
+    except OSError as failure:
+        raise ConfigError(
+            "FILE_MISSING",
+            f"{path.name} cannot be read by uid {os.geteuid()}: {failure.strerror}",
+        ) from None
+    except (UnicodeDecodeError, csv.Error):
+        raise ConfigError("FILE_SYNTAX", f"{path.name} is not comma-separated UTF-8 text") from None
+    if not header or not any(cell.strip() for cell in header):
+        raise DataError("DATA_EMPTY", f"{path.name} is empty: not even a header")
+    return [cell.strip() for cell in header]
+
+
+def find(file: str, header: Sequence[str], study_name: str, heading: str) -> int:
+    """Return the place of a study's column, which the file calls `heading`.
+
+    Raises:
+        DataError: DATA_COLUMN, it is absent or stands twice.
+    """
+    found = [place for place, cell in enumerate(header) if cell == heading]
+    if len(found) == 1:
+        return found[0]
+    named = show(heading) if study_name == heading else f"{show(heading)} (for {show(study_name)})"
+    if found:
+        raise DataError("DATA_COLUMN", f"{file} has the column {named} twice")
+    raise DataError("DATA_COLUMN", f"{file} has no column {named}{_hint(header, heading)}")
+
+
+def _hint(header: Sequence[str], heading: str) -> str:
+    if len(header) == 1 and ";" in header[0]:
+        return "; the header is separated by ';', commas are needed"
+    if any(map(_is_number, header)):
+        return "; its first row holds numbers, so it is not a row of headings"
+    guess = nearest(heading, header)
+    return f"; did you mean {show(guess)}?" if guess else ""
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_text(path: Path) -> None:
+    """Refuse a file whose beginning is not UTF-8: a later row would stop the first study."""
+    decoder, left = codecs.getincrementaldecoder("utf-8")(), CHECKED_BYTES
+    try:
+        with path.open("rb") as file:
+            while left > 0 and (block := file.read(min(_BLOCK, left))):
+                decoder.decode(block)
+                left -= len(block)
+    except OSError as failure:
+        raise ConfigError("FILE_MISSING", f"{path.name}: {failure.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError("FILE_SYNTAX", f"{path.name} is not UTF-8 text") from None
