@@ -35,10 +35,10 @@ ifneq ($(words $(wildcard $(GENERATED))),$(words $(GENERATED)))
 $(shell rm -f $(STAMPS)/protos)
 endif
 
-.PHONY: help install demo test lint bench protos lock wheelhouse bundle clean
+.PHONY: help install demo test test-containers lint bench protos lock wheelhouse bundle clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
 
 install: $(STAMPS)/package protos ## Make .venv with everything in it, from the lock
 
@@ -47,7 +47,14 @@ demo: install ## Four hospitals train one model on this machine; report in build
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: install ## Run every test, two at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --session-timeout=480 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --session-timeout=480 \
+	    -m "not containers" $(TESTS)
+
+# Where there is no engine and none can be had, the tests are skipped by name; the script says why.
+test-containers: wheelhouse ## Build the images and run the compose file on a real engine
+	@tests/containers/engine.sh start || [ $$? -eq 77 ]
+	@status=0; $(BIN)/python -m pytest -n 0 -m containers --session-timeout=900 tests/containers || status=$$?; \
+	    tests/containers/engine.sh stop; exit $$status
 
 lint: install ## ruff, mypy strict, import rules; all of them run, whichever fails
 	@status=0; for check in "ruff check ." "ruff format --check ." mypy lint-imports; do \

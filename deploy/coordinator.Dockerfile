@@ -15,7 +15,7 @@ ARG PIP_INDEX_URL=https://pypi.org/simple
 ARG TORCH=none
 WORKDIR /src
 COPY deploy/wheelhouse deploy/wheelhouse
-COPY deploy/image deploy/image
+COPY deploy/image/install.sh deploy/image/
 COPY deploy/*.lock deploy/
 RUN deploy/image/install.sh locks deploy/coordinator.lock
 COPY pyproject.toml setup.py README.md LICENSE ./

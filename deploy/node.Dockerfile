@@ -17,7 +17,7 @@ ARG TORCH=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 COPY deploy/wheelhouse deploy/wheelhouse
-COPY deploy/image deploy/image
+COPY deploy/image/install.sh deploy/image/
 COPY deploy/*.lock deploy/
 COPY requirements-torch.txt ./
 RUN deploy/image/install.sh locks deploy/node.lock

@@ -1,0 +1,1 @@
+"""The shipped compose file and images on a real engine: `make test-containers`."""
