@@ -3,7 +3,7 @@
 The only place that builds real clocks, stores and servers.
 
 `build_service` is everything but the transport; `sim` uses it as it is. `serve` puts
-gRPC in front of it and runs until it is told to stop.
+gRPC in front of it, health and metrics beside it, and runs until it is told to stop.
 """
 
 from __future__ import annotations
@@ -12,37 +12,44 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import grpc
 
+from common import confinement, state_folder
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
-from common.errors import ConfigError, ConnectError, IdentityError, StateError
+from common.errors import StateError
 from common.events import Event
-from common.identity import Identity, load_identity
+from common.http_port import HttpPort, in_loop, pages_of
+from common.identity import Identity
 from common.ids import NodeId, hospital_id
 from common.logs import EventLog, capture_libraries, make_log
+from common.pulse import Pulse
+from common.state_folder import Owner
+from common.transport.ask import WHOLE
+from common.transport.health import HealthServicer, add_health
 from common.transport.identity import PeerIdentity
 from common.transport.interceptors import CALLS_OF_ONE_PEER, CallFailure, Guard
-from common.transport.tls import bind, server, server_credentials, split_address
+from common.transport.tls import bind, server, server_credentials
 from common.version import VERSION
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
 from coordinator.hub import Hub
+from coordinator.metrics import CoordinatorMetrics, take_picture
 from coordinator.objects import ObjectStore
+from coordinator.own import own_identity
 from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.servicer import METHODS, AggregationServicer, OperationsServicer
 from coordinator.spool import Spool
-from coordinator.store import default_url, open_store
+from coordinator.store import STATE_NAMES, default_url, open_store
+from coordinator.whereabouts import ADDRESS_FILE
 from fedcare.v1 import aggregation_pb2_grpc, operations_pb2_grpc
-
-ADDRESS_FILE = "address"
-"""In the state directory while the coordinator serves: the host:port it listens on."""
 
 STOP_GRACE_S = 5.0
 CALLS_OF_PEOPLE = 64
@@ -53,18 +60,12 @@ def lock_state(state_dir: Path) -> TextIO:
     """Make sure that no other process uses the state directory; keep the handle open.
 
     Raises:
-        StateError: STATE_LOCKED.
+        StateError: STATE_LOCKED; STATE_ACCESS; DISK.
         ConfigError: BAD_VALUE, a file stands where the folder should.
     """
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ConfigError(
-            "BAD_VALUE",
-            f"{state_dir}: a file stands where a folder is needed",
-            fix="Move the file away, or name another state_dir.",
-        ) from None
-    handle = (state_dir / "lock").open("w")
+    state_folder.make(state_dir)
+    with state_folder.disk_errors(state_dir / "lock"):
+        handle = (state_dir / "lock").open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -87,7 +88,7 @@ def build_service(
     shop = Workshop(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
-        store=open_store(config.store or default_url(state_dir)),
+        store=open_store(config.store or default_url(state_dir), config.federation),
         objects=ObjectStore(state_dir / "objects"),
         spool=Spool(state_dir / "spool"),
         hub=Hub(),
@@ -105,56 +106,6 @@ def build_service(
     )
 
 
-def own_identity(config: CoordinatorConfig, clock: Clock) -> Identity:
-    """Load the coordinator's certificate and key.
-
-    Raises:
-        ConfigError, IdentityError: a file is missing, wrong, out of date, or of another
-            role or federation.
-    """
-    certificate = config.path(config.tls.certificate)
-    identity = load_identity(
-        certificate=certificate,
-        key=config.path(config.tls.key),
-        ca=config.path(config.tls.ca),
-        now_unix=clock.unix(),
-    )
-    if identity.role is not Role.COORDINATOR or identity.federation != config.federation:
-        raise IdentityError(
-            "IDENTITY",
-            f"{certificate} is of {identity.spiffe}, not of a coordinator of {config.federation}",
-            fix="Correct the file's federation, or have a new one issued with `fedcare pki issue`.",
-        )
-    return identity
-
-
-def serving_address(config: CoordinatorConfig) -> str:
-    """Return where a coordinator of this configuration is listening now.
-
-    Raises:
-        ConnectError: UNREACHABLE, none is.
-        StateError: STATE_DAMAGED, the file that says it does not.
-    """
-    mark = config.path(config.state_dir) / ADDRESS_FILE
-    try:
-        address = mark.read_text(encoding="ascii", errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConnectError(
-            "UNREACHABLE",
-            f"no coordinator of {config.federation} is running here",
-            fix="Start it with `fedcare coordinator serve`.",
-        ) from None
-    try:
-        host, port = split_address(address)
-    except ConfigError:
-        raise StateError(
-            "STATE_DAMAGED",
-            f"{mark} is no address",
-            fix="Start the coordinator: it writes it anew.",
-        ) from None
-    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "::") else address  # noqa: S104 - compared
-
-
 async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the process at once.
 
@@ -163,33 +114,114 @@ async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
             store failed while it ran.
     """
     clock = SystemClock()
-    log = make_log(stream, clock=clock)
+    confined = confinement.confine(config.confinement, [config.path(config.tls.key)])
+    metrics = CoordinatorMetrics(config.members)
+    log = make_log(stream, clock=clock, observe=metrics.observe)
     capture_libraries(log)
     identity = own_identity(config, clock)
     state_dir = config.path(config.state_dir)
+    owner = Owner(identity.role, identity.federation, identity.spiffe.id)
+    state_folder.check(state_dir, owner, STATE_NAMES, lambda _: None)
     lock = lock_state(state_dir)
     try:
-        service = build_service(config, identity, clock, log)
-        listener = _listener(config, service, identity, clock, log)
-        port = bind(listener, config.listen, server_credentials(identity))
-        address = f"{config.listen.rsplit(':', 1)[0]}:{port}"
-        service.recover()
-        await listener.start()
-        _announce(state_dir, address)
-        log.info(Event.SERVICE_STARTED, version=VERSION, address=address)
-        await _until_stopped(service)
-        log.info(Event.SERVICE_STOPPING)
-        await service.close()
-        await listener.stop(STOP_GRACE_S)
+        with state_folder.fatal_disk_errors(state_dir):
+            await _serve_state(config, identity, clock, log, metrics, owner, confined)
     finally:
         (state_dir / ADDRESS_FILE).unlink(missing_ok=True)
         lock.close()
     log.info(Event.SERVICE_STOPPED)
 
 
+async def _serve_state(
+    config: CoordinatorConfig,
+    identity: Identity,
+    clock: Clock,
+    log: EventLog,
+    metrics: CoordinatorMetrics,
+    owner: Owner,
+    confined: confinement.Facts,
+) -> None:
+    """Serve on a state directory that is this process' alone."""
+    service = build_service(config, identity, clock, log)
+    state_folder.mark(config.path(config.state_dir), owner)
+    standing = Standing(service, clock)
+    listener = _listener(config, service, standing.health, identity, clock, log)
+    port = bind(listener, config.listen, server_credentials(identity))
+    address = f"{config.listen.rsplit(':', 1)[0]}:{port}"
+    with _http_port(config, standing, metrics, identity, log) as http:
+        service.recover()
+        await listener.start()
+        standing.begin()
+        _announce(config.path(config.state_dir), address)
+        confinement.say(log, config.confinement, confined)
+        log.info(Event.SERVICE_STARTED, version=VERSION, address=address, http=http)
+        await _until_stopped(service, standing)
+        log.info(Event.SERVICE_STOPPING)
+        standing.stop()
+        await service.close()
+        await listener.stop(STOP_GRACE_S)
+
+
+class Standing:
+    """Whether the coordinator takes calls, for the health service and the HTTP port."""
+
+    def __init__(self, service: CoordinatorService, clock: Clock) -> None:
+        self._service = service
+        self._why_not = "starting"
+        whole = {WHOLE: self.serving}
+        named = {f"fedcare.v1.{name}": self.serving for name in ("Aggregation", "Operations")}
+        self.health = HealthServicer(whole | named)
+        self.pulse = Pulse(
+            lambda: take_picture(service, self.why_not, clock.monotonic()),
+            clock,
+        )
+
+    @property
+    def why_not(self) -> str:
+        """Why no calls are taken, in one line; empty if they are."""
+        return self._why_not or ("the store failed" if self._service.failed else "")
+
+    def serving(self) -> bool:
+        """Whether calls are taken."""
+        return not self.why_not
+
+    def begin(self) -> None:
+        """Calls are taken from now on."""
+        self._why_not = ""
+        self.pulse.beat()
+
+    def stop(self) -> None:
+        """No more calls are taken: everybody who asks or watches is told."""
+        self._why_not = "stopping"
+        self.health.stop()
+        self.pulse.beat()
+
+
+@contextmanager
+def _http_port(
+    config: CoordinatorConfig,
+    standing: Standing,
+    metrics: CoordinatorMetrics,
+    identity: Identity,
+    log: EventLog,
+) -> Iterator[str | None]:
+    """Serve health and metrics beside gRPC inside the block; yield the address, if any."""
+    if config.http is None:
+        yield None
+        return
+    metrics.read(standing.pulse, config.path(config.state_dir), identity.leaf.not_after)
+    pages = pages_of(standing.pulse, lambda seen: seen.not_ready, metrics.text)
+    port = HttpPort(config.http, pages, in_loop(log.failure))
+    try:
+        yield port.open()
+    finally:
+        port.close()
+
+
 def _listener(
     config: CoordinatorConfig,
     service: CoordinatorService,
+    health: HealthServicer,
     identity: Identity,
     clock: Clock,
     log: EventLog,
@@ -205,6 +237,7 @@ def _listener(
     listener = server([guard], concurrent_calls=calls)
     aggregation_pb2_grpc.add_AggregationServicer_to_server(AggregationServicer(service), listener)
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(service), listener)
+    add_health(health, listener)
     return listener
 
 
@@ -240,7 +273,7 @@ def _announce(state_dir: Path, address: str) -> None:
     temp.rename(state_dir / ADDRESS_FILE)
 
 
-async def _until_stopped(service: CoordinatorService) -> None:
+async def _until_stopped(service: CoordinatorService, standing: Standing) -> None:
     """Return at the first signal, raise if the service cannot go on."""
     stopped = asyncio.Event()
 
@@ -254,8 +287,11 @@ async def _until_stopped(service: CoordinatorService) -> None:
         loop.add_signal_handler(number, stop)
     watch = asyncio.create_task(service.watch_over())
     waiter = asyncio.create_task(stopped.wait())
-    done, _ = await asyncio.wait({watch, waiter}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (watch, waiter):
+    beat = asyncio.create_task(standing.pulse.keep())
+    done, _ = await asyncio.wait({watch, waiter, beat}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (watch, waiter, beat):
         task.cancel()
+    if beat in done:
+        beat.result()
     if watch in done:
         watch.result()

@@ -1,4 +1,4 @@
-"""`fedcare coordinator serve|status`."""
+"""`fedcare coordinator serve|status|health`."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ def status(
     from common.clock import SystemClock
     from common.errors import ConfigError
     from common.identity import load_identity
-    from coordinator.app import own_identity, serving_address
     from coordinator.config import CoordinatorConfig
+    from coordinator.own import own_identity
     from coordinator.status import ask, data_of, screen
+    from coordinator.whereabouts import serving_address
 
     clock = SystemClock()
     if tls is not None and coordinator is not None:
@@ -65,3 +66,14 @@ def status(
         )
     view = asyncio.run(ask(address, identity))
     return Outcome(data_of(view), screen(view))
+
+
+@app.command()
+@command
+def health(config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag = False) -> Outcome:
+    """Ask the coordinator of this file whether it serves: exit code 0 yes, 1 no, 2 not there."""
+    del as_json
+    from coordinator.config import CoordinatorConfig
+    from coordinator.whereabouts import ask_health
+
+    return asyncio.run(ask_health(CoordinatorConfig.read(config)))

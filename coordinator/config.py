@@ -75,6 +75,8 @@ class CoordinatorConfig(Section):
     schema_: Annotated[Literal["fedcare.coordinator/v1"], Field(alias="schema")]
     federation: SiteId
     listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:8443"
+    http: Annotated[str, AfterValidator(_address)] | None = "127.0.0.1:8080"
+    """Where health and metrics are served in plain text; null: nowhere."""
     state_dir: str = "state"
     store: Annotated[str, AfterValidator(_database)] | None = None
     """Database URL; the embedded one in the state directory unless given."""

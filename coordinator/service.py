@@ -12,6 +12,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -80,6 +81,17 @@ class _Behind:
 ROUND_RECORD_BYTES: Final = 700
 """More than a round takes in a manifest, but for its hospitals' names."""
 
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of bulk data since the start, those of broken streams included."""
+
+    up: int = 0
+    """Of masked vectors received."""
+    down: int = 0
+    """Of models sent."""
+
+
 MOST_PARAMETERS: Final = 1 << 30
 """Parameters of a model, 4 GiB: the first model of a run is made in memory."""
 
@@ -109,6 +121,7 @@ class CoordinatorService:
         self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
         self._last_seen: dict[NodeId, float] = {}
         self._began = shop.clock.monotonic()
+        self.traffic = Traffic()
 
     # --- life -------------------------------------------------------------------------
 
@@ -177,6 +190,24 @@ class CoordinatorService:
             for node in [n for n, seen in self._last_seen.items() if seen < late]:
                 self._last_seen.pop(node)
                 self._shop.hub.drop(node)
+
+    @property
+    def connected(self) -> frozenset[NodeId]:
+        """The hospitals with a live control stream."""
+        return self._shop.hub.connected
+
+    @property
+    def states(self) -> tuple[RunState, ...]:
+        """Every run as it is now; states are frozen."""
+        return tuple(driver.state for driver in self._drivers.values())
+
+    @property
+    def failed(self) -> bool:
+        """Whether a run's driver died: its store failed, and the process is about to stop."""
+        return any(
+            task.done() and not task.cancelled() and task.exception() is not None
+            for task in self._tasks.values()
+        )
 
     async def close(self) -> None:
         """End all streams and drivers; what is stored stays."""
@@ -344,6 +375,7 @@ class CoordinatorService:
                 await behind.wait()
                 match part:
                     case UploadChunk(index=index, data=data):
+                        self.traffic.up += len(data)
                         append = driver.spool_file(node, start.hd).append
                         behind.start(partial(append, index, data))
                     case UploadEnd():
@@ -374,6 +406,7 @@ class CoordinatorService:
                 while offset < reader.size:
                     data = reader.read(offset, CHUNK_BYTES)
                     turn.waiting()
+                    self.traffic.down += len(data)
                     yield DownloadChunk(offset, reader.size, data)
                     await turn.going_on()
                     offset += len(data)

@@ -14,6 +14,7 @@ import grpc
 
 from common.certificates import Role
 from common.ids import NodeId, RunId
+from common.transport.health import HEALTH_METHODS
 from common.transport.interceptors import MethodTable, caller
 from common.wire import (
     UploadPart,
@@ -59,6 +60,7 @@ METHODS: Final[MethodTable] = {
     "/fedcare.v1.Operations/CancelRun": _PEOPLE,
     "/fedcare.v1.Operations/GetRelease": _READERS,
     "/fedcare.v1.Operations/GetStatus": _PEOPLE | {Role.COORDINATOR},
+    **HEALTH_METHODS,
 }
 """Which role may call what; a method that is not here is refused."""
 

@@ -12,10 +12,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
@@ -34,9 +35,16 @@ from hospital_node.config import NodeConfig
 from hospital_node.driver import Node, NodeParts
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
+from hospital_node.picture import not_ready
 from hospital_node.releases import ReleaseTrust
 from hospital_node.store import open_own
 from hospital_node.work import Desk
+
+if TYPE_CHECKING:  # loaded where they are needed: grpc to dial, prometheus for the port
+    from hospital_node.health import Standing
+    from hospital_node.metrics import NodeMetrics
+
+HEALTH_GRACE_S: Final = 1.0
 
 DeskMaker: TypeAlias = Callable[[Loaded[Policy], Site | None, EventLog], Desk]
 """Makes the hospital's desk; `bench` brings one whose training always fails."""
@@ -167,20 +175,42 @@ def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:
     clock = SystemClock()
     confined = confine(config.confinement, _key_files(config))
     setup = load_setup(config, clock)
-    log = make_log(sys.stderr, level=config.log_level, clock=clock)
+    metrics = _metrics(config)
+    log = make_log(
+        sys.stderr,
+        level=config.log_level,
+        clock=clock,
+        observe=None if metrics is None else metrics.observe,
+    )
     capture_libraries(log)
-    asyncio.run(_serve(setup, confined, log.bind(site=setup.policy.value.site), clock, desk))
+    own_log = log.bind(site=setup.policy.value.site)
+    asyncio.run(_serve(setup, confined, own_log, clock, desk, metrics))
 
 
 def _key_files(config: NodeConfig) -> list[Path]:
     return [config.path(name) for name in (config.tls.key, config.sealing_key) if name is not None]
 
 
+def _metrics(config: NodeConfig) -> NodeMetrics | None:
+    if config.http is None:
+        return None
+    from hospital_node.metrics import NodeMetrics
+
+    return NodeMetrics()
+
+
 async def _serve(
-    setup: NodeSetup, confined: Facts, log: EventLog, clock: Clock, desk: DeskMaker
+    setup: NodeSetup,
+    confined: Facts,
+    log: EventLog,
+    clock: Clock,
+    desk: DeskMaker,
+    metrics: NodeMetrics | None,
 ) -> None:
     from common.cli import version
+    from common.transport.health import local_server
     from hospital_node.grpc_link import GrpcDialler  # grpc: not needed to check files
+    from hospital_node.health import Standing
 
     where = setup.policy.value.coordinator
     dialler = GrpcDialler(where.address, setup.identity, where.proxy, clock)
@@ -198,4 +228,38 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
     say(log, setup.config.confinement, confined)
-    await node.run()
+    standing = Standing(node, clock)
+    state_dir = setup.config.path(setup.config.state_dir)
+    with (
+        local_server(state_dir, standing.health) as local,
+        _http_port(setup, standing, metrics, log) as http,
+    ):
+        await local.start()
+        beat = asyncio.create_task(standing.pulse.keep())
+
+        async def before_end() -> None:
+            beat.cancel()
+            standing.health.stop()
+            await local.stop(HEALTH_GRACE_S)
+
+        await node.run(http, before_end)
+
+
+@contextmanager
+def _http_port(
+    setup: NodeSetup, standing: Standing, metrics: NodeMetrics | None, log: EventLog
+) -> Iterator[str | None]:
+    """Serve health and metrics on loopback inside the block; yield the address, if any."""
+    config = setup.config
+    if config.http is None or metrics is None:
+        yield None
+        return
+    from common.http_port import HttpPort, in_loop, pages_of
+
+    metrics.read(standing.pulse, config.path(config.state_dir), setup.identity.leaf.not_after)
+    pages = pages_of(standing.pulse, not_ready, metrics.text)
+    port = HttpPort(config.http, pages, in_loop(log.failure))
+    try:
+        yield port.open()
+    finally:
+        port.close()

@@ -1,4 +1,4 @@
-"""`fedcare node`: serve one hospital, and say on one screen what it is doing."""
+"""`fedcare node serve|status|health`: serve one hospital, and say what it is doing."""
 
 from __future__ import annotations
 
@@ -38,3 +38,23 @@ def status(*, config: ConfigOption = Path("node.yaml"), as_json: JsonFlag = Fals
     loaded = NodeConfig.read(config)
     found = read_status(loaded.path(loaded.state_dir))
     return Outcome(found, describe(found, SystemClock().unix()))
+
+
+@app.command()
+@command
+def health(
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    link: Annotated[
+        bool, typer.Option("--link", help="Ask for the session with the coordinator instead.")
+    ] = False,
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """Ask the node of this file whether it works: exit code 0 yes, 1 no, 2 not running."""
+    import asyncio
+
+    from hospital_node.ask_health import ask
+    from hospital_node.config import NodeConfig
+
+    loaded = NodeConfig.read(config)
+    return asyncio.run(ask(loaded.path(loaded.state_dir), link=link))

@@ -16,11 +16,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 
+from common.address import is_loopback, split_address
 from common.config import Section, load
+from common.errors import ConfigError
+from common.text import show
 
 SCHEMA: Final = "fedcare.node/v1"
+
+
+def _own_machine(value: str) -> str:
+    """Refuse what others could reach: a node listens on no network."""
+    try:
+        host, _ = split_address(value)
+    except ConfigError:
+        raise ValueError(
+            f'must be host:port, such as "127.0.0.1:8081", not {show(value)}'
+        ) from None
+    if not is_loopback(host):
+        raise ValueError(
+            f"must be on loopback, such as 127.0.0.1:8081, not {show(value)}:"
+            " a node listens on no network"
+        )
+    return value
 
 
 class TlsFiles(Section):
@@ -41,6 +60,8 @@ class NodeConfig(Section):
     tls: TlsFiles = TlsFiles()
     sealing_key: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    http: Annotated[str, AfterValidator(_own_machine)] | None = None
+    """Where health and metrics are served in plain text, on this machine only; null: nowhere."""
     confinement: Literal["report", "require"] = "report"
     """What a process that is not confined as it should be does: say so, or not start."""
     _folder: Path = PrivateAttr(default=Path())

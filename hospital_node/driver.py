@@ -2,7 +2,7 @@
 
 It never needs a command to come back (promise P5): whatever ended a connection or the
 process, the next start reads the state directory, dials, and every task repeats what the
-coordinator may have missed. The node listens on nothing.
+coordinator may have missed. The node listens on no network.
 
     connect -> Hello -> Welcome -> each task: Restarted -> messages ... -> lost -> wait -> connect
 
@@ -13,7 +13,7 @@ steps go to the `Task` of their study.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ from hospital_node.backoff import Backoff, os_jitter
 from hospital_node.jobs import Surroundings
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
+from hospital_node.picture import Picture
 from hospital_node.releases import ReleaseKeeper, ReleaseTrust
 from hospital_node.round import Handle, opened
 from hospital_node.session import Connection, Ears, LinkSlot, Sleep
@@ -100,6 +101,8 @@ class Node:
         self._errands: dict[str, asyncio.Task[None]] = {}
         self._last_failure: FedError | None = None
         self._status_at = float("-inf")
+        self._writes = True
+        self._dials = 0
         self._offers = OfferBook(
             parts.store, parts.desk, parts.release_trust.verify_owner, parts.clock, parts.log
         )
@@ -125,8 +128,13 @@ class Node:
 
     # --- life ---------------------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def run(
+        self, http: str | None = None, before_end: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         """Serve until `stop` is called.
+
+        `http`: where metrics are served, for the log. `before_end` is awaited while the
+        state directory is still this process' own.
 
         Raises:
             StateError: STATE_DAMAGED, stored state cannot be read; nothing was changed.
@@ -134,10 +142,13 @@ class Node:
         parts = self._parts
         try:
             self._restore()
-            parts.log.info(Event.SERVICE_STARTED, software=parts.software)
+            where = {} if http is None else {"http": http}
+            parts.log.info(Event.SERVICE_STARTED, software=parts.software, **where)
             while not self._stopping.is_set():
                 await self._one_connection()
         finally:
+            if before_end is not None:
+                await before_end()
             await self._end()
         parts.log.info(Event.SERVICE_STOPPED)
 
@@ -151,6 +162,28 @@ class Node:
     def connected(self) -> bool:
         """Whether the coordinator has welcomed this node."""
         return self._slot.connected
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the node was told to stop."""
+        return self._stopping.is_set()
+
+    def store_writes(self) -> bool:
+        """Say whether the store takes writes, by what a write of the last second showed."""
+        self._write_status()
+        return self._writes
+
+    def picture(self) -> Picture:
+        """Return what metrics show."""
+        accepted, refused = self._offers.tally()
+        return Picture(
+            connected=self.connected,
+            stopping=self.stopping,
+            writes=self._writes,
+            attempts=self._dials,
+            accepted=accepted,
+            refused=refused,
+        )
 
     def _restore(self) -> None:
         """Read decisions and sessions back and set up a task for each study accepted."""
@@ -226,6 +259,7 @@ class Node:
 
     async def _serve_link(self) -> None:
         parts = self._parts
+        self._dials += 1
         link = await parts.connect()
         self._trouble = asyncio.get_running_loop().create_future()
         try:
@@ -409,5 +443,7 @@ class Node:
         self._status_at = now
         try:
             self._parts.store.write_status(self.status())
+            self._writes = True
         except StateError as failure:
+            self._writes = False
             self._parts.log.failure(Event.STATE_FAILED, failure)

@@ -119,6 +119,8 @@ class RoundJobs:
         """The round whose masked vector this process wrote or checked."""
         self._unsent: HeaderDigest | None = None
         """The round of which not one byte was sent yet."""
+        self._made: dict[str, object] = {}
+        """Of that round: its kind, and how long its input took."""
 
     # --- starting and stopping ------------------------------------------------------------
 
@@ -203,6 +205,7 @@ class RoundJobs:
 
     async def _make(self, prepared: Input) -> None:
         hd, abandoned = prepared.hd, self._abandoned
+        began = self._around.clock.monotonic()
         try:
             ydig = await self._write(prepared, abandoned.is_set)
         except FedError as failure:
@@ -214,6 +217,8 @@ class RoundJobs:
             self._put(InputFailed(hd, bug.name, "training failed at this hospital"))
         else:
             self._spooled = self._unsent = hd
+            took_s = round(self._around.clock.monotonic() - began, 3)
+            self._made = {"kind": prepared.header.kind.value, "trained_s": took_s}
             self._put(InputFinal(hd, ydig))
 
     async def _write(self, prepared: Input, abandoned: Callable[[], bool]) -> Sha256:
@@ -261,7 +266,10 @@ class RoundJobs:
             if self._spooled != end.hd and await asyncio.to_thread(digest_of, path) != end.ydig:
                 raise StateError("STATE_DAMAGED", "the masked vector of the open round is lost")
             self._spooled = end.hd
-            self._log().info(Event.UPLOAD_STARTED if fresh else Event.UPLOAD_RESUMED)
+            if fresh:
+                self._log().info(Event.UPLOAD_STARTED, **self._made)
+            else:
+                self._log().info(Event.UPLOAD_RESUMED)
             start = UploadStart(self._task, end.hd, 0)
             await transfer.upload(around.road, start, path, end, resume, fresh=fresh)
         except Refusal as refusal:

@@ -137,6 +137,11 @@ class OfferBook:
             for record in latest
         ]
 
+    def tally(self) -> tuple[int, int]:
+        """Return how many studies were accepted and how many refused, malformed offers aside."""
+        accepted = sum(record.accepted for record in self._known.values())
+        return accepted, len(self._known) - accepted
+
     def _say(self, record: DecisionRecord) -> None:
         log = self._log.bind(run=record.run_id)
         if record.accepted:

@@ -32,9 +32,9 @@ from common.errors import (
     Refusal,
 )
 from common.events import Event
-from common.ids import RoundNo, RunId, site_name
+from common.ids import RunId, site_name
 from common.logs import EventLog
-from common.secagg.header import RoundKind
+from common.secagg.header import Header, RoundKind
 from common.secagg.messages import (
     Certificate,
     Confirm,
@@ -118,7 +118,8 @@ class Task:
         self._work: Work | None = None
         self._opening = asyncio.Lock()
         self._jobs = RoundJobs(name, around, self.open_work, self.put, self._logger)
-        self._last_r: RoundNo | None = None
+        self._last: Header | None = None
+        """The header of the round before the latest step."""
         self._opened_at = around.clock.monotonic()
         self._phase_since = around.clock.unix()
 
@@ -281,7 +282,7 @@ class Task:
         before, after = opened(self._state), opened(new)
         if (before and (before.hd, before.phase)) != (after and (after.hd, after.phase)):
             self._phase_since = self._around.clock.unix()
-        self._last_r = None if before is None else before.header.r
+        self._last = None if before is None else before.header
         self._state = new
 
     async def _do(self, command: NodeCommand) -> None:
@@ -324,7 +325,8 @@ class Task:
 
     async def _refuse(self, event: NodeEvent, refusal: Refusal) -> None:
         """Log a refusal, and tell the coordinator if it was its message."""
-        self._fail(Event.PROTOCOL_REFUSED, refusal)
+        kind = event.header.kind.value if isinstance(event, HeaderReceived) else None
+        self._logger().failure(Event.PROTOCOL_REFUSED, refusal, kind=kind)
         match event:
             case HeaderReceived():
                 await self._tell_refusal(event.header.digest(), refusal.name, refusal.detail)
@@ -422,11 +424,14 @@ class Task:
 
     def _round_closed(self, closed: RoundClosed) -> None:
         self._jobs.cancel(closed.hd)
-        self._log(Event.ROUND_CLOSED, status=closed.status)
+        last = self._last
+        kind = last.kind.value if last is not None and last.digest() == closed.hd else None
+        self._log(Event.ROUND_CLOSED, status=closed.status, kind=kind)
 
     def _logger(self) -> EventLog:
         found = opened(self._state)
-        r = self._last_r if found is None else found.header.r
+        header = self._last if found is None else found.header
+        r = None if header is None else header.r
         return self._around.log.bind(study=self.name, run=self.run.run_id, round=r)
 
     def _log(self, event: Event, **fields: object) -> None:

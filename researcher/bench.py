@@ -32,6 +32,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from common.address import split_address
 from common.errors import ConfigError, RoundError
 from common.layouts import header_ranges, round_layout
 from common.manifest import Manifest, RoundEntry
@@ -41,7 +42,6 @@ from common.secagg.header import RoundKind, default_rounding, quant_bound
 from common.secagg.params import default_colluders, smallest_set
 from common.secagg.ring import word_dtype
 from common.study import DP_MODES, Study, canonical_json, parse_study
-from common.transport.tls import split_address
 from common.views import RunPhase, RunView
 from researcher.client import Client
 from researcher.connection import Connection

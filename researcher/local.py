@@ -156,6 +156,7 @@ def coordinator_file(plan: FederationPlan, address: str) -> dict[str, Any]:
         "schema": "fedcare.coordinator/v1",
         "federation": plan.federation,
         "listen": address,
+        "http": None,  # several may run on one machine
         "state_dir": "state",
         "members": sorted(site.name for site in plan.sites),
         **timing,

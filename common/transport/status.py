@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import grpc.aio
@@ -34,7 +34,9 @@ from common.errors import (
     RoundError,
     StateError,
 )
-from common.identity import Identity
+
+if TYPE_CHECKING:  # a health command need not load what reads certificates
+    from common.identity import Identity
 
 CODE_KEY: Final = "fedcare-code"
 DETAIL_KEY: Final = "fedcare-detail-bin"

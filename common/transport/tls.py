@@ -22,7 +22,6 @@ Rotation's seam: `server_credentials` takes a `reload`, asked at each handshake.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
+from common.address import is_loopback, split_address
 from common.errors import ConfigError, ConnectError, IdentityError
 from common.identity import Identity
 from common.pki import Role
@@ -39,7 +39,6 @@ from common.transport.options import channel_options, server_options
 DIRECT: Final = "direct"
 """Value of a proxy setting that switches the environment's proxy off."""
 
-_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253}):(?P<port>[0-9]{1,5})")
 _PROXY = re.compile(r"http://(?:[^\s@/]{1,200}@)?[A-Za-z0-9.\[\]:_-]{1,253}:[0-9]{1,5}/?")
 
 
@@ -109,28 +108,6 @@ def _proxy_options(host: str, proxy: str | None) -> list[tuple[str, int | str]]:
             "BAD_VALUE", "the proxy is not of the form http://[user:password@]host:port"
         )
     return [("grpc.http_proxy", proxy)]
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host (IPv6 without brackets) and port of `host:port`.
-
-    Raises:
-        ConfigError: BAD_VALUE.
-    """
-    found = _ADDRESS.fullmatch(address)
-    if found is None or not 0 <= int(found["port"]) <= 65535:  # noqa: PLR2004 - ports
-        raise ConfigError(
-            "BAD_VALUE", f"{address[:120]!a} is not host:port, for example 127.0.0.1:8443"
-        )
-    return found["host"].strip("[]"), int(found["port"])
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host name or address is this machine's own loopback."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def server(

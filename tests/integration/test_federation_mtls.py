@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from common.certificates import ChainTrust, Role
 from common.entropy import OsEntropy
@@ -34,7 +35,7 @@ from common.study import canonical_json, config_hash
 from common.transport.status import from_rpc
 from common.transport.tls import bind, channel, server_credentials
 from common.views import RunPhase
-from coordinator.app import _listener
+from coordinator.app import Standing, _listener
 from coordinator.config import CoordinatorConfig
 from coordinator.servicer import METHODS
 from fedcare.v1 import aggregation_pb2 as pb
@@ -47,11 +48,13 @@ from tests.federation import NAME, SITES, Federation, names
 SERVICES: Final = (
     *pb.DESCRIPTOR.services_by_name.values(),
     *ops.DESCRIPTOR.services_by_name.values(),
+    *health_pb2.DESCRIPTOR.services_by_name.values(),
 )
 RPCS: Final = {
     f"/{service.full_name}/{method.name}": method
     for service in SERVICES
     for method in service.methods
+    if method.name != "List"  # of the health service: a list of its names, for nobody
 }
 
 
@@ -69,7 +72,10 @@ class OverTls(Federation):
         assert self.service is not None
         config = CoordinatorConfig.read(self.plan.coordinator_folder / "coordinator.yaml")
         identity = load_identity(self.plan.coordinator_folder, now_unix=self.clock.unix())
-        self._server = _listener(config, self.service, identity, self.clock, self.log)
+        self._server = _listener(
+            config, self.service, Standing(self.service, self.clock).health,
+            identity, self.clock, self.log,
+        )  # fmt: skip
         port = bind(self._server, "127.0.0.1:0", server_credentials(identity))
         await self._server.start()
         self.address = f"127.0.0.1:{port}"
@@ -165,8 +171,9 @@ def _of(role: Role) -> set[str]:
 def test_machines_and_people_share_no_more_than_they_need() -> None:
     uploads = {"Aggregation/Session", "Aggregation/Upload"}
     release = {"Aggregation/Download", "Operations/GetRelease"}
-    assert _of(Role.HOSPITAL) == uploads | release
-    assert _of(Role.COORDINATOR) == {"Operations/GetStatus"}
+    health = {"Health/Check", "Health/Watch"}
+    assert _of(Role.HOSPITAL) == uploads | release | health
+    assert _of(Role.COORDINATOR) == {"Operations/GetStatus"} | health
     everything = {path.rsplit(".", 1)[1] for path in RPCS}
     assert _of(Role.RESEARCHER) == everything - uploads
     assert _of(Role.OPERATOR) == everything - uploads - {"Operations/SubmitStudy"}
@@ -189,7 +196,9 @@ async def failure_of(dialled: grpc.aio.Channel, path: str, request: bytes = b"")
                 case False, False:
                     await open_channel.unary_unary(path)(asked)
                 case False, True:
-                    _ = [m async for m in open_channel.unary_stream(path)(asked)]
+                    call = open_channel.unary_stream(path)(asked)
+                    await anext(aiter(call), None)  # a watch has no end
+                    call.cancel()
                 case True, False:
                     await open_channel.stream_unary(path)(asked)
                 case _:
