@@ -47,8 +47,9 @@ def read_tree(root: Path, *, dirty_allowed: bool) -> Tree:
     seconds = int(_git(root, "show", "-s", "--format=%ct", "HEAD"))
     changed = _git(root, "status", "--porcelain", "--untracked-files=no").splitlines()
     if changed and not dirty_allowed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise Failure(
-            f"{changed[0][3:]} and {len(changed) - 1} more differ from commit {commit[:12]};"
+            f"{changed[0][3:]} differs from commit {commit[:12]}{more};"
             " commit first, or DIRTY=1 for a bundle that says so"
         )
     files = {}
