@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -110,3 +113,58 @@ def _forget(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:
         return
+
+
+# --- whole folders -------------------------------------------------------------------------
+
+
+def install_folder(
+    folder: Path, files: Mapping[str, Content], *, force: bool, now: datetime
+) -> None:
+    """Make `folder` appear with all `files` at once, with mode 0700.
+
+    With `force` a folder that is there is moved aside whole.
+
+    Raises:
+        ConfigError: OUTPUT_EXISTS, it holds anything; FILE_MISSING, unreadable.
+        StateError: DISK.
+    """
+    folder = folder.absolute()
+    if _occupied(folder) and not force:
+        raise ConfigError(
+            "OUTPUT_EXISTS",
+            f"{folder} already holds something",
+            fix="Choose another folder, or --force to move the old one aside.",
+        )
+    staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged.mkdir(mode=0o700)
+        for name, content in files.items():
+            write_new(staged / name, content)
+        sync_folder(staged)
+        if _occupied(folder):
+            folder.rename(_aside(folder, now))
+        staged.rename(folder)  # also replaces an empty folder; fails on a filled one
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise StateError("DISK", f"{folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _occupied(folder: Path) -> bool:
+    try:
+        return (
+            folder.is_symlink()
+            or (folder.exists() and not folder.is_dir())
+            or any(folder.iterdir())
+        )
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ConfigError("FILE_MISSING", f"{folder}: {error.strerror}") from None
+
+
+def _aside(folder: Path, now: datetime) -> Path:
+    return folder.with_name(f"{folder.name}.replaced-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")

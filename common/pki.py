@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,18 +30,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common.certificate_facts import CertificateFacts, describe, facts_of
 from common.certificates import (
     ChainTrust,
     Role,
     SpiffeId,
     parse_spiffe,
-    read_leaf,
     stamp,
     verify_chain,
     verify_manifest,
     verify_signature,
 )
-from common.errors import ConfigError, IdentityError, StateError
+from common.errors import ConfigError, IdentityError
 from common.identity import (
     Identity,
     check_match,
@@ -55,8 +53,7 @@ from common.identity import (
     to_pem,
 )
 from common.ids import check_name
-from common.install import PRIVATE, Content, sync_folder, write_new
-from common.text import escape
+from common.install import PRIVATE, Content, install_folder
 
 __all__ = [
     "CertificateFacts",
@@ -117,7 +114,7 @@ class Made:
     @property
     def facts(self) -> CertificateFacts:
         """Return what may be printed of it."""
-        return _facts(self.certificate)
+        return facts_of(self.certificate)
 
 
 # ------------------------------------------------------------------ making certificates
@@ -136,7 +133,7 @@ def create_ca(
     """
     now = datetime.fromtimestamp(now_unix, UTC)
     made = make_ca(federation, now_unix=now_unix, days=days)
-    _install_folder(folder, made.files, force=force, now=now)
+    install_folder(folder, made.files, force=force, now=now)
     return made.facts
 
 
@@ -199,7 +196,7 @@ def issue(
     ca = load_ca(pki)
     made = make_leaf(ca, role, name, hosts=hosts, now_unix=now_unix, days=days)
     target = out if out is not None else pki / f"{role}-{name}"
-    _install_folder(target, made.files, force=force, now=datetime.fromtimestamp(now_unix, UTC))
+    install_folder(target, made.files, force=force, now=datetime.fromtimestamp(now_unix, UTC))
     return made.facts
 
 
@@ -366,97 +363,3 @@ def ca_federation(ca: x509.Certificate) -> str:
     if len(names) != 1:
         raise IdentityError("CERT_INVALID", "the CA was not made by `fedcare pki init`")
     return check_name(str(names[0].value), "the CA's federation")
-
-
-# ------------------------------------------------------------------ showing
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateFacts:
-    """What `fedcare pki show` prints; public items only."""
-
-    spiffe: str | None
-    names: tuple[str, ...]
-    issuer: str
-    serial: str
-    not_before: str
-    not_after: str
-    sha256: str
-
-
-def describe(path: Path) -> list[CertificateFacts]:
-    """Return the facts of every certificate in a PEM file, well-formed or not.
-
-    Raises:
-        FedError: FILE_MISSING or CERT_INVALID.
-    """
-    return [_facts(certificate) for certificate in load_certificates(path)]
-
-
-def _facts(certificate: x509.Certificate) -> CertificateFacts:
-    try:
-        spiffe = read_leaf(certificate).spiffe.uri
-    except IdentityError:
-        spiffe = None
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        names = tuple(escape(str(name.value)) for name in extension.value)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        names = ()
-    return CertificateFacts(
-        spiffe=spiffe,
-        names=names,
-        issuer=escape(certificate.issuer.rfc4514_string()),
-        serial=f"{certificate.serial_number:x}",
-        not_before=stamp(certificate.not_valid_before_utc),
-        not_after=stamp(certificate.not_valid_after_utc),
-        sha256=certificate.fingerprint(hashes.SHA256()).hex(),
-    )
-
-
-# ------------------------------------------------------------------ files
-
-
-def _install_folder(
-    folder: Path, files: Mapping[str, Content], *, force: bool, now: datetime
-) -> None:
-    """Make `folder` appear with all `files` at once; mode 0700, keys 0600."""
-    folder = folder.absolute()
-    if _occupied(folder) and not force:
-        raise ConfigError(
-            "OUTPUT_EXISTS",
-            f"{folder} already holds something",
-            fix="Choose another folder, or --force to move the old one aside.",
-        )
-    staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged.mkdir(mode=0o700)
-        for name, content in files.items():
-            write_new(staged / name, content)
-        sync_folder(staged)
-        if _occupied(folder):
-            folder.rename(_aside(folder, now))
-        staged.rename(folder)  # also replaces an empty folder; fails on a filled one
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise StateError("DISK", f"{folder}: {error.strerror}") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def _occupied(folder: Path) -> bool:
-    try:
-        return (
-            folder.is_symlink()
-            or (folder.exists() and not folder.is_dir())
-            or any(folder.iterdir())
-        )
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise ConfigError("FILE_MISSING", f"{folder}: {error.strerror}") from None
-
-
-def _aside(folder: Path, now: datetime) -> Path:
-    return folder.with_name(f"{folder.name}.replaced-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
