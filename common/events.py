@@ -19,6 +19,10 @@ By = Literal["coordinator", "node", "both"]
 _ERROR: Final = "code name detail"
 """What an error of the catalogue shows of itself."""
 
+_CONFINED: Final = (
+    "capabilities core_dumps debugger mode no_new_privileges read_only_root seccomp user weak"
+)
+
 
 class Event(Enum):
     """An event id; `value` is its name in the log."""
@@ -71,8 +75,8 @@ class Event(Enum):
     PROCESS_CONFINEMENT = (
         "process.confinement",
         "both",
-        "info or warning",
-        "site mode setting state fix",
+        "info",
+        f"site {_CONFINED}",
         "How the process is confined: user, capabilities, file system, core dumps.",
     )
     STATE_RECOVERED = (
@@ -116,14 +120,14 @@ class Event(Enum):
         "link.connected",
         "both",
         "info",
-        "study run round site away_s then version",
+        "study run round site away_s then version what",
         "A node and the coordinator have a live stream; says how long it was away.",
     )
     LINK_LOST = (
         "link.lost",
         "both",
         "info or warning",
-        f"study run round site {_ERROR} reason then",
+        f"study run round site {_ERROR} reason then until what",
         "The stream ended; the node dials again. In an open round: what the round does now.",
     )
     LINK_RETRYING = (
@@ -241,7 +245,7 @@ class Event(Enum):
         "round.waiting",
         "coordinator",
         "info",
-        "study run round kind seconds since then until waiting_for what",
+        "study run round seconds since then until waiting_for what",
         "Says for whom, since when, until when, and what happens then.",
     )
     ROUND_TRAINING = (
@@ -304,7 +308,7 @@ class Event(Enum):
         "protocol.refused",
         "both",
         "warning",
-        f"study run round site sites {_ERROR}",
+        f"study run round site sites {_ERROR} kind",
         "A step was refused by a rule of the protocol; says which.",
     )
     EVIDENCE_STORED = (
@@ -320,7 +324,7 @@ class Event(Enum):
         "upload.started",
         "node",
         "info",
-        "study run round site",
+        "study run round site kind trained_s",
         "A masked vector is on its way.",
     )
     UPLOAD_RESUMED = (

@@ -22,8 +22,8 @@ from common.clock import Clock
 from common.errors import FedError, InternalError, Refusal
 from common.events import Event
 from common.identity import Identity
-from common.ids import HeaderDigest, NodeId, Sha256
-from common.logs import EventLog
+from common.ids import HeaderDigest, NodeId, Sha256, site_name
+from common.logs import EventLog, utc_stamp
 from common.messages import ReleaseNotice, UploadAck
 from common.secagg.coordinator_state import RoundPhase
 from common.secagg.messages import Refused, Resume, ResumeState, UploadEnd
@@ -37,6 +37,7 @@ from coordinator.publish import make_release
 from coordinator.run import handle
 from coordinator.run_state import (
     AckUpload,
+    At,
     DropSpool,
     EpochReserved,
     Finish,
@@ -55,6 +56,7 @@ from coordinator.run_state import (
     RunState,
     Send,
     SendRelease,
+    Shown,
     StartTimer,
     SumRefused,
     SumUsed,
@@ -68,6 +70,7 @@ from coordinator.spool import Spool, SpoolFile
 from coordinator.store import Store, StoredRelease
 from coordinator.use_sum import make_first_model, use_sum
 from coordinator.views import view_of
+from coordinator.waits import link_back, link_lost
 
 MOST_AT_ONCE: Final = 64
 """Events handled in one transaction at the most."""
@@ -306,7 +309,7 @@ class RunDriver:
             case FromNode(node=node, step=step):
                 hd = getattr(step, "hd", b"")
                 self._send(node, Refused(hd, refusal.name, refusal.detail))
-                self._log.failure(Event.PROTOCOL_REFUSED, refusal, site=node.rsplit("/", 1)[-1])
+                self._log.failure(Event.PROTOCOL_REFUSED, refusal, site=site_name(node))
             case UploadComplete(node=node, end=end):
                 self._answer(node, end.hd, refusal)
             case _:
@@ -347,12 +350,38 @@ class RunDriver:
             case SendRelease():
                 self._send(command.to, self.release_notice())
             case Tell():
-                write = self._log.warning if command.warning else self._log.info
-                write(command.event, **dict(command.fields))
+                self._tell(command)
             case Finish():
                 self._start(self._finish)
             case _:
                 assert_never(command)
+
+    def _tell(self, line: Tell) -> None:
+        clock = self._shop.clock
+        ahead = clock.unix() - clock.monotonic()
+        fields = {
+            name: utc_stamp(ahead + shown.moment) if isinstance(shown, At) else shown
+            for name, shown in line.fields
+        }
+        write = self._log.warning if line.warning else self._log.info
+        write(line.event, **fields)
+
+    def tell_link(self, node: NodeId, *, lost: bool, **fields: Shown) -> bool:
+        """Log a hospital's lost or new stream if it means something for the open round."""
+        news = link_lost(self.state, node) if lost else link_back(self.state, node)
+        if news is None:
+            return False
+        shown = {
+            "round": news.round,
+            "site": site_name(node),
+            "what": news.what or None,
+            "until": None if news.until is None else At(news.until),
+            "then": news.then,
+            **fields,
+        }
+        event = Event.LINK_LOST if lost else Event.LINK_CONNECTED
+        self._tell(Tell(event, tuple(shown.items()), warning=news.matters))
+        return True
 
     def _start_timer(self, command: StartTimer) -> None:
         previous = self._timers.pop(command.name, None)

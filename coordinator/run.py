@@ -18,7 +18,7 @@ hospital that comes back, or accepts late, joins at the next round through a new
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from common.errors import Refusal
 from common.events import Event
@@ -49,13 +49,11 @@ from coordinator.run_members import (
 from coordinator.run_release import receipt, release_made
 from coordinator.run_rounds import (
     gather,
-    gather_timer,
     gathered,
     round_message,
     sum_refused,
     sum_used,
     to_round,
-    waiting,
 )
 from coordinator.run_state import (
     Begin,
@@ -87,9 +85,14 @@ from coordinator.run_step import (
     ask_epoch,
     end,
     fewest,
+    gather_timer,
     names,
     round_is_open,
 )
+from coordinator.run_words import still_waiting, tell_gone, watch_wait
+
+EARLY_S: Final = 0.05
+"""A timer may fire a little before its time."""
 
 
 def handle(state: RunState, event: RunEvent, ctx: RunContext) -> tuple[RunState, list[RunCommand]]:
@@ -101,13 +104,20 @@ def handle(state: RunState, event: RunEvent, ctx: RunContext) -> tuple[RunState,
     if state.phase.final and not _heard_after_the_end(event):
         return state, []
     step = Step(state, ctx)
+    _take(step, event)
+    if not step.state.phase.final:
+        watch_wait(step)
+    return step.state, step.commands
+
+
+def _take(step: Step, event: RunEvent) -> None:
     match event:
         case Begin():
             _begin(step)
         case NodeConnected():
             connected(step, event)
         case NodeLost():
-            step.state = replace(state, connected=state.connected - {event.node})
+            step.state = replace(step.state, connected=step.state.connected - {event.node})
         case FromNode():
             _from_node(step, event)
         case UploadComplete():
@@ -129,7 +139,6 @@ def handle(state: RunState, event: RunEvent, ctx: RunContext) -> tuple[RunState,
             end(step, RunPhase.CANCELLED, event.reason)
         case _:
             assert_never(event)
-    return step.state, step.commands
 
 
 def _heard_after_the_end(event: RunEvent) -> bool:
@@ -158,6 +167,9 @@ def _first_model(step: Step, event: FirstModelMade) -> None:
 def _begin(step: Step) -> None:
     """Start a run, or go on where its facts end."""
     state = step.state
+    if state.decisions or state.session is not None:
+        number = state.position + 1 if round_is_open(state) else None
+        step.tell(Event.STATE_RECOVERED, round=number, phase=state.phase.value)
     if state.session is None:
         enrol(step)
     elif state.session.phase is SetupPhase.FAILED:
@@ -207,11 +219,27 @@ def _trouble(step: Step, node: NodeId, message: Refused) -> None:
         warning=True,
     )
     if round_is_open(state):
-        to_round(step, rounds.From(node, message))
+        _leave(step, node, message)
+
+
+def _leave(step: Step, node: NodeId, message: Refused) -> None:
+    """Have the open round go on without a hospital that refused it."""
+    before, position = step.state.round, step.state.position
+    to_round(step, rounds.From(node, message))
+    now = step.state.round
+    if before is None or now is None or node in before.left or node not in now.left:
+        return  # it was of another round, or the round has ended and said so
+    if position == step.state.position:
+        tell_gone(step, (node,), "the round goes on without it")
 
 
 def _timer(step: Step, name: str) -> None:
-    step.state = replace(step.state, timers=step.state.timers - {name})
+    if name == WAITING:
+        span = step.state.timers.get(WAITING)
+        if span is not None and step.ctx.now >= span.until - EARLY_S:  # else it was started again
+            still_waiting(step)
+        return
+    step.forget_timer(name)
     state = step.state
     kind, _, rest = name.partition(":")
     number, _, phase = rest.partition(":")
@@ -219,11 +247,7 @@ def _timer(step: Step, name: str) -> None:
         if number == str(state.session.terms.epoch):
             to_session(step, sessions.Deadline(phase))
     elif kind == ROUND and state.round is not None:
-        if number != str(state.round.r):
-            return
-        if phase == WAITING:
-            waiting(step)
-        else:
+        if number == str(state.round.r):
             to_round(step, rounds.Deadline(phase))
     elif name == gather_timer(state):
         gathered(step)

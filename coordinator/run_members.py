@@ -46,6 +46,7 @@ from coordinator.run_step import (
     round_is_open,
     session_context,
 )
+from coordinator.run_words import tell_pause
 
 MOST_DECISIONS: Final = 16
 """How often a hospital may decide on a run: each time is a fact that is kept for good."""
@@ -132,11 +133,7 @@ def enrol(step: Step) -> None:
         step.tell(Event.RUN_STARTED, sites=names(state.accepted))
         ask_epoch(step)
     elif ENROLMENT not in state.timers:
-        wait = step.ctx.timing.enrolment_grace
-        step.tell(
-            Event.ROUND_WAITING, waiting_for=names(state.undecided), what="decision", seconds=wait
-        )
-        step.timer(ENROLMENT, wait)
+        step.timer(ENROLMENT, step.ctx.timing.enrolment_grace)
 
 
 def _enrolment_failure(state: RunState, need: int) -> str:
@@ -165,7 +162,7 @@ def take_decision(step: Step, node: NodeId, step_: StudyDecision) -> None:
     step.record(Decided(node, decision))
     event = Event.STUDY_ACCEPTED if decision.accepted else Event.STUDY_REFUSED
     reasons = tuple(map(str, decision.objections))
-    step.tell(event, site=site_name(node), reasons=reasons, warning=not decision.accepted)
+    step.tell(event, site=site_name(node), reasons=reasons or None, warning=not decision.accepted)
     _go_on(step)
 
 
@@ -178,10 +175,12 @@ def open_epoch(step: Step, event: EpochReserved) -> None:
     invited = (state.accepted & state.connected) - state.sitting_out
     need = fewest(state)
     if len(invited) < need:
-        step.tell(Event.RUN_PAUSED, need=need, present=names(invited))
-        step.state = replace(state, phase=RunPhase.SETTING_UP)
         step.timer(RETRY, step.ctx.timing.setup)
+        step.state = replace(step.state, phase=RunPhase.SETTING_UP, paused=True)
+        if not state.paused:
+            tell_pause(step)
         return
+    step.state = state = replace(state, paused=False)
     stated = state.study.privacy.secure_aggregation.suite
     terms = EpochTerms(
         federation=state.federation,

@@ -45,9 +45,7 @@ from coordinator.run_state import (
     Witnessed,
 )
 from coordinator.run_step import (
-    GATHER,
     ROUND,
-    WAITING,
     RunContext,
     Step,
     ask_epoch,
@@ -55,15 +53,13 @@ from coordinator.run_step import (
     current_layout,
     end,
     fewest,
+    gather_timer,
     live,
     names,
     round_is_open,
     session_context,
 )
-
-WAITING_SHARE: Final = 0.25
-LEAST_WAITING_S: Final = 5.0
-"""A round is said to wait after this share of its deadline, then again after each such span."""
+from coordinator.run_words import tell_end, tell_fact, tell_gone, tell_summed
 
 MAX_VOIDED_IN_A_ROW: Final = 10
 """A run whose rounds fail this often in a row ends; the model so far is kept."""
@@ -155,66 +151,9 @@ def _open_round(step: Step, members: set[NodeId]) -> None:
         s_min=state.study.federation.min_sites,
         w=layout.ring_bits,
     )
-    step.state = replace(
-        state,
-        round_began=step.ctx.now,
-        sitting_out=frozenset(),
-        timers=state.timers - {gather_timer(state)},
-    )
+    step.state = replace(state, round_began=step.ctx.now, sitting_out=frozenset())
+    step.forget_timer(gather_timer(state))
     to_round(step, rounds.OpenRound(terms, tuple(sorted(members))))
-    step.tell(
-        Event.ROUND_OPENED,
-        round=state.position + 1,
-        kind=layout.kind.value,
-        sites=names(members),
-        deadline_s=state.study.federation.round_deadline,
-    )
-    _watch_wait(step, members)
-
-
-def _watch_wait(step: Step, members: set[NodeId]) -> None:
-    """Have somebody told whom an open round waits for, if it takes long."""
-    if step.state.round is not None and members:
-        pause = max(LEAST_WAITING_S, WAITING_SHARE * step.state.study.federation.round_deadline)
-        step.timer(f"{ROUND}:{step.state.round.r}:{WAITING}", pause)
-
-
-def waiting(step: Step) -> None:
-    """An open round takes long: say for whom it waits, until when, and what happens then."""
-    state = step.state
-    current = state.round
-    if current is None or current.header is None or not round_is_open(state):
-        return
-    late, what = _awaited(current, current.header.ids)
-    if not late:
-        return
-    gone_by = step.ctx.now - state.round_began
-    step.tell(
-        Event.ROUND_WAITING,
-        round=state.position + 1,
-        waiting_for=names(late),
-        what=what,
-        since_s=round(gone_by, 1),
-        left_s=max(0.0, round(current.header.deadline_ms / 1000 - gone_by, 1)),
-        then=f"closes without them if {current.header.s_min} remain, else it is voided",
-    )
-    _watch_wait(step, late)
-
-
-def _awaited(
-    current: round_types.RoundState, members: tuple[NodeId, ...]
-) -> tuple[set[NodeId], str]:
-    """Return whom a round waits for and what they owe."""
-    match current.phase:
-        case RoundPhase.RUNNING:
-            done = {upload.sender for upload in current.uploads} | current.left
-            return set(members) - done, "upload"
-        case RoundPhase.PROPOSED:
-            return set(current.survivors) - {node for node, _ in current.commits}, "signature"
-        case RoundPhase.CERTIFIED | RoundPhase.RECOVERING:
-            return set(current.survivors) - {node for node, _ in current.releases}, "seeds"
-        case _:
-            return set(), ""
 
 
 def to_round(step: Step, event: rounds.RoundEvent) -> None:
@@ -227,9 +166,11 @@ def to_round(step: Step, event: rounds.RoundEvent) -> None:
     if state.round is None:
         raise Refusal("CLOSED", "no round is open")
     new, commands = rounds.handle(state.round, event)
+    gone = new.left - state.round.left
     step.state = replace(state, round=new)
     for command in commands:
-        _round_command(step, command)
+        if not (isinstance(command, rounds.Report) and gone >= set(command.nodes)):
+            _round_command(step, command)  # what `gone` refused was told where it came in
 
 
 def _round_command(step: Step, command: rounds.RoundCommand) -> None:
@@ -238,6 +179,7 @@ def _round_command(step: Step, command: rounds.RoundCommand) -> None:
         case rounds.Record():
             if state.round is not None:
                 step.do(Record(RoundStep(state.round.r, command.fact)))
+                tell_fact(step, command.fact)
         case rounds.SendTo():
             step.do(Send(command.to, _with_stream(state, command.message)))
         case rounds.ArmTimer():
@@ -288,16 +230,7 @@ def _close(step: Step, close: rounds.Close) -> None:
     )
     step.do(DropSpool(state.round.hd))
     step.state = replace(step.state, sitting_out=step.state.sitting_out | set(close.sit_out))
-    step.tell(
-        Event.ROUND_CLOSED if opened else Event.ROUND_VOIDED,
-        round=record.position,
-        kind=record.kind,
-        survivors=names(record.survivors),
-        dropped=names(record.dropped),
-        seconds=round(record.seconds, 3),
-        reason=record.reason or None,
-        warning=not opened,
-    )
+    tell_end(step, record)
     _tell_late_members(step, state.round)
     if _hopeless(step.state):
         end(step, RunPhase.FAILED, f"ROUND_VOID: {MAX_VOIDED_IN_A_ROW} rounds in a row failed")
@@ -350,6 +283,7 @@ def sum_used(step: Step, event: SumUsed) -> None:
     if state.round is None or state.round.hd != event.hd:
         return
     step.used = event
+    tell_summed(step)
     model = b"" if event.model is None else event.model.model_sha256
     to_round(step, rounds.SumOpened(event.sum_sha256, model))
 
@@ -379,12 +313,6 @@ def round_message(step: Step, event: rounds.From) -> None:
         _open_when_ready(step)
 
 
-def gather_timer(state: RunState) -> str:
-    """Return the name of the timer that waits for hospitals to be ready for this round."""
-    epoch = 0 if state.session is None else state.session.terms.epoch
-    return f"{GATHER}:{epoch}:{state.next_r}"
-
-
 def gathered(step: Step) -> None:
     """Enough hospitals are ready and the others were waited for: begin without them."""
     state = step.state
@@ -393,5 +321,5 @@ def gathered(step: Step) -> None:
     ready = {node for node, _ in state.round.ready} & state.connected
     away = set(live(state).confirmed) - ready
     if len(ready) >= fewest(state):
-        step.tell(Event.MEMBER_GONE, sites=names(away), round=state.position + 1, warning=True)
+        tell_gone(step, away, "the round opens without them")
         _open_round(step, ready)

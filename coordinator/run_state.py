@@ -8,6 +8,7 @@ ordered list of facts per run tells everything; `coordinator.run` is the machine
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -180,6 +181,14 @@ def decode_fact(data: bytes) -> RunFact:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A timer that runs: from when until when, in monotonic seconds."""
+
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunState:
     """One run. What stands after `connected` is not stored: nodes and timers say it again."""
 
@@ -216,8 +225,13 @@ class RunState:
     ended_unix: float | None = None
 
     connected: frozenset[NodeId] = field(default=frozenset(), compare=False)
-    timers: frozenset[str] = field(default=frozenset(), compare=False)
-    """Names of the timers that run."""
+    timers: Mapping[str, Span] = field(default_factory=dict, compare=False)
+    """The timers that run, by name."""
+    paused: bool = field(default=False, compare=False)
+    """Too few hospitals were there for an epoch; it is tried again."""
+    stage: tuple[object, ...] = field(default=(), compare=False)
+    stage_since: float = field(default=0.0, compare=False)
+    """What the run waits in (`coordinator.waits`), and since when in monotonic seconds."""
     sitting_out: frozenset[NodeId] = field(default=frozenset(), compare=False)
     """Left out of the next epoch or cohort until they come back."""
     without_keys: frozenset[NodeId] = field(default=frozenset(), compare=False)
@@ -355,7 +369,14 @@ RunEvent: TypeAlias = (
 )
 
 
-Shown: TypeAlias = str | int | float | tuple[str, ...] | None
+@dataclass(frozen=True, slots=True)
+class At:
+    """A moment in monotonic seconds; the driver knows what the clock on the wall says then."""
+
+    moment: float
+
+
+Shown: TypeAlias = str | int | float | tuple[str, ...] | At | None
 """What a log line may show."""
 
 # --- commands -------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from coordinator.run_state import (
     RunState,
     Send,
     Shown,
+    Span,
     StartTimer,
     SumUsed,
     Tell,
@@ -40,6 +41,7 @@ from coordinator.run_state import (
 
 ENROLMENT, GATHER, RETRY, RELEASE = "enrolment", "gather", "retry", "release"
 WAITING = "waiting"
+"""The timer that has people told, now and then, whom the run still waits for."""
 SESSION, ROUND = "session", "round"
 """Timers of the protocol's machines are called `session:EPOCH:NAME` and `round:R:NAME`: one
 that ran out just as its round ended must not be taken for the next round's."""
@@ -91,8 +93,14 @@ class Step:
 
     def timer(self, name: str, seconds: float) -> None:
         """Start a timer; a running one of that name restarts."""
-        self.state = replace(self.state, timers=self.state.timers | {name})
+        span = Span(self.ctx.now, self.ctx.now + seconds)
+        self.state = replace(self.state, timers={**self.state.timers, name: span})
         self.do(StartTimer(name, seconds))
+
+    def forget_timer(self, name: str) -> None:
+        """Note that a timer ran out, or is not needed any more."""
+        timers = {other: span for other, span in self.state.timers.items() if other != name}
+        self.state = replace(self.state, timers=timers)
 
     def tell(self, event: Event, *, warning: bool = False, **fields: Shown) -> None:
         """Have a line logged."""
@@ -141,6 +149,12 @@ def current_layout(state: RunState) -> RoundLayout:
     if kind is None:
         raise InternalError("the run has no further round")
     return round_layout(state.study, kind)
+
+
+def gather_timer(state: RunState) -> str:
+    """Return the name of the timer that waits for hospitals to be ready for this round."""
+    epoch = 0 if state.session is None else state.session.terms.epoch
+    return f"{GATHER}:{epoch}:{state.next_r}"
 
 
 def ask_epoch(step: Step) -> None:

@@ -55,6 +55,7 @@ from coordinator.run_state import (
     NodeConnected,
     NodeLost,
     RunState,
+    Shown,
 )
 from coordinator.run_step import fewest
 from coordinator.store import StoredRun, StoredStudy
@@ -120,6 +121,10 @@ class CoordinatorService:
         self._run_died = asyncio.Event()
         self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
         self._last_seen: dict[NodeId, float] = {}
+        self._silent: dict[NodeId, str] = {}
+        """Whose stream is being closed for its silence, in words."""
+        self._link_changed_at: dict[NodeId, float] = {}
+        """Monotonic seconds at which a hospital's stream came or went; none yet: not there."""
         self._began = shop.clock.monotonic()
         self.traffic = Traffic()
 
@@ -189,7 +194,9 @@ class CoordinatorService:
             late = self._shop.clock.monotonic() - 3 * self._heartbeat_s
             for node in [n for n, seen in self._last_seen.items() if seen < late]:
                 self._last_seen.pop(node)
+                self._silent[node] = f"silent for {3 * self._heartbeat_s:g} s"
                 self._shop.hub.drop(node)
+            self._shop.log.report_left_out()
 
     @property
     def connected(self) -> frozenset[NodeId]:
@@ -239,9 +246,17 @@ class CoordinatorService:
             return
         self._last_seen.pop(outbox.node, None)
         if self._tasks_with_keys.pop(outbox.node, None) is not None:
-            self._shop.log.info(Event.LINK_LOST, site=site_name(outbox.node))
+            self._link_changed_at[outbox.node] = self._shop.clock.monotonic()
+            self._tell_link(outbox.node, lost=True, reason=self._silent.pop(outbox.node, None))
         for driver in self._drivers.values():
             driver.post(NodeLost(outbox.node))
+
+    def _tell_link(self, node: NodeId, *, lost: bool, **fields: Shown) -> None:
+        """Log a lost or new stream: once for each open round it matters to, else once."""
+        told = [driver.tell_link(node, lost=lost, **fields) for driver in self._drivers.values()]
+        if not any(told):
+            event = Event.LINK_LOST if lost else Event.LINK_CONNECTED
+            self._shop.log.info(event, site=site_name(node), **fields)
 
     async def receive(self, node: NodeId, task: str, step: NodeStep) -> None:
         """Take one message of a hospital's control stream.
@@ -281,10 +296,15 @@ class CoordinatorService:
                 f"protocol version {hello.protocol_version}; this coordinator speaks"
                 f" {PROTOCOL_VERSION}",
             )
+        known = node in self._tasks_with_keys
         self._tasks_with_keys[node] = frozenset(hello.tasks)
         heartbeat_ms = round(self._heartbeat_s * 1000)
         self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms))
-        self._shop.log.info(Event.LINK_CONNECTED, site=site_name(node), version=hello.software)
+        now = self._shop.clock.monotonic()
+        lost_at = None if known else self._link_changed_at.get(node)
+        away_s = None if lost_at is None else now - lost_at
+        self._link_changed_at[node] = now
+        self._tell_link(node, lost=False, version=hello.software, away_s=away_s)
         for driver in self._drivers.values():
             driver.post(NodeConnected(node, self._has_keys(node, driver.state.study.id)))
 

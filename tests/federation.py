@@ -30,6 +30,7 @@ import numpy as np
 
 from common.clock import SystemClock
 from common.errors import ConnectError
+from common.events import EVENTS
 from common.identity import load_identity, sign_study
 from common.ids import NodeId, RunId, Sha256, hospital_id, site_name
 from common.logs import make_log
@@ -173,6 +174,18 @@ class FaultyLink:
         await self._inner.close()
 
 
+class Tee(io.StringIO):
+    """A stream that is also written to another one."""
+
+    def __init__(self, other: io.StringIO) -> None:
+        super().__init__()
+        self._other = other
+
+    def write(self, text: str) -> int:
+        self._other.write(text)
+        return super().write(text)
+
+
 class Rule:
     """Do something when a site sends or is about to be handed a message of a kind."""
 
@@ -208,6 +221,9 @@ class Federation:
         self.clock = SystemClock()
         self.words = io.StringIO()
         self.log = make_log(self.words, form="json", level="info", clock=self.clock)
+        self.own_words = Tee(self.words)
+        """What the coordinator alone wrote."""
+        self.own_log = make_log(self.own_words, form="json", level="info", clock=self.clock)
         self.service: CoordinatorService | None = None
         self.nodes: dict[str, Node] = {}
         self.serving: dict[str, asyncio.Task[None]] = {}
@@ -245,6 +261,7 @@ class Federation:
         await asyncio.gather(*self.serving.values(), return_exceptions=True)
         if self.service is not None:
             await self.kill_coordinator()
+        self.check_lines()
 
     # --- scripts --------------------------------------------------------------------------
 
@@ -290,6 +307,18 @@ class Federation:
         fits = (line for line in lines if line["event"] == event)
         return sum(all(line.get(k) == v for k, v in fields.items()) for line in fits)
 
+    def told(self, *events: str) -> list[dict[str, Any]]:
+        """Return the coordinator's lines of these events, or all of them."""
+        lines = [json.loads(line) for line in self.own_words.getvalue().splitlines()]
+        return [line for line in lines if not events or line["event"] in events]
+
+    def check_lines(self) -> None:
+        """Demand that every line of the log has only fields that its event is documented with."""
+        for line in map(json.loads, self.words.getvalue().splitlines()):
+            extra = line.keys() - {"time", "level", "event", *EVENTS[line["event"]].fields}
+            assert not extra, f"{line['event']} has undocumented fields {sorted(extra)}"
+            assert line["level"] in EVENTS[line["event"]].level
+
     def ended(self, site: str) -> bool:
         """Whether a hospital knows that the run is over."""
         return self.count("run.finished", site=site) > 0
@@ -300,7 +329,7 @@ class Federation:
         config = CoordinatorConfig.read(self.plan.coordinator_folder / "coordinator.yaml")
         identity = load_identity(self.plan.coordinator_folder, now_unix=self.clock.unix())
         config.path(config.state_dir).mkdir(exist_ok=True)
-        service = build_service(config, identity, self.clock, self.log)
+        service = build_service(config, identity, self.clock, self.own_log)
         store = service._shop.store
         append = store.append
 

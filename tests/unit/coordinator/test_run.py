@@ -149,9 +149,9 @@ def test_below_the_fewest_nobody_is_rushed() -> None:
     world = RunWorld()
     world.begin(connected=(0, 1))
     assert world.phase is RunPhase.ENROLLING
-    assert world.timers == {}
+    assert set(world.timers) == {"waiting"}
     world.connect(2)
-    assert world.timers == {"enrolment": 20.0}
+    assert set(world.timers) == {"waiting", "enrolment"}
     world.lose(2)
     world.fire("enrolment")
     assert world.phase is RunPhase.ENROLLING
@@ -702,14 +702,32 @@ def test_a_round_that_takes_long_says_for_whom_it_waits_and_what_follows() -> No
     world = RunWorld()
     world.mute = {(world.at(1), Uploaded)}
     world.begin()
-    world.fire("round:waiting")
+    assert world.timers["waiting"] == 25.0  # a quarter of the deadline
+    world.fire("waiting")
     said = [one for one in world.lines if one.event is Event.ROUND_WAITING]
-    fields = dict(said[-1].fields)
-    assert fields["waiting_for"] == (site_name(world.at(1)),)
-    assert fields["what"] == "upload"
-    assert float(str(fields["left_s"])) > 0
-    assert "voided" in str(fields["then"])
-    assert "round:waiting" in world.timers
+    assert [dict(one.fields) for one in said] == [
+        {
+            "round": 1,
+            "what": "upload",
+            "waiting_for": (site_name(world.at(1)),),
+            "since": rs.At(0.0),
+            "until": rs.At(100.0),
+            "seconds": 25.0,
+            "then": "goes on without them",
+        }
+    ]
+    assert world.timers["waiting"] == 25.0
+    world.fire("waiting")
+    assert world.timers["waiting"] == 50.0  # ever more rarely
+
+
+def test_a_round_that_is_about_to_be_voided_says_how_many_are_missing() -> None:
+    world = RunWorld()
+    world.mute = {(world.at(1), Uploaded), (world.at(2), Uploaded)}
+    world.begin()
+    world.fire("waiting")
+    (said,) = [one for one in world.lines if one.event is Event.ROUND_WAITING]
+    assert dict(said.fields)["then"] == "voided unless 1 more of them upload"
 
 
 def test_evidence_of_two_commits_is_kept_when_the_round_is_forgotten() -> None:
