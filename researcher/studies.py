@@ -9,7 +9,7 @@ import researcher
 from common.documents import dump_yaml
 from common.errors import ConfigError
 from common.study import Study, completed, load_study, parse_study
-from common.text import listed, nearest, show
+from common.text import nearest, show
 
 _FOLDER: Final = Path(researcher.__file__).resolve().parents[1] / "studies"
 
@@ -38,7 +38,7 @@ def named(text: str) -> Study:
     names = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
     if text not in names:
         guess = nearest(text, names)
-        hint = f"did you mean '{guess}'?" if guess else f"shipped are {listed(names)}"
+        hint = f"did you mean '{guess}'?" if guess else f"shipped: {', '.join(names)}"
         raise ConfigError(
             "FILE_MISSING",
             f"there is no file and no shipped study {show(text)}; {hint}",
