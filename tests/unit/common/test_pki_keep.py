@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ from hypothesis import strategies as st
 from common.certificates import Role
 from common.cli import main
 from common.clock import ManualClock
-from common.documents import dump_yaml
+from common.documents import dump_yaml, parse_yaml
 from common.errors import ConfigError, FedError
 from common.identity import load_certificates, load_identity
 from common.install import Content, lock, replace_files
-from common.pki import create_ca, issue
+from common.pki import CA_DAYS, LEAF_DAYS, create_ca, issue
 from common.pki_keep import Action, PkiPlan, Report, keep
 from tests.properties.profile import bounded
 
@@ -440,6 +441,19 @@ def test_a_wrong_plan_is_one_line_with_its_place(
     assert caught.value.name == name
     assert words in caught.value.detail
     assert "plan.yaml:" in caught.value.detail
+
+
+def test_the_runbooks_plan_shows_every_key_and_the_defaults(world: World) -> None:
+    page = (Path(__file__).parents[3] / "deploy/RUNBOOK.md").read_text(encoding="utf-8")
+    found = re.search(r"```yaml\n(schema: fedcare.pki/v1\n.*?)```", page, re.DOTALL)
+    assert found is not None
+    path = world.root / "plan.yaml"
+    path.write_text(found[1])
+    plan = PkiPlan.read(path)
+    assert (plan.days, plan.ca_days) == (LEAF_DAYS, CA_DAYS)
+    shown = set(parse_yaml(found[1], "plan").data)
+    assert shown == {entry.alias or name for name, entry in PkiPlan.model_fields.items()}
+    assert actions(keep(plan, now_unix=world.clock.unix())) == ["issued"] * 4
 
 
 def test_the_command_prints_one_line_for_each_certificate(

@@ -191,7 +191,8 @@ async def test_a_run_that_is_going_on_is_followed(world: World) -> None:
 async def test_the_newest_finished_run_goes_before_one_that_is_going_on(world: World) -> None:
     states = {"older": RunPhase.FINISHED, RUN: RunPhase.FINISHED, "now": RunPhase.RUNNING}
     world.desk.past = [view(run, state) for run, state in states.items()]
-    assert (await world.run()).view.run_id == RUN
+    ran = await world.run()
+    assert (ran.begin, ran.view.run_id) == (Begin.FINISHED, RUN)
 
 
 @pytest.mark.parametrize("state", [RunPhase.FAILED, RunPhase.CANCELLED])
