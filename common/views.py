@@ -49,6 +49,8 @@ class SiteView:
     state: str
     waiting_for: str
     objection: str
+    since_s: float | None = None
+    """Seconds since its stream came or went; None: it was never there, or nobody asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,18 @@ class RoundView:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitView:
+    """What a run waits for: of whom, since and until when in seconds from now, and what then."""
+
+    sites: tuple[SiteName, ...]
+    what: str
+    since_s: float
+    left_s: float | None
+    """None: only the hospitals themselves end the wait."""
+    then: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunView:
     """A run as its owner and the operators see it."""
 
@@ -82,6 +96,12 @@ class RunView:
     reason: str
     seconds: float
     seconds_to_first_round: float
+    kind: str = ""
+    """Of the open or next round."""
+    open_s: float | None = None
+    """How long the open round has been open."""
+    paused: bool = False
+    wait: WaitView | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,15 @@ from typing import Final
 
 from common.ids import NAME_PATTERN, ConfigHash, RunId, SiteName, StudyId
 from common.messages import ReleaseNotice
-from common.views import RoundView, RunPhase, RunView, SiteView, StatusView, StudyView
+from common.views import (
+    RoundView,
+    RunPhase,
+    RunView,
+    SiteView,
+    StatusView,
+    StudyView,
+    WaitView,
+)
 from common.wire_checks import (
     MAX_MANIFEST_BYTES,
     MAX_SIGNATURE,
@@ -155,6 +163,7 @@ def _encode_site(view: SiteView) -> pb.SiteView:
         state=view.state,
         waiting_for=view.waiting_for,
         objection=view.objection[:MAX_VIEW_TEXT],
+        since_s=view.since_s,
     )
 
 
@@ -165,6 +174,31 @@ def _decode_site(view: pb.SiteView) -> SiteView:
         printable(view.state, "site.state", MAX_VIEW_TEXT),
         printable(view.waiting_for, "site.waiting_for", MAX_VIEW_TEXT),
         printable(view.objection, "site.objection", MAX_VIEW_TEXT),
+        finite(view.since_s, "site.since_s") if view.HasField("since_s") else None,
+    )
+
+
+def _encode_wait(view: WaitView | None) -> pb.WaitView | None:
+    if view is None:
+        return None
+    return pb.WaitView(
+        sites=view.sites,
+        what=view.what,
+        since_s=view.since_s,
+        left_s=view.left_s,
+        then=view.then,
+    )
+
+
+def _decode_wait(view: pb.WaitView) -> WaitView:
+    if not view.sites:
+        raise bad("wait.sites", "is empty")
+    return WaitView(
+        _names(view.sites, "wait.sites"),
+        printable(view.what, "wait.what", MAX_VIEW_TEXT),
+        finite(view.since_s, "wait.since_s"),
+        finite(view.left_s, "wait.left_s") if view.HasField("left_s") else None,
+        printable(view.then, "wait.then", MAX_VIEW_TEXT),
     )
 
 
@@ -211,6 +245,10 @@ def encode_run(view: RunView) -> pb.RunView:
         reason=view.reason[:MAX_VIEW_TEXT],
         seconds=view.seconds,
         seconds_to_first_round=view.seconds_to_first_round,
+        kind=view.kind,
+        open_s=view.open_s,
+        paused=view.paused,
+        wait=_encode_wait(view.wait),
     )
 
 
@@ -242,6 +280,10 @@ def decode_run(view: pb.RunView) -> RunView:
         reason=printable(view.reason, "run.reason", MAX_VIEW_TEXT),
         seconds=finite(view.seconds, "run.seconds"),
         seconds_to_first_round=finite(view.seconds_to_first_round, "run.seconds_to_first_round"),
+        kind=printable(view.kind, "run.kind", MAX_VIEW_TEXT),
+        open_s=finite(view.open_s, "run.open_s") if view.HasField("open_s") else None,
+        paused=view.paused,
+        wait=_decode_wait(view.wait) if view.HasField("wait") else None,
     )
 
 

@@ -65,7 +65,7 @@ def status(
             load_identity(tls, now_unix=clock.unix()) if tls else own_identity(settings, clock)
         )
     view = asyncio.run(ask(address, identity))
-    return Outcome(data_of(view), screen(view))
+    return Outcome(data_of(view), screen(view, clock.unix()))
 
 
 @app.command()

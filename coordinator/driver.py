@@ -146,7 +146,8 @@ class RunDriver:
 
     def view(self) -> RunView:
         """Return the run as people see it."""
-        return view_of(self.state, self._created_unix, self._shop.clock.unix())
+        clock = self._shop.clock
+        return view_of(self.state, self._created_unix, clock.unix(), clock.monotonic())
 
     async def watch(self) -> AsyncIterator[RunView]:
         """Yield the view at once and after changes, until it is final.

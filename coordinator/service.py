@@ -576,20 +576,22 @@ class CoordinatorService:
 
     def status(self) -> StatusView:
         """Return who is connected and what every open run waits for."""
-        connected = self._shop.hub.connected
-        sites = tuple(
-            SiteView(
-                site=site_name(node),
-                connected=node in connected,
-                state="connected" if node in connected else "away",
-                waiting_for="" if node in connected else "its connection",
-                objection="",
-            )
-            for node in self._roster
-        )
+        sites = tuple(self._site_view(node) for node in self._roster)
         open_runs = tuple(view for view in self.runs() if not view.state.final)
         uptime = self._shop.clock.monotonic() - self._began
         return StatusView(self._federation, VERSION, sites, open_runs, uptime)
+
+    def _site_view(self, node: NodeId) -> SiteView:
+        here = node in self._shop.hub.connected
+        changed_at = self._link_changed_at.get(node)
+        return SiteView(
+            site=site_name(node),
+            connected=here,
+            state="connected" if here else "away",
+            waiting_for="" if here else "its connection",
+            objection="",
+            since_s=None if changed_at is None else self._shop.clock.monotonic() - changed_at,
+        )
 
     def _driver(self, run_id: RunId) -> RunDriver:
         try:

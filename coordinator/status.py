@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from common.clock import SystemClock
 from common.identity import Identity
 from common.text import escape
 from common.transport.status import remote_errors
 from common.transport.tls import channel
-from common.views import RunView, SiteView, StatusView
+from common.views import RoundView, RunView, SiteView, StatusView, WaitView
 from common.wire_operations import decode_status
 from fedcare.v1 import operations_pb2 as ops
 from fedcare.v1 import operations_pb2_grpc
 
-CALL_S = 10.0
+CALL_S: Final = 10.0
+WIDTH: Final = 80
+CELL: Final = 22
+"""Characters of a line, and of a cell that is not its last."""
+
+SHOWN_ROUNDS: Final = 3
+SHOWN_NAMES: Final = 8
 
 
 async def ask(address: str, identity: Identity) -> StatusView:
@@ -32,60 +39,187 @@ async def ask(address: str, identity: Identity) -> StatusView:
 
 
 def data_of(view: StatusView) -> dict[str, Any]:
-    """Return the status for scripts; digests as hexadecimal text."""
-    runs = [
-        {
-            "run": run.run_id,
-            "study": run.study_id,
-            "state": run.state.value,
-            "round": run.round,
-            "rounds": run.rounds,
-            "seconds": round(run.seconds, 3),
-            "sites": [asdict(site) for site in run.sites],
-        }
-        for run in view.runs
-    ]
+    """Return the status for scripts: all that the screen shows, uncut."""
     return {
         "federation": view.federation,
         "software": view.software,
         "uptime_seconds": round(view.uptime_s, 1),
-        "sites": [{"site": site.site, "connected": site.connected} for site in view.sites],
-        "runs": runs,
+        "sites": [
+            {
+                "site": site.site,
+                "connected": site.connected,
+                "since_seconds": _rounded(site.since_s),
+            }
+            for site in view.sites
+        ],
+        "runs": [_run_data(run) for run in view.runs],
     }
 
 
-def screen(view: StatusView) -> str:
-    """Return the status for people."""
-    here = [site.site for site in view.sites if site.connected]
-    away = [site.site for site in view.sites if not site.connected]
-    lines = [
-        f"federation {view.federation}, fedcare {view.software}, up {_duration(view.uptime_s)}",
-        f"connected  {', '.join(here) or 'nobody'}",
-        f"away       {', '.join(away) or 'nobody'}",
-    ]
+def _run_data(run: RunView) -> dict[str, Any]:
+    return {
+        "run": run.run_id,
+        "study": run.study_id,
+        "state": run.state.value,
+        "paused": run.paused,
+        "round": run.round,
+        "rounds": run.rounds,
+        "kind": run.kind,
+        "open_seconds": _rounded(run.open_s),
+        "seconds": _rounded(run.seconds),
+        "wait": None if run.wait is None else _wait_data(run.wait),
+        "sites": [
+            {
+                "site": site.site,
+                "connected": site.connected,
+                "state": site.state,
+                "waiting_for": site.waiting_for,
+                "objection": site.objection,
+            }
+            for site in run.sites
+        ],
+        "last_rounds": [
+            {
+                "number": entry.number,
+                "kind": entry.kind,
+                "state": entry.state,
+                "seconds": _rounded(entry.seconds),
+                "dropped": list(entry.dropped),
+                "reason": entry.reason,
+            }
+            for entry in _last(run)
+        ],
+    }
+
+
+def _wait_data(wait: WaitView) -> dict[str, Any]:
+    return {
+        "waiting_for": list(wait.sites),
+        "what": wait.what,
+        "since_seconds": _rounded(wait.since_s),
+        "left_seconds": _rounded(wait.left_s),
+        "then": wait.then,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _last(run: RunView) -> tuple[RoundView, ...]:
+    """Return the last rounds that ended, the latest first."""
+    return run.history[: -SHOWN_ROUNDS - 1 : -1]
+
+
+# --- for people -----------------------------------------------------------------------------
+
+
+def screen(view: StatusView, now_unix: float) -> str:
+    """Return the status for people: `WIDTH` columns, and 24 lines for one run of four hospitals."""
+    here = sum(site.connected for site in view.sites)
+    head = f"federation {view.federation}, fedcare {view.software}, up {_duration(view.uptime_s)}"
+    lines = [f"{head}, {here} of {len(view.sites)} hospitals connected"]
+    links: dict[str, str] = {site.site: _link(site) for site in view.sites}
     for run in view.runs:
-        lines += ["", *_run(run)]
+        lines += ["", *_run(run, links, now_unix)]
     if not view.runs:
-        lines += ["", "no run is open"]
-    return "\n".join(lines)
+        rows = [(site.site, links[site.site]) for site in view.sites]
+        lines += ["", "no run is open", "", *_table(("hospital", "link"), rows)]
+    return "\n".join(_cut(escape(line), WIDTH) for line in lines)
 
 
-def _run(run: RunView) -> list[str]:
-    head = f"{run.run_id}  {run.state.value}, {run.round} of {run.rounds} rounds done"
-    width = max(len(site.site) for site in run.sites)
-    return [f"{head}, {_duration(run.seconds)}", *(_site(site, width) for site in run.sites)]
+def _link(site: SiteView) -> str:
+    if site.since_s is None:
+        return "up" if site.connected else "never seen"
+    return f"{'up' if site.connected else 'away'} {_duration(site.since_s)}"
 
 
-def _site(site: SiteView, width: int) -> str:
-    text = f"  {site.site:<{width}}  {site.state:<14}"
-    if site.waiting_for:
-        text += f"  waits for {site.waiting_for}"
-    if site.objection:
-        text += f"  ({escape(site.objection)})"
-    return text
+def _run(run: RunView, links: Mapping[str, str], now_unix: float) -> list[str]:
+    rows = [
+        (
+            site.site,
+            links.get(site.site, "-"),
+            site.state,
+            site.objection or site.waiting_for or "-",
+        )
+        for site in run.sites
+    ]
+    lines = [
+        *_heading(run),
+        *_waits(run.wait, now_unix),
+        "",
+        *_table(
+            ("  hospital", "link", "doing", "waits for"), [(f"  {r[0]}", *r[1:]) for r in rows]
+        ),
+    ]
+    if run.history:
+        lines += ["", *_rounds(run)]
+    return lines
+
+
+def _heading(run: RunView) -> list[str]:
+    """Say what is going on in a run: its state, and the round that is open or next."""
+    state = "paused" if run.paused else run.state.value
+    lines = [f"{run.run_id}", f"  {state} for {_duration(run.seconds)} since it was submitted"]
+    number = min(run.round + 1, run.rounds)
+    if run.open_s is not None:
+        opened = f"round {number} of {run.rounds} ({run.kind}) open for {_duration(run.open_s)}"
+        lines[-1] = f"  {state}, {opened}"
+    elif run.kind:
+        lines[-1] = f"  {state}, round {number} of {run.rounds} ({run.kind}) is next"
+    return lines
+
+
+def _waits(wait: WaitView | None, now_unix: float) -> list[str]:
+    if wait is None:
+        return ["  waits for nobody"]
+    until = "until they come"
+    if wait.left_s is not None:
+        until = f"until {_clock(now_unix + wait.left_s)} (in {_duration(wait.left_s)})"
+    names = ", ".join(wait.sites[:SHOWN_NAMES])
+    if len(wait.sites) > SHOWN_NAMES:
+        names += f" and {len(wait.sites) - SHOWN_NAMES} more"
+    return [
+        f"  waits for {names}",
+        f"    {wait.what}, for {_duration(wait.since_s)}, {until}",
+        f"    then: {wait.then}",
+    ]
+
+
+def _rounds(run: RunView) -> list[str]:
+    rows = []
+    for entry in _last(run):
+        missing = ", ".join(entry.dropped) or "-"
+        outcome = "closed" if entry.state == "CLOSED" else f"voided, {entry.reason}"
+        rows.append((f"  {entry.number}", entry.kind, outcome, f"{entry.seconds:.1f} s", missing))
+    return _table(("  round", "kind", "ended", "took", "dropped"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return lines of columns; all but the last are cut, so that the last one has room."""
+    cut = [(*(_cut(cell, CELL) for cell in row[:-1]), row[-1]) for row in (head, *rows)]
+    widths = [max(len(row[place]) for row in cut) for place in range(len(head) - 1)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in cut
+    ]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 2] + ".."
+
+
+def _clock(unix: float) -> str:
+    return f"{datetime.fromtimestamp(unix, UTC):%H:%M:%S} UTC"
 
 
 def _duration(seconds: float) -> str:
+    """Return a duration in its two largest units."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

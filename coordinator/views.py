@@ -6,12 +6,14 @@ from common.ids import NodeId, SiteName, site_name
 from common.layouts import round_kinds
 from common.secagg.coordinator_session import SetupPhase
 from common.secagg.coordinator_state import RoundPhase, RoundState
-from common.views import RoundView, RunPhase, RunView, SiteView
+from common.views import RoundView, RunPhase, RunView, SiteView, WaitView
 from coordinator.run_state import RoundRecord, RunState
+from coordinator.run_step import current_kind, round_is_open
+from coordinator.waits import wait_of
 
 
-def view_of(state: RunState, created_unix: float, now_unix: float) -> RunView:
-    """Return a run's view at a time; all times in Unix seconds."""
+def view_of(state: RunState, created_unix: float, now_unix: float, now: float) -> RunView:
+    """Return a run's view at a time: in Unix seconds, and `now` in monotonic ones."""
     end = now_unix if state.ended_unix is None else state.ended_unix
     first = next((record.ended_unix for record in state.history if record.opened), created_unix)
     model = state.model
@@ -29,7 +31,29 @@ def view_of(state: RunState, created_unix: float, now_unix: float) -> RunView:
         reason=state.reason,
         seconds=end - created_unix,
         seconds_to_first_round=first - created_unix,
+        kind=_kind(state),
+        open_s=now - state.round_began if _is_open(state) else None,
+        paused=state.paused and not state.phase.final,
+        wait=_wait_view(state, now),
     )
+
+
+def _kind(state: RunState) -> str:
+    kind = None if state.phase.final else current_kind(state)
+    return "" if kind is None else kind.value
+
+
+def _is_open(state: RunState) -> bool:
+    return round_is_open(state) and not state.phase.final
+
+
+def _wait_view(state: RunState, now: float) -> WaitView | None:
+    wait = wait_of(state)
+    if wait is None:
+        return None
+    left_s = None if wait.until is None else max(0.0, wait.until - now)
+    sites = _names(tuple(sorted(wait.nodes)))
+    return WaitView(sites, wait.what, now - wait.since, left_s, wait.then)
 
 
 def _round_view(record: RoundRecord) -> RoundView:
@@ -78,6 +102,8 @@ def _doing(state: RunState, node: NodeId) -> tuple[str, str]:
     if state.phase is RunPhase.RELEASING:
         return ("kept", "") if node in state.receipts else ("verifying", "its receipt")
     session = state.session
+    if state.paused:
+        return "waiting", "other hospitals"
     if session is None:
         return "accepted", "other hospitals' decisions"
     if session.phase is not SetupPhase.READY:

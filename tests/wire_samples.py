@@ -61,7 +61,7 @@ from common.secagg.messages import (
     UploadEnd,
 )
 from common.secret import Secret
-from common.views import RoundView, RunPhase, RunView, SiteView, StatusView, StudyView
+from common.views import RoundView, RunPhase, RunView, SiteView, StatusView, StudyView, WaitView
 from common.wire import CoordinatorStep, NodeStep, UploadPart
 
 A: Final = hospital_id("heart", "a")
@@ -187,6 +187,7 @@ SITE_VIEW: Final = SiteView(
     state="training",
     waiting_for="its update",
     objection="",
+    since_s=61.5,
 )
 ROUND_VIEW: Final = RoundView(
     number=2,
@@ -212,5 +213,9 @@ RUN_VIEW: Final = RunView(
     reason="",
     seconds=2.5,
     seconds_to_first_round=0.5,
+    kind="train",
+    open_s=3.25,
+    paused=True,
+    wait=WaitView((SiteName("a"), SiteName("c")), "upload", 3.25, 116.75, "goes on without them"),
 )
 STATUS_VIEW: Final = StatusView("heart", "1.0", (SITE_VIEW,), (RUN_VIEW,), 12.5)

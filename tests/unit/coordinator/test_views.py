@@ -17,7 +17,7 @@ NO = (Objection("PURPOSE", "policy.yaml:9: not for research"),)
 
 
 def seen(world: RunWorld) -> RunView:
-    return view_of(world.state, NOW - 3.0, NOW + 9.0)
+    return view_of(world.state, NOW - 3.0, NOW + 9.0, world.now)
 
 
 def doing(world: RunWorld, place: int) -> tuple[str, str]:
