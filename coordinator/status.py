@@ -137,7 +137,7 @@ def _link(site: SiteView) -> str:
 def _run(run: RunView, links: Mapping[str, str], now_unix: float) -> list[str]:
     rows = [
         (
-            site.site,
+            f"  {site.site}",
             links.get(site.site, "-"),
             site.state,
             site.objection or site.waiting_for or "-",
@@ -148,9 +148,7 @@ def _run(run: RunView, links: Mapping[str, str], now_unix: float) -> list[str]:
         *_heading(run),
         *_waits(run.wait, now_unix),
         "",
-        *_table(
-            ("  hospital", "link", "doing", "waits for"), [(f"  {r[0]}", *r[1:]) for r in rows]
-        ),
+        *_table(("  hospital", "link", "doing", "waits for"), rows),
     ]
     if run.history:
         lines += ["", *_rounds(run)]
