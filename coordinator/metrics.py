@@ -31,15 +31,17 @@ from common.exposition import (
 )
 from common.ids import NodeId, site_name
 from common.pulse import Pulse
-from common.secagg.coordinator_session import SetupPhase
-from common.secagg.coordinator_state import RoundPhase, RoundState
 from common.views import RunPhase
 from coordinator.run_state import RunState
-from coordinator.run_step import RETRY, round_is_open
+from coordinator.run_step import fewest, round_is_open
 from coordinator.service import CoordinatorService
+from coordinator.waits import wait_of
 
 RUN_STATES: Final = ("enrolling", "running", "paused", "finished", "failed", "cancelled")
-"""Where a run stands, for people who watch many: setting up and releasing count as running."""
+"""Where a run stands, for people who watch many: setting up and releasing count as running.
+
+Paused: too few hospitals are connected; the run goes on by itself when they return.
+"""
 
 OUTCOMES: Final = ("closed", "voided")
 
@@ -106,7 +108,8 @@ def take_picture(service: CoordinatorService, not_ready: str, now: float) -> Pic
         for state in states
         if not state.phase.final and state.round is not None and state.round.header is not None
     ]
-    awaited: frozenset[NodeId] = frozenset().union(*(waited_for(state) for state in states))
+    waits = [wait for state in states if (wait := wait_of(state)) is not None]
+    awaited: frozenset[NodeId] = frozenset().union(*(wait.nodes for wait in waits))
     return Picture(
         not_ready=not_ready,
         connected=frozenset(site_name(node) for node in service.connected),
@@ -120,46 +123,16 @@ def take_picture(service: CoordinatorService, not_ready: str, now: float) -> Pic
 
 
 def _state_of(state: RunState) -> str:
-    match state.phase:
-        case RunPhase.FINISHED | RunPhase.FAILED | RunPhase.CANCELLED | RunPhase.ENROLLING:
-            return state.phase.value
-        case RunPhase.SETTING_UP if RETRY in state.timers:
-            return "paused"
-        case RunPhase.SETTING_UP | RunPhase.RUNNING | RunPhase.RELEASING:
-            return "running"
+    if state.phase.final or state.phase is RunPhase.ENROLLING:
+        return state.phase.value
+    return "paused" if state.paused or _too_few(state) else "running"
 
 
-def waited_for(state: RunState) -> frozenset[NodeId]:
-    """Return the hospitals whose next step a run waits for."""
-    if state.phase.final:
-        return frozenset()
-    if state.phase is RunPhase.ENROLLING:
-        return state.undecided
-    if state.phase is RunPhase.RELEASING:
-        return state.accepted - state.receipts
-    if state.round is not None and round_is_open(state):
-        return _owing(state.round)
-    session = state.session
-    if session is None or RETRY in state.timers:
-        return state.accepted - state.connected
-    if session.phase is not SetupPhase.READY:
-        return frozenset(session.invited) - frozenset(session.confirmed)
-    ready = frozenset(node for node, _ in state.round.ready) if state.round else frozenset()
-    return frozenset(session.confirmed) - ready - state.sitting_out
-
-
-def _owing(current: RoundState) -> frozenset[NodeId]:
-    survivors = frozenset(current.survivors)
-    match current.phase:
-        case RoundPhase.RUNNING:
-            members = frozenset(() if current.header is None else current.header.ids)
-            return members - {upload.sender for upload in current.uploads} - current.left
-        case RoundPhase.PROPOSED:
-            return survivors - {node for node, _ in current.commits}
-        case RoundPhase.CERTIFIED | RoundPhase.RECOVERING:
-            return survivors - {node for node, _ in current.releases}
-        case _:
-            return frozenset()
+def _too_few(state: RunState) -> bool:
+    """Whether no round can open because hospitals are away; an open one goes on to its end."""
+    if state.phase is RunPhase.RELEASING or round_is_open(state):
+        return False
+    return len(state.accepted & state.connected) < fewest(state)
 
 
 class CoordinatorMetrics:
