@@ -182,6 +182,17 @@ def test_the_unit_has_every_hardening_setting() -> None:
     assert {key: found.get(key) for key in HARDENING} == HARDENING
 
 
+def test_what_may_not_be_run_is_only_what_is_writable_anyway() -> None:
+    """systemd takes a path of NoExecPaths out of what ProtectSystem=strict makes read-only."""
+    found = unit()
+    state, scratch = (
+        f"/var/lib/{found['StateDirectory'][0]}",
+        f"/run/{found['RuntimeDirectory'][0]}",
+    )
+    named = [path.removeprefix("-") for path in found["NoExecPaths"][0].split()]
+    assert named == [state, scratch, "/tmp", "/var/tmp"]  # noqa: S108 - the unit's own
+
+
 def test_the_unit_restarts_what_may_heal_and_not_what_only_a_person_cures() -> None:
     found = unit()
     assert found["Restart"] == ["on-failure"]
