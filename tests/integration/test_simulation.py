@@ -14,7 +14,7 @@ from hospital_node.data.heart import SITES
 from researcher.local import free_address
 from researcher.processes import Children, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SHORT = """
 schema: fedcare.study/v1
