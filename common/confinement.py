@@ -98,7 +98,7 @@ def say(log: EventLog, mode: Mode, facts: Facts) -> None:
         read_only_root=facts.root_read_only,
         core_dumps=facts.core_dumps,
         debugger=is_dumpable(),
-        weak=[weak.name for weak in weaknesses(facts)],
+        weak=[weak.name for weak in weaknesses(facts)] or ["none"],
     )
 
 
