@@ -149,17 +149,19 @@ async def _serve_state(
     port = bind(listener, config.listen, server_credentials(identity))
     address = f"{config.listen.rsplit(':', 1)[0]}:{port}"
     with _http_port(config, standing, metrics, identity, log) as http:
-        service.recover()
-        await listener.start()
-        standing.begin()
-        _announce(config.path(config.state_dir), address)
-        confinement.say(log, config.confinement, confined)
-        log.info(Event.SERVICE_STARTED, version=VERSION, address=address, http=http)
-        await _until_stopped(service, standing)
-        log.info(Event.SERVICE_STOPPING)
-        standing.stop()
-        await service.close()
-        await listener.stop(STOP_GRACE_S)
+        try:
+            service.recover()
+            await listener.start()
+            standing.begin()
+            _announce(config.path(config.state_dir), address)
+            confinement.say(log, config.confinement, confined)
+            log.info(Event.SERVICE_STARTED, version=VERSION, address=address, http=http)
+            await _until_stopped(service, standing)
+            log.info(Event.SERVICE_STOPPING)
+        finally:  # also when its store failed: gRPC would end noisily by itself
+            standing.stop()
+            await service.close()
+            await listener.stop(STOP_GRACE_S)
 
 
 class Standing:
