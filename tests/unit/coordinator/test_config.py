@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from common.certificates import to_der
-from common.errors import ConfigError
+from common.errors import ConfigError, ExitCode
 from common.ids import ConfigHash, Epoch, HeaderDigest, NodeId, RoundNo, Sha256
 from common.secagg.helpers import helper_count
 from common.secagg.messages import KeyAdvert, Roster, SealedShares, UploadEnd
 from common.site import MAX_SITES
+from common.study import parse_study
 from common.transport.options import MAX_MESSAGE_BYTES
 from common.wire import encode_coordinator, encode_upload
 from coordinator.config import CoordinatorConfig
+from researcher.local import FederationPlan, SitePlan, build, write
 from tests.certificate_factory import Spec, make, new_ca
+from tests.federation import STUDY
 
 LONGEST = "x" * 63
 FEDERATION = LONGEST
@@ -87,3 +94,41 @@ def test_a_federation_has_two_to_512_members(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words) as refused:
             CoordinatorConfig.read(file_of(tmp_path, members))
         assert refused.value.name == "BAD_VALUE"
+
+
+def with_http(folder: Path, http: str | None) -> Path:
+    path = file_of(folder, 3)
+    line = "" if http is None else f"http: {http}\n"
+    path.write_text(path.read_text(encoding="utf-8") + line, encoding="utf-8")
+    return path
+
+
+def test_health_and_metrics_are_on_loopback_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    assert CoordinatorConfig.read(with_http(tmp_path, None)).http == "127.0.0.1:8080"
+    assert CoordinatorConfig.read(with_http(tmp_path, "null")).http is None
+    assert CoordinatorConfig.read(with_http(tmp_path, '"0.0.0.0:9"')).http == "0.0.0.0:9"
+    with pytest.raises(ConfigError, match="http must be host:port"):
+        CoordinatorConfig.read(with_http(tmp_path, '"8080"'))
+
+
+def test_a_taken_http_port_is_named_before_anything_is_recovered(tmp_path: Path) -> None:
+    text = STUDY.replace("SIZE", "8").replace("ROUNDS", "1").replace("DEADLINE", "60s")
+    study = parse_study(text.replace("SUITE", "classical").replace("OWNER", "uni-x"))
+    plan = FederationPlan(tmp_path / "f", "heart", study, [SitePlan("a"), SitePlan("b")])
+    build(plan, "127.0.0.1:0")
+    path = plan.coordinator_folder / "coordinator.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        write(path, {**data, "http": f"127.0.0.1:{port}"})
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "common.cli", "coordinator", "serve", "--config", path],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == ExitCode.BAD_INPUT
+    (line,) = (line for line in done.stderr.splitlines() if "service.failed" in line)
+    assert "FC-2002" in line
+    assert f"http: 127.0.0.1:{port} is taken" in line
+    assert "set `http` to another port" in line
+    assert "service.started" not in done.stderr
+    assert not (plan.coordinator_folder / "state" / "address").exists()
