@@ -16,7 +16,6 @@ to everybody but root.
 from __future__ import annotations
 
 import base64
-import binascii
 import ctypes
 import os
 import re
@@ -38,7 +37,7 @@ _PR_GET_DUMPABLE: Final = 3
 _SECCOMP_FILTER: Final = 2
 _CAPABILITY_SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _PEM_KEY: Final = "PRIVATE KEY-----"
-_PEM_BASE64: Final = "LS0tLS1CRUdJTi"
+_PEM_BASE64: Final = re.compile("LS0tLS1CRUdJTi[A-Za-z0-9+/]*")
 """`-----BEGIN` in base64, as some put files into variables."""
 
 
@@ -157,13 +156,10 @@ def holds_key(text: str) -> bool:
     """Say whether a variable's value is a private key in PEM, as it is or in base64."""
     if _PEM_KEY in text:
         return True
-    if _PEM_BASE64 not in text:
-        return False
-    packed = "".join(text.split())
-    try:
-        return _PEM_KEY.encode() in base64.b64decode(packed[packed.index(_PEM_BASE64) :])
-    except binascii.Error:
-        return False
+    for packed in _PEM_BASE64.findall("".join(text.split())):
+        if _PEM_KEY.encode() in base64.b64decode(packed[: len(packed) // 4 * 4]):
+            return True
+    return False
 
 
 def is_dumpable() -> bool:
