@@ -161,6 +161,7 @@ def test_step_2_by_hand_does_not_say_so_of_a_changed_byte(
 def test_steps_3_to_5_lead_to_files_that_the_node_accepts(certificates: Path) -> None:
     folder = certificates.parent
     (folder / "table.csv").write_text("age,sex,num\n60,1,0\n", "utf-8")
+    (certificates / "tls.key").chmod(0o644)  # as it comes from a stick
     files, fill = section("3. Put the files in place"), section("4. Fill in policy.yaml")
     source = {"SOURCE": str(ROOT)}
     shown = shell([*files, *fill], folder, **source)
