@@ -111,8 +111,11 @@ def handed_over(tmp_path: Path) -> tuple[Path, str]:
     return folder, digest
 
 
-GENUINE = ("Verified Successfully", "the list is genuine", "every file is genuine")
-"""What the three checks of step 2 print, each only if it passed."""
+GENUINE = (
+    *("Verified Successfully", "the list is genuine"),
+    *("every file is genuine", "there is no other file"),
+)
+"""What the four checks of step 2 print, each only if it passed."""
 
 
 def by_hand() -> list[str]:
@@ -156,6 +159,16 @@ def test_step_2_by_hand_does_not_say_so_of_a_changed_byte(
     tar.write_bytes(data.replace(place, place[:-1] + b"x"))
     out = shell(["set +e", *by_hand()], folder)
     assert missing not in out
+
+
+def test_step_2_by_hand_finds_a_file_that_nobody_signed(handed_over: tuple[Path, str]) -> None:
+    folder, _ = handed_over
+    tar = folder / f"fedcare-bundle-{VERSION}.tar"
+    more = header(f"fedcare-bundle-{VERSION}/source/setup.cfg", 1, executable=False) + bytes(512)
+    tar.write_bytes(tar.read_bytes().removesuffix(END) + more + END)
+    out = shell(["set +e", *by_hand()], folder)
+    assert GENUINE[2] in out
+    assert GENUINE[3] not in out
 
 
 def test_steps_3_to_5_lead_to_files_that_the_node_accepts(certificates: Path) -> None:
