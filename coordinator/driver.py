@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.certificates import ChainTrust
 from common.clock import Clock
-from common.errors import FedError, InternalError, Refusal
+from common.errors import ConnectError, FedError, InternalError, Refusal
 from common.events import Event
 from common.identity import Identity
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
@@ -128,6 +128,7 @@ class RunDriver:
         self._models: list[ModelRef] = []
         self._changed = asyncio.Condition()
         self._version = 0
+        self._over = False
 
     # --- what others ask ---------------------------------------------------------------------
 
@@ -153,12 +154,17 @@ class RunDriver:
         """Yield the view at once and after changes, until it is final.
 
         Changes within `WATCH_PAUSE_S` come together: watching must not slow the run.
+
+        Raises:
+            ConnectError: UNREACHABLE, the coordinator stops; ask again when it is back.
         """
         seen = -1
         while True:
             async with self._changed:
-                while self._version == seen:
+                while self._version == seen and not self._over:
                     await self._changed.wait()
+                if self._version == seen:
+                    raise ConnectError("UNREACHABLE", "the coordinator is stopping")
                 seen = self._version
             view = self.view()
             yield view
@@ -260,6 +266,9 @@ class RunDriver:
                 timer.cancel()
             for task in self._work:
                 task.cancel()
+            self._over = True
+            async with self._changed:
+                self._changed.notify_all()
 
     async def _handle(self, events: list[RunEvent]) -> None:
         state = self.state
@@ -369,7 +378,11 @@ class RunDriver:
 
     def tell_link(self, node: NodeId, *, lost: bool, **fields: Shown) -> bool:
         """Log a hospital's lost or new stream if it means something for the open round."""
-        news = link_lost(self.state, node) if lost else link_back(self.state, node)
+        news = (
+            link_lost(self.state, node, self._shop.hub.connected)
+            if lost
+            else link_back(self.state, node)
+        )
         if news is None:
             return False
         shown = {
