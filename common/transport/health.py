@@ -112,7 +112,7 @@ def local_server(directory: Path, servicer: HealthServicer) -> Iterator[grpc.aio
         StateError: DISK, no socket can be made there.
     """
     with entered(directory) as (handle, address):
-        _clear(directory, handle)
+        _check_free(directory, handle)
         listener = grpc.aio.server(
             options=server_options(), maximum_concurrent_rpcs=_CALLS_ON_SOCKET
         )
@@ -126,14 +126,14 @@ def local_server(directory: Path, servicer: HealthServicer) -> Iterator[grpc.aio
                 f"{directory / SOCKET}: no socket can be made there",
                 fix="Keep state_dir on a local file system of Linux, with /proc mounted.",
             ) from None
-        try:
-            yield listener
-        finally:
-            _clear(directory, handle)
+        yield listener
 
 
-def _clear(directory: Path, handle: int) -> None:
-    """Remove the socket that an earlier process left."""
+def _check_free(directory: Path, handle: int) -> None:
+    """Refuse a place where something other than a dead process' socket lies.
+
+    gRPC itself removes such a socket when it begins to listen, and its own when it stops.
+    """
     try:
         found = os.stat(SOCKET, dir_fd=handle, follow_symlinks=False)
     except FileNotFoundError:
@@ -144,4 +144,3 @@ def _clear(directory: Path, handle: int) -> None:
             f"{directory / SOCKET} is in the way: it is no socket",
             fix="Move it away; the node makes its socket there.",
         )
-    os.unlink(SOCKET, dir_fd=handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -199,6 +200,10 @@ def test_many_silent_connections_do_not_keep_a_probe_out(place: tuple[str, int])
     try:
         began = time.monotonic()
         assert ask(place, "/healthz")[0] == 200
+        for link in silent[: -LIMITS.connections]:
+            link.settimeout(0.5)
+            with contextlib.suppress(ConnectionResetError):
+                assert link.recv(1) == b"", "the oldest are shown out"
         assert time.monotonic() - began < 0.9  # not by waiting until they are too slow
     finally:
         for link in silent:
