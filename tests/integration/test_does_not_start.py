@@ -267,6 +267,14 @@ def put(path: str, data: str | bytes) -> Edit:
     return lambda folder: (folder / path).write_bytes(content)
 
 
+def remove(path: str) -> Edit:
+    return lambda folder: (folder / path).unlink()
+
+
+def mode(path: str, bits: int) -> Edit:
+    return lambda folder: (folder / path).chmod(bits)
+
+
 def a_folder(path: str) -> Edit:
     def edit(folder: Path) -> None:
         (folder / path).unlink()
@@ -288,11 +296,11 @@ KEYS = [
     for home in ("coordinator", "node")
     for case in (
         Case(home, "FILE_MISSING", (f"{home}/tls.key",),
-             lambda f, h=home: (f / h / "tls.key").unlink()),
+             remove(f"{home}/tls.key")),
         Case(home, "KEY_PERMISSIONS", (f"{home}/tls.key", "0644"),
-             lambda f, h=home: (f / h / "tls.key").chmod(0o644), "chmod 600"),
+             mode(f"{home}/tls.key", 0o644), "chmod 600"),
         Case(home, "KEY_PERMISSIONS", (f"{home}/tls.key", "0640"),
-             lambda f, h=home: (f / h / "tls.key").chmod(0o640), "chmod 600"),
+             mode(f"{home}/tls.key", 0o640), "chmod 600"),
         Case(home, "CERT_INVALID", (f"{home}/tls.key", "not the key"),
              take(f"second/{home}", "tls.key")),
         Case(home, "CERT_INVALID", (f"{home}/tls.crt", f"{home}/ca.crt"),
@@ -319,7 +327,7 @@ OTHERS = [
          swap("node/policy.yaml", "[cleveland, ", "[")),
     Case("node", "FILE_MISSING", ("policy.yaml", "directory"), a_folder("node/policy.yaml")),
     Case("node", "FILE_MISSING", ("site.yaml:6", "'cleveland.csv'"),
-         lambda folder: (folder / "node" / "cleveland.csv").unlink()),
+         remove("node/cleveland.csv")),
     Case("node", "FILE_MISSING", ("site.yaml:6", "'cleveland.csv'", "folder"),
          a_folder("node/cleveland.csv")),
     Case("node", "DATA_COLUMN",
@@ -517,8 +525,8 @@ def test_files_that_this_user_may_not_read_are_named(folder: Path) -> None:
     says = ("site.yaml:6", "cleveland.csv", f"uid {NOBODY}", "Permission denied")
     expect(start("node", folder, wrap), "FILE_MISSING", says)
     os.chown(folder / "node" / "tls.key", 0, 0)
-    says = ("node/tls.key", f"uid {NOBODY}", "Permission denied")
-    expect(start("node", folder, wrap), "FILE_MISSING", says)
+    key = ("node/tls.key", f"uid {NOBODY}", "Permission denied")
+    expect(start("node", folder, wrap), "FILE_MISSING", key)
 
 
 MOUNT = 'mount -t tmpfs -o mode=0700,size={size} tmpfs {state} && {then} exec "$@"'

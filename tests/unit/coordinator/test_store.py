@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ import sqlalchemy as sql
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from common.certificates import Role
 from common.errors import RoundError, StateError
 from common.ids import ConfigHash, RunId, StudyId
+from common.pki import create_ca, issue
 from coordinator import store as module
 from coordinator.store import (
     SqlStore,
@@ -256,3 +260,21 @@ def test_a_write_that_fails_is_one_clear_line(store: SqlStore) -> None:
         store.append(RunId("a"), 0, [b"0"])
     assert found.value.name == "DISK"
     assert "\n" not in found.value.detail
+
+
+def test_a_database_of_another_federation_is_refused_before_its_tables_are_touched(
+    tmp_path: Path,
+) -> None:
+    now = time.time()
+    create_ca(tmp_path / "pki", "lung-network", now_unix=now)
+    issue(tmp_path / "pki", Role.RESEARCHER, "uni-x", now_unix=now, out=tmp_path / "uni-x")
+    chain = (tmp_path / "uni-x" / "tls.crt").read_bytes()
+    url = default_url(tmp_path)
+    store = open_store(url, "lung-network")
+    store.add_run(STUDY, replace(run(), chain=chain))
+    store.close()
+    open_store(url, "lung-network").close()
+    with pytest.raises(StateError) as found:
+        open_store(url, "heart-network")
+    assert found.value.name == "STATE_FOREIGN"
+    assert "runs of lung-network" in found.value.detail

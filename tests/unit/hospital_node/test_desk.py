@@ -1,0 +1,77 @@
+"""What a hospital tells the coordinator about a study that its own table does not fit."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import CATALOGUE
+from common.logs import make_log
+from common.policy import parse_policy
+from common.site import load_site
+from common.study import canonical_json, config_hash, parse_study
+from hospital_node.learning import HospitalDesk
+from tests.policy_texts import POLICY
+
+STUDY = """\
+schema: fedcare.study/v1
+id: small-study
+purpose: research
+dataset: heart
+owner: {name: Somebody, organisation: uni-x}
+features: [{name: age, type: float, unit: a, impute: mean}]
+target: {type: binary, name: num}
+model: {kind: logistic}
+federation: {rounds: 1, min_sites: 3, round_deadline: 30s}
+"""
+SITE = """\
+schema: fedcare.site/v1
+id: cleveland
+data: [{name: heart, kind: csv, path: rows-of-cleveland.csv, columns: {num: diagnosis}}]
+"""
+GOOD = "age,diagnosis,salary\n" + "".join(f"{40 + n},{n % 2},77{n}\n" for n in range(12))
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "in_log"),
+    [
+        (GOOD.replace("age", "years"), "DATA_COLUMN", "'age'"),
+        (GOOD.replace("diagnosis", "diagnoses"), "DATA_COLUMN", "'diagnoses'"),
+        (GOOD.replace("41,", "forty-one,"), "DATA_VALUE", "row 2"),
+        (GOOD.replace(",1,", ",maybe,"), "DATA_LABEL", "row 2"),
+        (GOOD + "50,1\n", "FILE_SYNTAX", "row 13: 2 cells, the header has 3"),
+        ("age,diagnosis,salary\n", "DATA_EMPTY", "no rows"),
+        (GOOD.encode() + b"50,1,\xff\n", "FILE_SYNTAX", "UTF-8"),
+        (None, "FILE_MISSING", "rows-of-cleveland.csv"),
+    ],
+)
+def test_a_study_that_the_table_does_not_fit_is_refused_and_nothing_of_the_table_is_told(
+    tmp_path: Path, table: str | bytes | None, name: str, in_log: str
+) -> None:
+    file = tmp_path / "rows-of-cleveland.csv"
+    (tmp_path / "site.yaml").write_text(SITE)
+    file.write_text(GOOD)
+    site = load_site(tmp_path / "site.yaml")
+    if table is None:
+        file.unlink()
+    else:
+        file.write_bytes(table if isinstance(table, bytes) else table.encode())
+    study, log = parse_study(STUDY), io.StringIO()
+    desk = HospitalDesk(parse_policy(POLICY, "policy.yaml"), site, make_log(log, form="json"))
+    (objection,) = desk.judge(canonical_json(study), config_hash(study))
+    assert (objection.code, objection.detail) == (name, CATALOGUE[name].meaning)
+    line = json.loads(log.getvalue())
+    assert (line["event"], line["name"]) == ("study.refused", name)
+    assert in_log in line["detail"]
+
+
+def test_a_study_that_fits_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(SITE)
+    (tmp_path / "rows-of-cleveland.csv").write_text(GOOD)
+    study = parse_study(STUDY)
+    site = load_site(tmp_path / "site.yaml")
+    desk = HospitalDesk(parse_policy(POLICY, "policy.yaml"), site, make_log(io.StringIO()))
+    assert desk.judge(canonical_json(study), config_hash(study)) == ()
