@@ -53,7 +53,10 @@ from fedcare.v1 import aggregation_pb2_grpc, operations_pb2_grpc
 
 STOP_GRACE_S = 5.0
 CALLS_OF_PEOPLE = 64
-"""Calls there is room for beside those that every member may have open at a time."""
+"""Calls that operators and researchers may have open, all together."""
+
+CALLS_OF_ITS_OWN = 8
+"""Calls of this machine's health checks and status: there is always room for them."""
 
 
 def lock_state(state_dir: Path) -> TextIO:
@@ -234,8 +237,9 @@ def _listener(
         clock=clock,
         admit=_admission(service),
         report=_reporter(log),
+        calls_of_people=CALLS_OF_PEOPLE,
     )
-    calls = CALLS_OF_ONE_PEER * len(config.members) + CALLS_OF_PEOPLE
+    calls = CALLS_OF_ONE_PEER * len(config.members) + CALLS_OF_PEOPLE + CALLS_OF_ITS_OWN
     listener = server([guard], concurrent_calls=calls)
     aggregation_pb2_grpc.add_AggregationServicer_to_server(AggregationServicer(service), listener)
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(service), listener)

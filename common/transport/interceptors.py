@@ -5,7 +5,8 @@ In this order, for each call, before any handler runs or any message is parsed:
 1. the connection negotiated TLS 1.3;
 2. the peer's certificate names exactly one identity of this federation, valid now;
 3. `admit` lets it in (the seam for revocation and enrolment);
-4. it has not too many calls open already: a peer has a share of the calls, not all;
+4. it has not too many calls open already: a peer has a share of the calls, not all, and
+   so have people together, who may be any number; hospitals and health checks get through;
 5. its role may call this method; a method that is not in the table is refused.
 
 While the handler runs, `caller()` tells who called, and the call ends when the caller's
@@ -41,6 +42,8 @@ MethodTable = Mapping[str, frozenset[Role]]
 CALLS_OF_ONE_PEER: Final = 16
 """Open calls of one certificate's name. A node has a session, and an upload and a download
 for each of its studies; a second session for the moment in which one replaces another."""
+
+_PEOPLE: Final = frozenset({Role.OPERATOR, Role.RESEARCHER})
 
 _caller: ContextVar[PeerIdentity] = ContextVar("fedcare_caller")
 
@@ -96,13 +99,16 @@ class Guard(grpc.aio.ServerInterceptor):
         clock: Clock,
         admit: Callable[[PeerIdentity], None] = _ignore,
         report: Callable[[CallFailure], None] = _ignore,
+        calls_of_people: int | None = None,
     ) -> None:
         self._federation = federation
         self._methods = dict(methods)
         self._clock = clock
         self._admit = admit
         self._report = report
+        self._calls_of_people = calls_of_people
         self._open: Counter[str] = Counter()
+        self._open_of_people = 0
 
     async def intercept_service(
         self,
@@ -147,14 +153,19 @@ class Guard(grpc.aio.ServerInterceptor):
     @contextmanager
     def _counted(self, peer: PeerIdentity) -> Iterator[None]:
         """Hold one of the peer's calls."""
-        name = f"{peer.role}/{peer.id}"
+        name, most = f"{peer.role}/{peer.id}", self._calls_of_people
+        person = peer.role in _PEOPLE
         if self._open[name] >= CALLS_OF_ONE_PEER:
             raise RoundError("BUSY", f"{peer.node_id} has {CALLS_OF_ONE_PEER} calls open")
+        if person and most is not None and self._open_of_people >= most:
+            raise RoundError("BUSY", f"operators and researchers have {most} calls open together")
         self._open[name] += 1
+        self._open_of_people += person
         try:
             yield
         finally:
             self._open[name] -= 1
+            self._open_of_people -= person
             if not self._open[name]:
                 del self._open[name]
 
