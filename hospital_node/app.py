@@ -29,9 +29,10 @@ from common.ids import NodeId, hospital_id
 from common.logs import EventLog, capture_libraries, make_log
 from common.policy import Policy, load_policy
 from common.secagg.node_state import NodeRules
-from common.site import Site, load_site
+from common.site import Site, read_site
 from common.state_folder import Owner
 from hospital_node.config import NodeConfig
+from hospital_node.data.headings import check_tables
 from hospital_node.driver import Node, NodeParts
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
@@ -65,6 +66,7 @@ def load_setup(config: NodeConfig, clock: Clock) -> NodeSetup:
 
     Raises:
         ConfigError: a file is missing or wrong, or two files contradict each other.
+        DataError: a table is empty, or lacks a column that the manifest names.
         IdentityError: the certificate is not this hospital's, or not of the pinned CA.
         PolicyRefusal: POLICY_UNSUPPORTED.
     """
@@ -76,7 +78,7 @@ def load_setup(config: NodeConfig, clock: Clock) -> NodeSetup:
         now_unix=clock.unix(),
     )
     check_identity(identity, policy)
-    site = None if config.site is None else load_site(config.path(config.site))
+    site = None if config.site is None else _site(config.path(config.site))
     if site is not None and site.id != policy.value.site:
         raise ConfigError(
             "BAD_VALUE",
@@ -84,6 +86,13 @@ def load_setup(config: NodeConfig, clock: Clock) -> NodeSetup:
             f" '{policy.value.site}'",
         )
     return NodeSetup(config, policy, site, identity)
+
+
+def _site(path: Path) -> Site:
+    """Load the manifest, and hold it against the tables it names."""
+    loaded = read_site(path)
+    check_tables(loaded)
+    return loaded.value
 
 
 def check_identity(identity: Identity, policy: Loaded[Policy]) -> None:
