@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NOWHERE = "http://127.0.0.1:9"
 OFFLINE = {
+    "OMP_NUM_THREADS": "1",
     "PIP_NO_INDEX": "1",
     "PIP_CONFIG_FILE": os.devnull,
     "HTTP_PROXY": NOWHERE,
