@@ -25,7 +25,7 @@ STUCK = """
 import asyncio, sys
 from hospital_node.driver import Node
 
-async def run(self):
+async def run(self, *_beside):
     print("running", flush=True)
     await self._stopping.wait()
     print("stopping", flush=True)
