@@ -19,7 +19,7 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def entries(path: Path) -> dict[str, tuple[str, frozenset[str]]]:
     """Each pinned package of a lock: its line (version and marker) and its hashes."""
     text = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
-    found = {}
+    found: dict[str, tuple[str, frozenset[str]]] = {}
     for entry in re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]:
         first = entry.splitlines()[0].rstrip("\\ ")
         hashes = frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", entry))
