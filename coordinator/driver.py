@@ -26,7 +26,7 @@ from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.logs import EventLog, utc_stamp
 from common.messages import ReleaseNotice, UploadAck
 from common.secagg.coordinator_state import RoundPhase
-from common.secagg.messages import Refused, Resume, ResumeState, UploadEnd
+from common.secagg.messages import Ready, Refused, Resume, ResumeState, UploadEnd
 from common.secagg.ring import word_bytes
 from common.views import RunView
 from common.wire import CoordinatorStep
@@ -319,7 +319,10 @@ class RunDriver:
             case FromNode(node=node, step=step):
                 hd = getattr(step, "hd", b"")
                 self._send(node, Refused(hd, refusal.name, refusal.detail))
-                self._log.failure(Event.PROTOCOL_REFUSED, refusal, site=site_name(node))
+                about = {"code": refusal.code, "name": refusal.name, "detail": refusal.detail}
+                # Who was away or a little late is ready again soon: not for people.
+                write = self._log.debug if isinstance(step, Ready) else self._log.warning
+                write(Event.PROTOCOL_REFUSED, site=site_name(node), **about)
             case UploadComplete(node=node, end=end):
                 self._answer(node, end.hd, refusal)
             case _:

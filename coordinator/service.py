@@ -121,6 +121,7 @@ class CoordinatorService:
         self._run_died = asyncio.Event()
         self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
         self._last_seen: dict[NodeId, float] = {}
+        self._closing = False
         self._silent: dict[NodeId, str] = {}
         """Whose stream is being closed for its silence, in words."""
         self._link_changed_at: dict[NodeId, float] = {}
@@ -218,6 +219,7 @@ class CoordinatorService:
 
     async def close(self) -> None:
         """End all streams and drivers; what is stored stays."""
+        self._closing = True
         self._shop.hub.close()
         for task in self._tasks.values():
             task.cancel()
@@ -247,13 +249,16 @@ class CoordinatorService:
         self._last_seen.pop(outbox.node, None)
         if self._tasks_with_keys.pop(outbox.node, None) is not None:
             self._link_changed_at[outbox.node] = self._shop.clock.monotonic()
-            self._tell_link(outbox.node, lost=True, reason=self._silent.pop(outbox.node, None))
+            reason = "this coordinator stops" if self._closing else None
+            reason = self._silent.pop(outbox.node, reason)
+            self._tell_link(outbox.node, lost=True, reason=reason)
         for driver in self._drivers.values():
             driver.post(NodeLost(outbox.node))
 
     def _tell_link(self, node: NodeId, *, lost: bool, **fields: Shown) -> None:
         """Log a lost or new stream: once for each open round it matters to, else once."""
-        told = [driver.tell_link(node, lost=lost, **fields) for driver in self._drivers.values()]
+        drivers = () if self._closing else self._drivers.values()
+        told = [driver.tell_link(node, lost=lost, **fields) for driver in drivers]
         if not any(told):
             event = Event.LINK_LOST if lost else Event.LINK_CONNECTED
             self._shop.log.info(event, site=site_name(node), **fields)

@@ -6,7 +6,7 @@ screen. Times are monotonic seconds; whoever shows them turns them into what peo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -192,8 +192,11 @@ class LinkNews:
     """Whether the round now waits for a hospital that is away."""
 
 
-def link_lost(state: RunState, node: NodeId) -> LinkNews | None:
-    """Return what losing a hospital means for the open round; None if it has no part in one."""
+def link_lost(state: RunState, node: NodeId, connected: Collection[NodeId]) -> LinkNews | None:
+    """Return what losing a hospital means for the open round; None if it has no part in one.
+
+    `connected`: whose streams are up now; the run may not have heard of all others yet.
+    """
     found = _part(state, node)
     if found is None:
         return None
@@ -205,11 +208,13 @@ def link_lost(state: RunState, node: NodeId) -> LinkNews | None:
         if current.phase in (RoundPhase.RUNNING, RoundPhase.PROPOSED):
             then = "its upload counts; its seeds can be recovered from the others"
         return LinkNews(number, "", None, then, matters=False)
-    then = _without_one(state, current, header, node)
+    then = _without_one(current, header, node, connected)
     return LinkNews(number, what, wait.until, then, matters=True)
 
 
-def _without_one(state: RunState, current: RoundState, header: Header, node: NodeId) -> str:
+def _without_one(
+    current: RoundState, header: Header, node: NodeId, connected: Collection[NodeId]
+) -> str:
     """Say what a round does if one of its hospitals does not come back in time."""
     if current.phase is RoundPhase.CERTIFIED:
         return "its seeds are recovered from the others"
@@ -219,7 +224,7 @@ def _without_one(state: RunState, current: RoundState, header: Header, node: Nod
     if current.phase is RoundPhase.RUNNING:
         have, need = len(current.uploads), header.s_min
     nodes, what = awaited(current, header)
-    others = (nodes - {node}) & state.connected
+    others = (nodes - {node}).intersection(connected)
     if have >= need:
         return "goes on without it"
     if have + len(others) >= need:

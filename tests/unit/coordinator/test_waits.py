@@ -157,7 +157,7 @@ def test_a_lost_link_says_what_the_round_does_without_the_hospital(
 ) -> None:
     world = muted(kind, *mute)
     world.lose(lost)
-    news = link_lost(world.state, world.at(lost))
+    news = link_lost(world.state, world.at(lost), world.online)
     assert news is not None
     assert (news.round, news.what, news.then) == (1, what, then)
     assert news.matters == bool(what)
@@ -168,7 +168,7 @@ def test_the_last_one_that_can_be_missed_is_told_from_the_first() -> None:
     world = muted(Uploaded, 1, 2)
     world.lose(2)
     world.lose(1)
-    news = link_lost(world.state, world.at(1))
+    news = link_lost(world.state, world.at(1), world.online)
     assert news is not None
     assert news.then == "voided unless it is back by then"
 
@@ -187,7 +187,7 @@ def test_a_stranger_to_the_round_means_nothing_to_it() -> None:
     world = muted(Ready, 3)
     world.mute.add((world.at(0), Uploaded))
     world.fire("gather")
-    assert link_lost(world.state, world.at(3)) is None
+    assert link_lost(world.state, world.at(3), world.online) is None
     news = link_back(world.state, world.at(3))
     assert news is not None
     assert news.then == "it takes part from the next round on"
