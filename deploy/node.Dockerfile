@@ -11,16 +11,18 @@
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-FROM ${BASE_IMAGE} AS build
+# These two stages are the same in both Dockerfiles: what one build made, the other finds in the cache.
+FROM ${BASE_IMAGE} AS locked
 ARG PIP_INDEX_URL=https://pypi.org/simple
-ARG TORCH=cpu
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 COPY deploy/wheelhouse deploy/wheelhouse
 COPY deploy/image/install.sh deploy/image/
-COPY deploy/*.lock deploy/
+COPY deploy/build.lock deploy/coordinator.lock deploy/node.lock deploy/simulation.lock deploy/
 COPY requirements-torch.txt ./
-RUN deploy/image/install.sh locks deploy/node.lock
+RUN deploy/image/install.sh locks /build deploy/build.lock
+RUN deploy/image/install.sh locks /opt/fedcare deploy/coordinator.lock
+
+FROM locked AS wheel
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY protos protos
 COPY studies studies
@@ -28,7 +30,15 @@ COPY common common
 COPY coordinator coordinator
 COPY hospital_node hospital_node
 COPY researcher researcher
-RUN deploy/image/install.sh product
+RUN deploy/image/install.sh wheel
+
+FROM locked AS build
+ARG TORCH=cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN deploy/image/install.sh locks /opt/fedcare deploy/node.lock
+RUN deploy/image/install.sh torch /opt/fedcare "${TORCH}"
+COPY --from=wheel /wheel /wheel
+RUN deploy/image/install.sh product /opt/fedcare && deploy/image/install.sh compile /opt/fedcare
 
 FROM ${BASE_IMAGE} AS node
 ARG VERSION=0.1.0

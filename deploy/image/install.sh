@@ -1,9 +1,12 @@
 #!/bin/sh
-# Fills /opt/fedcare, a virtual environment without pip, in the first stage of an image.
+# Fills virtual environments without pip in the first stages of an image.
 #
-#   install.sh locks LOCK..   packages pinned by hash; with TORCH=cpu or cuda also torch
-#   install.sh product        this source tree, built with the pinned build tools
-#   install.sh beside LOCK    into /opt/beside, for an image that needs one package more
+#   install.sh locks VENV LOCK..   packages pinned by hash
+#   install.sh torch VENV cpu|cuda torch, pinned by version (requirements-torch.txt says why)
+#   install.sh wheel               this source tree as a wheel in /wheel, built with /build's tools
+#   install.sh product VENV        that wheel
+#   install.sh beside LOCK         into /opt/beside, for an image that needs one package more
+#   install.sh compile VENV        byte code for everything: a read-only container can write none
 #
 # If the wheel house (deploy/wheelhouse) holds wheels, everything comes from there and no index
 # is asked, whatever is configured. If it holds none, everything comes from the index: pip's
@@ -21,47 +24,49 @@ else
     torch_from="--index-url ${TORCH_INDEX:-}"
     echo "packages come from the index"
 fi
+locked="--require-hashes --no-deps --only-binary :all:"
 
 # into VENV ARGUMENT..: pip of the base image, working on an environment that has none.
 into() {
     venv=$1
     shift
+    [ -x "$venv/bin/python" ] || python3 -m venv --without-pip "$venv"
     python3 -m pip --python "$venv/bin/python" --disable-pip-version-check --no-input --quiet \
-        install --no-cache-dir "$@"
+        install --no-cache-dir --no-compile "$@"
 }
-
-locked="--require-hashes --no-deps --only-binary :all:"
 
 case "$1" in
 locks)
-    shift
-    python3 -m venv --without-pip /opt/fedcare
+    venv=$2
+    shift 2
     for lock in "$@"; do
-        into /opt/fedcare $from $locked -r "$lock"
+        into "$venv" $from $locked -r "$lock"
     done
-    case "${TORCH:-none}" in
-    none) ;;
-    cpu) into /opt/fedcare $torch_from --no-deps -r requirements-torch.txt ;;
-    cuda) into /opt/fedcare $torch_from -r requirements-torch.txt ;; # CUDA's libraries are its requirements
+    ;;
+torch)
+    case "$3" in
+    cpu) into "$2" $torch_from --no-deps -r requirements-torch.txt ;;
+    cuda) into "$2" $torch_from -r requirements-torch.txt ;; # CUDA's libraries are its requirements
     *)
-        echo "TORCH is '$TORCH': it must be cpu or cuda" >&2
+        echo "TORCH is '$3': it must be cpu or cuda" >&2
         exit 1
         ;;
     esac
     ;;
-product)
-    python3 -m venv --without-pip /build
-    into /build $from $locked -r deploy/build.lock
+wheel)
     mkdir /wheel
-    # The build back end, called as an installer would; pip here has no build tools of its own.
+    # The build back end, called as an installer would; no environment here has an installer.
     /build/bin/python -c "from setuptools import build_meta; build_meta.build_wheel('/wheel')"
-    into /opt/fedcare --no-index --no-deps /wheel/*.whl
     ;;
-beside)
-    into /opt/fedcare $from $locked -r "$2" --target /opt/beside
+product) into "$2" --no-index --no-deps /wheel/*.whl ;;
+beside) into /build $from $locked -r "$2" --target /opt/beside ;;
+compile)
+    # Not checked against the sources' times at each start: nobody can change these files.
+    "$2/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$2/lib" || true
+    "$2/bin/python" -c "import common.cli"
     ;;
 *)
-    echo "install.sh: '$1' is neither locks, product nor beside" >&2
+    echo "install.sh: '$1' is none of locks, torch, wheel, product, beside, compile" >&2
     exit 1
     ;;
 esac

@@ -9,7 +9,7 @@ for place in /usr/local/lib/python3* /usr/lib/python3* /usr/lib/python3/dist-pac
     done
 done
 rm -rf /usr/local/bin/pip* /usr/bin/pip* /usr/bin/wheel /usr/local/bin/wheel \
-    /usr/share/python-wheels /root/.cache /var/lib/apt/lists/*
+    /usr/share/python-wheels "$HOME/.cache" /var/lib/apt/lists/*
 for tool in cc gcc g++ c++ clang ld as make; do
     found=$(command -v "$tool" || true)
     [ -z "$found" ] || rm -f "$found"

@@ -43,15 +43,16 @@ print(json.dumps({
 
 REACHABLE = """
 import json, socket, sys
-found = {}
-for target in sys.argv[1:]:
+from concurrent.futures import ThreadPoolExecutor
+def attempt(target):
     host, port = target.rsplit(':', 1)
     try:
         socket.create_connection((host, int(port)), timeout=1.5).close()
-        found[target] = 'answers'
+        return 'answers'
     except OSError as error:
-        found[target] = 'refuses' if isinstance(error, ConnectionRefusedError) else 'silent'
-print(json.dumps(found))
+        return 'refuses' if isinstance(error, ConnectionRefusedError) else 'silent'
+with ThreadPoolExecutor(32) as pool:
+    print(json.dumps(dict(zip(sys.argv[1:], pool.map(attempt, sys.argv[1:])))))
 """
 
 
