@@ -124,25 +124,6 @@ def test_every_server_becomes_healthy(federation: Federation) -> None:
     federation.project.wait_healthy(*SERVERS)
 
 
-def test_a_second_up_goes_on_where_the_first_was(federation: Federation) -> None:
-    project = federation.project
-    runs = runs_of(federation)
-    project.compose("up", "-d", "--no-build", timeout=180)
-    assert project.wait_exit("researcher", timeout=90) == 0
-    assert runs_of(federation) == runs
-    project.compose("down", "-t", "15", timeout=120)
-    project.compose("up", "-d", "--no-build", timeout=180)
-    assert project.wait_exit("researcher", timeout=90) == 0
-    assert runs_of(federation) == runs
-    project.wait_healthy(*SERVERS)
-
-
-def runs_of(federation: Federation) -> list[dict[str, Any]]:
-    answer = json.loads(federation.project.researcher("run", "list", "--json"))
-    assert answer["ok"]
-    return [{key: run[key] for key in ("run_id", "state")} for run in answer["data"]["runs"]]
-
-
 def test_the_model_in_the_results_verifies_with_the_pinned_ca_alone(federation: Federation) -> None:
     project = federation.project
     said = project.compose(
@@ -298,3 +279,25 @@ def test_metrics_health_and_readiness_answer_inside_the_container(federation: Fe
         ["readyz", "200"],
         ["metrics", "200"],
     ]
+
+
+# --- again --------------------------------------------------------------------------------
+
+
+def test_a_second_up_goes_on_where_the_first_was(federation: Federation) -> None:
+    project = federation.project
+    runs = runs_of(federation)
+    project.compose("up", "-d", "--no-build", timeout=180)
+    assert project.wait_exit("researcher", timeout=90) == 0
+    assert runs_of(federation) == runs
+    project.compose("down", "-t", "15", timeout=120)
+    project.compose("up", "-d", "--no-build", timeout=180)
+    assert project.wait_exit("researcher", timeout=90) == 0
+    assert runs_of(federation) == runs
+    project.wait_healthy(*SERVERS)
+
+
+def runs_of(federation: Federation) -> list[dict[str, Any]]:
+    answer = json.loads(federation.project.researcher("run", "list", "--json"))
+    assert answer["ok"]
+    return [{key: run[key] for key in ("run_id", "state")} for run in answer["data"]["runs"]]

@@ -31,7 +31,7 @@ from deploy.bundle.locks import ROOT, pins
 from deploy.bundle.make import make
 from deploy.bundle.source import Tree, build_wheel, read_tree
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
 NOWHERE = "http://127.0.0.1:9"
 OFFLINE = {
@@ -197,15 +197,40 @@ def test_two_hospitals_train_from_the_bundle_alone(
 # ---------------------------------------------------------------- images
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Iterator[str]:
-    """A small image in the engine of this machine, for as long as the test runs."""
+def engine() -> str:
+    """Return the engine's client, or skip."""
     docker = shutil.which("docker")
     if (
         docker is None
         or subprocess.run([docker, "info"], capture_output=True, check=False).returncode
     ):
         pytest.skip("no container engine answers here")
+    return docker
+
+
+@pytest.mark.parametrize("service", ["coordinator", "node"])
+def test_an_image_is_built_and_runs_from_the_bundle_with_the_network_off(
+    unpacked: Path, service: str
+) -> None:
+    docker, name = engine(), f"fedcare-bundle-test/{service}:{secrets.token_hex(4)}"
+    build = [docker, "build", "--network", "none", "--target", service, "-t", name]
+    file = f"deploy/{service}.Dockerfile"
+    confined = ["--network", "none", "--read-only", "--cap-drop", "ALL", "--rm"]
+    try:
+        passed(offline(*build, "-f", file, ".", cwd=unpacked / "source", DOCKER_BUILDKIT="0"))
+        said = passed(offline(docker, "run", *confined, name, service, "--help"))
+        assert "serve" in said
+        probe = [docker, "run", *confined, "--entrypoint", "python3", name, "-c"]
+        heavy = "import importlib.util as u; print(u.find_spec('torch') is not None)"
+        assert passed(offline(*probe, heavy)).strip() == str(service == "node")
+    finally:
+        subprocess.run([docker, "image", "rm", name], capture_output=True, check=False)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[str]:
+    """A small image in the engine of this machine, for as long as the test runs."""
+    docker = engine()
     (tmp_path / "hello").write_text("hello")
     with tarfile.open(tmp_path / "root.tar", "w") as archive:
         archive.add(tmp_path / "hello", "hello")
