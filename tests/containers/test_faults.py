@@ -1,7 +1,9 @@
 """Containers that are killed and paused in the middle of a round, and come back by themselves.
 
-The study's rounds take some seconds, so that there is a middle. Every run is of the same
-study and seed without privacy noise, on the same tables.
+The study's rounds take some seconds, so that there is a middle. Runs that are compared are of
+the same study and seed, without privacy noise, on the same tables. Runs that lose a hospital
+have seeds of their own: hospitals that summed a model's updates in one set refuse to sum those
+of the very same model in another (RERUN, docs/protocol.md, section 10.4).
 """
 
 from __future__ import annotations
@@ -28,12 +30,11 @@ DEADLINE_S = 25
 class Run:
     """One run of the slow study."""
 
-    def __init__(self, project: Project, study: Path) -> None:
+    def __init__(self, project: Project, study: Path, seed: int = 1) -> None:
         self.project = project
         self.seen = len(project.logs("coordinator"))
-        answer = json.loads(
-            project.researcher("study", "submit", "/study.yaml", "--json", mount=study)
-        )
+        submit = ("study", "submit", "/study.yaml", "--seed", str(seed), "--json")
+        answer = json.loads(project.researcher(*submit, mount=study))
         self.run_id: str = answer["data"]["run_id"]
 
     def line(self, event: str, *, round_no: int | None = None, timeout: float = 90) -> str:
@@ -120,7 +121,7 @@ def test_a_hospital_killed_in_a_round_is_named_and_the_round_closes(
     federation: Federation, slow_study: Path
 ) -> None:
     project = federation.project
-    run = Run(project, slow_study)
+    run = Run(project, slow_study, seed=2)
     run.middle_of_round(3)
     began = time.monotonic()
     docker("kill", "-s", "KILL", project.container("va"))
@@ -154,7 +155,7 @@ def test_a_paused_hospital_is_waited_for_until_the_deadline_and_named(
     federation: Federation, slow_study: Path
 ) -> None:
     project = federation.project
-    run = Run(project, slow_study)
+    run = Run(project, slow_study, seed=3)
     run.middle_of_round(3)
     began = time.monotonic()
     docker("pause", project.container("hungarian"))
