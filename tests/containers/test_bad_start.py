@@ -120,7 +120,7 @@ END"""
 # what is done, with which script -> the code and what the line names
 NODE_CASES = {
     "missing key": ("rm /etc/fedcare-tls/tls.key", "FC-1001", "/etc/fedcare-tls/tls.key"),
-    "world-readable key": ("chmod 644 /etc/fedcare-tls/tls.key", "FC-2008", "tls.key"),
+    "world-readable key": ("chmod 644 /etc/fedcare-tls/tls.key", "FC-2010", "tls.key"),
     "no data file": ("rm /etc/fedcare/heart.csv", "FC-1001", "heart.csv"),
     "wrong column": (MAPS, "FC-1101", "diagnosis"),
     "misspelt key": ("echo 'polycy: p.yaml' >> /etc/fedcare/node.yaml", "FC-1004", "polycy"),
@@ -182,11 +182,18 @@ def test_a_port_that_is_taken_is_named(coordinator: Copy, federation: Federation
 
 
 @pytest.mark.parametrize(
-    ("flag", "named"),
-    [("--user=0:0", "root"), ("--cap-add=NET_ADMIN", "cap"), ("--read-only=false", "read_only")],
+    ("flags", "named"),
+    [
+        (["--user=0:0", "--cap-add=DAC_OVERRIDE"], "root"),
+        (["--cap-add=NET_ADMIN"], "cap"),
+        (["--read-only=false"], "read_only"),
+    ],
+    ids=["root", "a capability", "a writable root"],
 )
-def test_a_container_that_is_not_confined_does_not_serve(node: Copy, flag: str, named: str) -> None:
-    line = stops(node.start(flag))
+def test_a_container_that_is_not_confined_does_not_serve(
+    node: Copy, flags: list[str], named: str
+) -> None:
+    line = stops(node.start(*flags))
     assert "code=FC-2010" in line
     assert named in line.lower()
 
