@@ -49,11 +49,11 @@ def status(
     from common.errors import ConfigError
     from common.identity import load_identity
     from coordinator.config import CoordinatorConfig
-    from coordinator.own import own_identity
+    from coordinator.own import name_to_expect, own_identity
     from coordinator.status import ask, data_of, screen
     from coordinator.whereabouts import serving_address
 
-    clock = SystemClock()
+    clock, name = SystemClock(), None
     if tls is not None and coordinator is not None:
         address, identity = coordinator, load_identity(tls, now_unix=clock.unix())
     elif tls is not None and not config.exists():
@@ -61,10 +61,11 @@ def status(
     else:
         settings = CoordinatorConfig.read(config)
         address = coordinator or serving_address(settings)
+        name = None if coordinator else name_to_expect(settings, address)
         identity = (
             load_identity(tls, now_unix=clock.unix()) if tls else own_identity(settings, clock)
         )
-    view = asyncio.run(ask(address, identity))
+    view = asyncio.run(ask(address, identity, name))
     return Outcome(data_of(view), screen(view, clock.unix()))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from cryptography import x509
+
+from common.address import split_address
 from common.certificates import Role
 from common.clock import Clock
 from common.errors import IdentityError
-from common.identity import Identity, load_identity
+from common.identity import Identity, load_certificates, load_identity
 from coordinator.config import CoordinatorConfig
 
 
@@ -30,3 +33,22 @@ def own_identity(config: CoordinatorConfig, clock: Clock) -> Identity:
             fix="Correct the file's federation, or have a new one issued with `fedcare pki issue`.",
         )
     return identity
+
+
+def name_to_expect(config: CoordinatorConfig, address: str) -> str | None:
+    """Return the name to look for in its certificate; None: the host dialled, as always.
+
+    It listens on every address of the machine, say, and is asked from the same machine on
+    loopback, while its certificate carries only the name that hospitals dial.
+
+    Raises:
+        ConfigError, IdentityError: the certificate's file is missing or none.
+    """
+    certificate = load_certificates(config.path(config.tls.certificate))[0]
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return None
+    carried = found.value.get_values_for_type(x509.DNSName)
+    carried += [str(place) for place in found.value.get_values_for_type(x509.IPAddress)]
+    return None if split_address(address)[0] in carried else next(iter(carried), None)

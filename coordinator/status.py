@@ -25,14 +25,14 @@ SHOWN_ROUNDS: Final = 3
 SHOWN_NAMES: Final = 8
 
 
-async def ask(address: str, identity: Identity) -> StatusView:
-    """Return the status of the coordinator at `address`.
+async def ask(address: str, identity: Identity, name: str | None = None) -> StatusView:
+    """Return the status of the coordinator at `address`; `name`: as for `channel`.
 
     Raises:
         ConnectError, IdentityError: it does not answer, or not to this certificate.
     """
     identity.check_dates(SystemClock().unix())
-    async with channel(address, identity) as link:
+    async with channel(address, identity, name=name) as link:
         stub = operations_pb2_grpc.OperationsStub(link)
         with remote_errors(address, identity, SystemClock()):
             return decode_status(await stub.GetStatus(ops.GetStatusRequest(), timeout=CALL_S))

@@ -10,7 +10,7 @@ from typing import Final
 from common.address import split_address
 from common.clock import SystemClock
 from common.commands import Outcome
-from common.errors import ConfigError, ConnectError, FedError, StateError
+from common.errors import ConfigError, ConnectError, FedError, IdentityError, StateError
 from common.health import outcome
 from common.transport.ask import PemFiles, ask_at
 from coordinator.config import CoordinatorConfig
@@ -58,10 +58,13 @@ async def ask_health(config: CoordinatorConfig) -> Outcome:
     files = PemFiles(*(config.path(name) for name in (tls.certificate, tls.key, tls.ca)))
     try:
         found = await ask_at(address, files)
-    except (FedError, OSError):
-        from coordinator.own import own_identity
+    except (FedError, OSError) as error:
+        from coordinator.own import name_to_expect, own_identity
 
         clock = SystemClock()
         own_identity(config, clock).check_dates(clock.unix())
-        raise
+        name = name_to_expect(config, address)
+        if name is None or not isinstance(error, IdentityError):
+            raise
+        found = await ask_at(address, files, name)
     return outcome(f"the coordinator at {address}", found)

@@ -55,6 +55,11 @@ class PemFiles:
     ca: Path
 
 
+def expecting(name: str | None) -> list[tuple[str, str]]:
+    """Return the setting with which a certificate has to carry `name`; None: the host dialled."""
+    return [] if name is None else [("grpc.ssl_target_name_override", name)]
+
+
 @contextmanager
 def entered(directory: Path) -> Iterator[tuple[int, str]]:
     """Open a directory and yield its handle and the socket's gRPC address in it.
@@ -69,8 +74,8 @@ def entered(directory: Path) -> Iterator[tuple[int, str]]:
         os.close(handle)
 
 
-async def ask_at(address: str, files: PemFiles) -> Health:
-    """Return how the coordinator at `host:port` is.
+async def ask_at(address: str, files: PemFiles, name: str | None = None) -> Health:
+    """Return how the coordinator at `host:port` is; `name` is its certificate's, if not the host.
 
     Raises:
         ConnectError, IdentityError: no connection.
@@ -81,7 +86,8 @@ async def ask_at(address: str, files: PemFiles) -> Health:
         private_key=files.key.read_bytes(),
         certificate_chain=files.certificate.read_bytes(),
     )
-    options = [*channel_options(), _DIRECT]  # this machine is not behind its proxy
+    # This machine is not behind its proxy.
+    options = [*channel_options(), _DIRECT, *expecting(name)]
     async with grpc.aio.secure_channel(address, credentials, options=options) as lane:
         return await _ask(lane, WHOLE, address)
 

@@ -34,6 +34,7 @@ from common.address import is_loopback, split_address
 from common.errors import ConfigError, ConnectError, IdentityError
 from common.identity import Identity
 from common.pki import Role
+from common.transport.ask import expecting
 from common.transport.options import channel_options, server_options
 
 DIRECT: Final = "direct"
@@ -83,17 +84,24 @@ def _server_configuration(identity: Identity) -> grpc.ServerCertificateConfigura
     )
 
 
-def channel(address: str, identity: Identity, proxy: str | None = None) -> grpc.aio.Channel:
+def channel(
+    address: str, identity: Identity, proxy: str | None = None, name: str | None = None
+) -> grpc.aio.Channel:
     """Return a channel to `host:port` with every setting of `options`.
 
     `proxy` is `http://[user:password@]host:port`, `direct` for none, or None for the
-    environment's. Nothing is dialled yet; check `identity.check_dates` first.
+    environment's. `name` is what the certificate there has to carry if not the host.
+    Nothing is dialled yet; check `identity.check_dates` first.
 
     Raises:
         ConfigError: BAD_VALUE for a malformed address or proxy.
     """
     host, _port = split_address(address)
-    options: list[tuple[str, int | str]] = [*channel_options(), *_proxy_options(host, proxy)]
+    options: list[tuple[str, int | str]] = [
+        *channel_options(),
+        *_proxy_options(host, proxy),
+        *expecting(name),
+    ]
     return grpc.aio.secure_channel(address, channel_credentials(identity), options=options)
 
 
