@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,3 +90,13 @@ def test_an_event_is_described_in_full(event: Event) -> None:
     assert first == [name for name in FIRST_FIELDS if name in event.fields]
     if event in LIMITED:
         assert not event.value.startswith(("round.", "run."))
+
+
+def test_every_event_that_a_page_for_people_names_is_in_the_catalogue() -> None:
+    names = {event.value for event in Event}
+    groups = "|".join(sorted({name.partition(".")[0] for name in names}))
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+    assert ROOT / "deploy" / "RUNBOOK.md" in pages
+    for page in pages:
+        found = re.findall(rf"`((?:{groups})\.[a-z_]+)`", page.read_text("utf-8"))
+        assert set(found) <= names, (page.name, set(found) - names)

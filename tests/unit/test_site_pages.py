@@ -7,6 +7,7 @@ held against what there is. Everything else runs as it stands, in an empty folde
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import shlex
@@ -22,8 +23,10 @@ import typer.main
 
 from common import bundle as form
 from common.clock import SystemClock
+from common.confinement import Facts, say
 from common.errors import CATALOGUE
 from common.events import Event
+from common.logs import make_log
 from common.pki import Role, create_ca, issue
 from common.ustar import END, header, padding
 from hospital_node.app import load_setup
@@ -244,6 +247,15 @@ def test_the_lines_foretold_in_install_md_are_written_by_a_node() -> None:
     told = [name for name in said if name in by]
     assert len(told) > 8
     assert {by[name] for name in told} <= {"node", "both"}
+
+
+def test_a_node_that_nothing_is_weak_of_says_it_as_the_pages_do() -> None:
+    stream = io.StringIO()
+    facts = Facts(10001, 0, True, True, True, False, (), ())  # noqa: FBT003 - as they come
+    say(make_log(stream, form="console"), "require", facts)
+    (said,) = re.findall(r"weak=\S+", stream.getvalue())
+    for page in ("install.md", "checklist.md"):
+        assert f"`{said}`" in PAGES[page]
 
 
 def options_of(group: str, command: str = "") -> set[str]:
