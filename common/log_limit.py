@@ -1,12 +1,13 @@
 """How many lines a peer may provoke, so that a storm of them does not fill the disk.
 
-A token bucket for each pair of (event, who): a burst, then a few a minute. All of them
-together have one more bucket, so that many peers at once are bounded as well. What is left
+A token bucket for each pair of (event, who): a burst, then a few a minute. All pairs of an
+event have one more bucket, so that many peers at once are bounded as well, and a storm of
+refused calls never hides that a hospital's link was lost. What is left
 out is counted and reported a little later, the largest counts by name and the others in one
 line. Only the events of `common.events.LIMITED` pass through here.
 
-The bound, whatever peers do: `BURST_OF_ALL` lines, then `PER_MINUTE_OF_ALL` a minute, and
-`MOST_REPORTED` + 1 reports in each `REPORT_EVERY_S`.
+The bound, whatever peers do: for each event `BURST_OF_ALL` lines, then `PER_MINUTE_OF_ALL`
+a minute; and `MOST_REPORTED` + 1 reports in each `REPORT_EVERY_S`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PER_MINUTE: Final = 6.0
 
 BURST_OF_ALL: Final = 1000
 PER_MINUTE_OF_ALL: Final = 60.0
-"""The same for all of them together; a large federation may well connect at once."""
+"""The same about all peers together; a large federation may well connect at once."""
 
 MOST_BUCKETS: Final = 4096
 """Pairs that are told apart; beyond that pairs share one bucket for each event."""
@@ -70,7 +71,7 @@ class LineLimit:
         self._clock = clock
         self._lock = threading.Lock()
         now = clock.monotonic()
-        self._all = _Bucket(BURST_OF_ALL, now)
+        self._all: dict[Event, _Bucket] = {}
         self._buckets: dict[tuple[Event, str], _Bucket] = {}
         self._report_at = now + REPORT_EVERY_S
         self._forget_at = now
@@ -82,7 +83,8 @@ class LineLimit:
         with self._lock:
             now = self._clock.monotonic()
             bucket = self._bucket(event, who, now)
-            if bucket.take(now, BURST, PER_MINUTE) and self._all.take(
+            every = self._all.setdefault(event, _Bucket(BURST_OF_ALL, now))
+            if bucket.take(now, BURST, PER_MINUTE) and every.take(
                 now, BURST_OF_ALL, PER_MINUTE_OF_ALL
             ):
                 return True

@@ -163,7 +163,7 @@ def events_page() -> str:
         "stands only where somebody dropped out. Floats have three decimals at most.",
         "",
         "*limited*: a peer could provoke such lines without end. Of each event about each peer",
-        f"{BURST} are written at once and then {PER_MINUTE:g} a minute, of all together",
+        f"{BURST} are written at once and then {PER_MINUTE:g} a minute, about all peers",
         f"{BURST_OF_ALL} at once and {PER_MINUTE_OF_ALL:g} a minute. `log.suppressed` says how",
         "many were left out; the metrics count every one. Lines of rounds and runs are never",
         "left out.",

@@ -92,6 +92,14 @@ def test_one_peers_storm_hides_nobody_elses_lines() -> None:
     assert len(storm.lines(Event.PROTOCOL_REFUSED)) == 1
 
 
+def test_many_peers_storm_of_refused_calls_hides_no_lost_link() -> None:
+    storm = Storm()
+    storm.blow(3 * BURST_OF_ALL, a_second=1000, peers=3 * BURST_OF_ALL // BURST)
+    assert len(storm.lines(Event.CALL_REFUSED)) <= BURST_OF_ALL + PER_MINUTE_OF_ALL
+    storm.log.warning(Event.LINK_LOST, site="va")
+    assert [line["site"] for line in storm.lines(Event.LINK_LOST)] == ["va"]
+
+
 def test_lines_of_rounds_and_runs_are_never_left_out() -> None:
     storm = Storm()
     for event in Event:
