@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,9 @@ STATE_NAMES: Final = frozenset(
     }
 )  # fmt: skip
 """What a node keeps in its state directory."""
+
+_LOCK_PAUSES_S: Final = (0.05, 0.05, 0.1)
+"""A health check that looks whether a node runs holds the lock for an instant itself."""
 
 _SEALED: Final = ".sealed"
 _DECISION: Final = "fedcare.node-decision/1"
@@ -316,12 +320,16 @@ def is_locked(root: Path) -> bool:
 def _lock(root: Path) -> int:
     with files.disk_errors(root / "lock"):
         handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, files.FILE_MODE)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise StateError("STATE_LOCKED", f"{root} is in use by another node process") from None
-    return handle
+    for pause in (*_LOCK_PAUSES_S, None):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if pause is not None:
+                time.sleep(pause)
+        else:
+            return handle
+    os.close(handle)
+    raise StateError("STATE_LOCKED", f"{root} is in use by another node process")
 
 
 def _former_owner(root: Path) -> Owner | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,17 @@ def test_a_second_process_is_refused_by_name_and_admitted_after_the_first(tmp_pa
         assert caught.value.name == "STATE_LOCKED"
     assert not is_locked(root)
     _open(root).close()
+
+
+def test_a_health_check_at_the_moment_of_the_start_does_not_stop_a_node(tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    _open(root).close()
+    handle = os.open(root / "lock", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)  # as `is_locked` does while it looks
+    looked = threading.Timer(0.02, os.close, [handle])
+    looked.start()
+    _open(root).close()
+    looked.join()
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "swap"])
