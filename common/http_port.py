@@ -20,6 +20,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -122,7 +123,6 @@ class HttpPort:
     on_bug: Callable[[Exception], None]
     """Told, in the port's thread, when a page cannot be made."""
     limits: Limits = Limits()
-    _listener: socket.socket | None = None
     _thread: threading.Thread | None = None
     _loop: asyncio.AbstractEventLoop | None = None
     _open: dict[asyncio.Task[None], None] = field(default_factory=dict)
@@ -134,15 +134,16 @@ class HttpPort:
         Raises:
             ConnectError: PORT_IN_USE, taken, or not allowed for this user.
             ConfigError: BAD_VALUE, the address is not this machine's.
+            OSError: no more files may be opened.
         """
-        self._listener = _listen(self.address)
-        port = self._listener.getsockname()[1]
-        begun = threading.Event()
+        listener = _listen(self.address)
+        port = listener.getsockname()[1]
+        begun: Future[None] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(begun.set)), name="http", daemon=True
+            target=self._run, args=(listener, begun), name="http", daemon=True
         )
         self._thread.start()
-        begun.wait()
+        begun.result()
         return f"{self.address.rsplit(':', 1)[0]}:{port}"
 
     def close(self) -> None:
@@ -157,12 +158,21 @@ class HttpPort:
 
     # --- in the port's own thread -----------------------------------------------------
 
-    async def _serve(self, begun: Callable[[], None]) -> None:
+    def _run(self, listener: socket.socket, begun: Future[None]) -> None:
+        try:
+            asyncio.run(self._serve(listener, begun))
+        except Exception as failure:
+            if begun.done():
+                raise
+            listener.close()
+            begun.set_exception(failure)
+
+    async def _serve(self, listener: socket.socket, begun: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
         server = await asyncio.start_server(
-            self._connected, sock=self._listener, limit=self.limits.request_bytes, backlog=32
+            self._connected, sock=listener, limit=self.limits.request_bytes, backlog=32
         )
-        begun()
+        begun.set_result(None)
         with contextlib.suppress(asyncio.CancelledError):
             await server.serve_forever()
 

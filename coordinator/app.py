@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -130,7 +130,8 @@ async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
         with state_folder.fatal_disk_errors(state_dir):
             await _serve_state(config, identity, clock, log, metrics, owner, confined)
     finally:
-        (state_dir / ADDRESS_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that takes no more has ended this, and is named
+            (state_dir / ADDRESS_FILE).unlink(missing_ok=True)
         lock.close()
     log.info(Event.SERVICE_STOPPED)
 

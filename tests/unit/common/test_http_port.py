@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import threading
 import time
@@ -226,3 +228,17 @@ def test_a_port_that_is_taken_is_named_with_its_key_and_the_fix(place: tuple[str
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"http: 192\.0\.2\.1:8080 is not an address"):
         HttpPort("192.0.2.1:8080", {}, lambda _: None).open()
+
+
+@pytest.mark.timeout(20)
+def test_a_port_that_cannot_begin_says_so_and_does_not_wait(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("common.http_port.asyncio.start_server", refused)
+    port = HttpPort("127.0.0.1:0", service.pages(), lambda _: None)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="Too many open files"):
+        port.open()
+    port.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +12,13 @@ import pytest
 
 from common.certificates import Role
 from common.clock import SystemClock
-from common.errors import ExitCode, IdentityError
+from common.errors import ExitCode, IdentityError, StateError
 from common.identity import load_identity
 from common.pki import create_ca, issue
 from common.transport.ask import WHOLE
 from common.transport.health import HealthServicer, add_health
 from common.transport.tls import bind, server, server_credentials
+from coordinator import app
 from coordinator.config import CoordinatorConfig
 from coordinator.own import name_to_expect
 from coordinator.whereabouts import ADDRESS_FILE, ask_health
@@ -79,3 +82,20 @@ async def test_a_certificate_of_another_name_is_still_refused(ca: Path) -> None:
         with pytest.raises(IdentityError, match="does not carry the name") as failed:
             await ask_health(config)
     assert failed.value.name == "TLS_REFUSED"
+
+
+async def test_a_disk_that_became_read_only_is_what_the_end_is_about(
+    ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failed(*_: object) -> None:
+        raise StateError("DISK", "coordinator.db: Read-only file system")
+
+    def refused(self: Path, *, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr("common.confinement.confine", lambda *_: None)
+    monkeypatch.setattr(app, "capture_libraries", lambda _: None)
+    monkeypatch.setattr(app, "_serve_state", failed)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(StateError, match=r"coordinator\.db"):
+        await app.serve(configured(ca, "coordinator.example.org"), io.StringIO())
