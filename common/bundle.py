@@ -309,8 +309,10 @@ def load_pinned_key(path: Path) -> Ed25519PublicKey:
 
 def _read_key(path: Path) -> tuple[bytes, int]:
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+        # O_NONBLOCK: a pipe of that name must not hold us up; it has no effect on files.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, opened with flags
+            mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
                 raise ConfigError("FILE_MISSING", f"{path} is not a file")
             return file.read(1 << 16), mode & 0o777

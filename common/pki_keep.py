@@ -317,7 +317,10 @@ def _reason_to_renew(
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begin:
         raise IdentityError(
-            "CLOCK_OFF", f"{folder / CERTIFICATE_FILE} begins only at {stamp(begin)}"
+            "CLOCK_OFF",
+            f"{folder / CERTIFICATE_FILE} begins only at {stamp(begin)}",
+            fix="Set this machine's clock. If it is right now, and was ahead when this was made,"
+            f" empty {folder} for a new certificate.",
         )
     if now > end:
         return f"it expired at {stamp(end)}"

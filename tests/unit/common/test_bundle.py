@@ -534,6 +534,13 @@ def test_a_new_key_is_private_and_its_public_half_verifies(tmp_path: Path) -> No
     assert len(digest) == 64
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_named_as_the_key_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "release.pub")
+    with pytest.raises(FedError, match="is not a file"):
+        load_pinned_key(tmp_path / "release.pub")
+
+
 @pytest.mark.parametrize("there", ["release.pem", "release.pub"])
 def test_a_key_is_never_overwritten(there: str, tmp_path: Path) -> None:
     (tmp_path / there).write_text("mine")
