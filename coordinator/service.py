@@ -247,10 +247,10 @@ class CoordinatorService:
         if not self._shop.hub.disconnect(outbox):
             return
         self._last_seen.pop(outbox.node, None)
+        reason = "this coordinator stops" if self._closing else None
+        reason = self._silent.pop(outbox.node, reason)  # of this stream, never of a later one
         if self._tasks_with_keys.pop(outbox.node, None) is not None:
             self._link_changed_at[outbox.node] = self._shop.clock.monotonic()
-            reason = "this coordinator stops" if self._closing else None
-            reason = self._silent.pop(outbox.node, reason)
             self._tell_link(outbox.node, lost=True, reason=reason)
         for driver in self._drivers.values():
             driver.post(NodeLost(outbox.node))

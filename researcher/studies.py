@@ -26,14 +26,15 @@ def shipped(name: str) -> Study:
 def named(text: str) -> Study:
     """Return the study of a file, or of a shipped study's bare name.
 
-    What is no path (there is none such, no slash in it, no `.yaml` at its end) is a name.
+    What is no path (no such file, no slash in it, no `.yaml` at its end) is a name; a folder
+    of that name, such as a model's, does not count.
 
     Raises:
         ConfigError: FILE_MISSING, which for a name lists what there is; or what is wrong
             with the study.
     """
     path = Path(text)
-    if path.exists() or "/" in text or text.endswith((".yaml", ".yml")):
+    if path.is_file() or "/" in text or text.endswith((".yaml", ".yml")):
         return load_study(path)
     names = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
     if text not in names:

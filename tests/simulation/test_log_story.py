@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from common.ids import hospital_id
+from common.messages import Hello
 from common.secagg.messages import Certificate, Commit, Propose, RoundStart, UploadEnd
-from tests.federation import SITES, Federation
+from tests.federation import NAME, SITES, Federation
 
 ROUND = ["round.opened", *["upload.finished"] * 4]
 ROUND += ["round.proposed", "round.certified", "round.summed", "round.closed"]
@@ -144,6 +146,26 @@ async def test_a_hospital_that_hangs_is_silent_then_lost_and_waited_for_by_name(
         assert (lost["reason"], lost["what"]) == ("silent for 0.3 s", "upload")
         assert lost["round"] == 1
         assert lost["then"]
+
+
+async def test_a_stream_that_was_silent_before_its_hello_is_no_reason_of_a_later_one(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "f") as fed:
+        await fed.run()
+        assert fed.service is not None
+        service, node = fed.service, hospital_id(NAME, "va")
+        await fed.kill("va")
+        silent = service.connect(node)
+        service._heartbeat_s = 0.05
+        watching = asyncio.create_task(service.watch_over())
+        await fed.until(lambda: node in service._silent)
+        service.disconnect(silent)
+        watching.cancel()
+        later = service.connect(node)
+        await service.receive(node, "", Hello("fedcare", 1, ()))
+        service.disconnect(later)
+        assert "reason" not in fed.told("link.lost")[-1]
 
 
 async def test_two_that_vanish_void_the_round_and_the_pause_says_whom_it_waits_for(

@@ -238,6 +238,14 @@ def test_an_unknown_study_lists_what_is_shipped() -> None:
         named("nothing.yaml")
 
 
+def test_a_folder_named_as_a_shipped_study_is_not_taken_for_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "heart-disease").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert named("heart-disease") == shipped("heart-disease")
+
+
 WITHOUT = """
 import sys
 for name in ("torch", "polars", "pandas", "matplotlib"):
