@@ -156,6 +156,7 @@ async def test_a_stream_that_was_silent_before_its_hello_is_no_reason_of_a_later
         assert fed.service is not None
         service, node = fed.service, hospital_id(NAME, "va")
         await fed.kill("va")
+        await fed.until(lambda: node not in service.connected)
         silent = service.connect(node)
         service._heartbeat_s = 0.05
         watching = asyncio.create_task(service.watch_over())
