@@ -174,6 +174,19 @@ def test_step_2_by_hand_finds_a_file_that_nobody_signed(handed_over: tuple[Path,
     assert GENUINE[3] not in out
 
 
+def test_step_2_by_hand_replaces_nothing_beside_the_bundle(handed_over: tuple[Path, str]) -> None:
+    """An archive that nobody has verified yet may hold a release.pub and a ca.crt of its own."""
+    folder, _ = handed_over
+    pinned = (folder / "release.pub").read_bytes()
+    tar = folder / f"fedcare-bundle-{VERSION}.tar"
+    more = header("release.pub", 1, executable=False) + bytes(512)
+    more += header("certificates/ca.crt", 1, executable=False) + bytes(512)
+    tar.write_bytes(tar.read_bytes().removesuffix(END) + more + END)
+    shell(["set +e", *by_hand()], folder)
+    assert (folder / "release.pub").read_bytes() == pinned
+    assert not (folder / "certificates").exists()
+
+
 def test_steps_3_to_5_lead_to_files_that_the_node_accepts(certificates: Path) -> None:
     folder = certificates.parent
     (folder / "table.csv").write_text("age,sex,num\n60,1,0\n", "utf-8")
