@@ -44,6 +44,10 @@ locks)
     done
     ;;
 torch)
+    if [ "$3" = cuda ] && ls "$house"/torch-*+cpu-*.whl >/dev/null 2>&1; then
+        echo "TORCH is cuda, but $house holds the CPU build of torch: empty it, or put CUDA's there" >&2
+        exit 1
+    fi
     case "$3" in
     cpu) into "$2" $torch_from --no-deps -r requirements-torch.txt ;;
     cuda) into "$2" $torch_from -r requirements-torch.txt ;; # CUDA's libraries are its requirements
