@@ -1,9 +1,14 @@
 """A service that cannot start: a process of its own, one line of its log, its exit code.
 
-Each case spoils one thing of a folder from which coordinator and node start, starts the real
-`fedcare ... serve`, and demands that it ends with exactly one line on stderr, which names the
-file or setting and the fix, and that nothing was written where nothing should be. What needs
-mounts or another user is skipped by name where this machine does not allow it.
+Each case spoils one thing of a folder from which coordinator and node start, runs the real
+`fedcare ... serve` in a process of its own, and demands that it ends with exactly one line on
+stderr, which names the file or setting and the fix, and that nothing was written where nothing
+should be. What needs mounts or another user is skipped by name where this machine does not
+allow it.
+
+A process is a fork of `tests.zygote`, which has the imports behind it. Fresh ones, as an
+operator starts them, are those with a `wrap` (mounts, another user), those of `fresh` and
+`running`, and so a failing start and a serving one of either service.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ import pytest
 from common.certificates import Role
 from common.errors import CATALOGUE
 from common.pki import create_ca, issue
+from tests.zygote import Child, Zygote
 
 DAY = 86_400
 NOBODY = 65534
@@ -122,10 +128,18 @@ def folder(original: Path) -> Iterator[Path]:
 # --- running a service --------------------------------------------------------------------------
 
 
+PROGRAM = (sys.executable, "-P", "-m", "common.cli")
+ZYGOTE = Zygote()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zygote() -> Iterator[None]:
+    yield
+    ZYGOTE.close()
+
+
 def arguments(service: str) -> list[str]:
-    name = "coordinator" if service == "coordinator" else "node"
-    program = [sys.executable, "-P", "-m", "common.cli"]
-    return [*program, service, "serve", "--config", f"{name}/{name}.yaml"]
+    return [service, "serve", "--config", f"{service}/{service}.yaml"]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -147,12 +161,16 @@ class Ended:
         return found
 
 
-def start(
-    service: str, folder: Path, wrap: Sequence[str] = (), env: dict[str, str] | None = None
+def fresh(
+    service: str,
+    folder: Path,
+    wrap: Sequence[str] = (),
+    env: dict[str, str] | None = None,
+    more: Sequence[str] = (),
 ) -> Ended:
-    """Start a service that has to end by itself."""
+    """Start a service that has to end by itself, as an operator does."""
     done = subprocess.run(
-        [*wrap, *arguments(service)],
+        [*wrap, *PROGRAM, *arguments(service), *more],
         cwd=folder,
         env=env or environment(),
         capture_output=True,
@@ -161,6 +179,26 @@ def start(
         check=False,
     )
     return Ended(done.returncode, done.stderr, done.stdout)
+
+
+def start(service: str, folder: Path, env: dict[str, str] | None = None) -> Ended:
+    """Start a service that has to end by itself, as a fork of the zygote."""
+    with forked(service, folder, env or environment()) as (child, out, err):
+        code = child.wait(60)
+        return Ended(code, err.read_text(), out.read_text())
+
+
+@contextlib.contextmanager
+def forked(service: str, folder: Path, env: dict[str, str]) -> Iterator[tuple[Child, Path, Path]]:
+    """A process of the zygote, and the files that its output goes to, beside the folder."""
+    with tempfile.TemporaryDirectory(prefix="fedcare-output-") as beside:
+        out, err = Path(beside, "out"), Path(beside, "err")
+        err.touch()
+        child = ZYGOTE.start(arguments(service), folder, env, out, err)
+        try:
+            yield child, out, err
+        finally:
+            child.kill()
 
 
 def expect(ended: Ended, name: str, says: Sequence[str], fix: str = "") -> None:
@@ -184,18 +222,14 @@ def running(
     """A service that started; its log is in `folder / "log"`."""
     with (folder / "log").open("w") as log:
         child = subprocess.Popen(
-            [*wrap, *arguments(service)],
+            [*wrap, *PROGRAM, *arguments(service)],
             cwd=folder,
             env=env or environment(),
             stderr=log,
             text=True,
         )
     try:
-        patience = time.monotonic() + 60
-        while '"service.started"' not in (folder / "log").read_text():
-            assert child.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < patience
-            time.sleep(0.05)
+        await_start(child, folder / "log")
         yield child
     finally:
         if child.poll() is None:
@@ -203,11 +237,22 @@ def running(
         child.wait(30)
 
 
+def await_start(child: subprocess.Popen[str] | Child, log: Path) -> None:
+    patience = time.monotonic() + 60
+    while '"service.started"' not in log.read_text():
+        assert child.poll() is None, log.read_text()
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+
+
 def started(service: str, folder: Path) -> None:
     """Start a service once and let it end in order."""
-    with running(service, folder) as child:
+    with forked(service, folder, environment()) as (child, out, err):
+        await_start(child, err)
         child.send_signal(signal.SIGTERM)
-        assert child.wait(30) == 0, (folder / "log").read_text()
+        assert child.wait(30) == 0, err.read_text()
+        assert out.read_text() == ""
+        assert all(line.startswith("{") for line in err.read_text().splitlines())
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -354,7 +399,7 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_made(case: Case, fol
 
 def test_the_console_form_is_one_line_too(folder: Path) -> None:
     (folder / "node" / "tls.key").chmod(0o644)
-    ended = start("node", folder, env=environment(LOG_FORMAT="console"))
+    ended = fresh("node", folder, env=environment(LOG_FORMAT="console"))
     assert ended.err.count("\n") == 1
     assert re.fullmatch(
         r'\S+Z ERROR +service\.failed code=FC-2008 detail="node/tls\.key has mode 0644; [^"]+"'
@@ -364,18 +409,14 @@ def test_the_console_form_is_one_line_too(folder: Path) -> None:
 
 
 def test_a_misspelt_option_is_one_line_too(folder: Path) -> None:
-    done = subprocess.run(
-        [*arguments("node"), "--verbos"], cwd=folder, env=environment(), capture_output=True,
-        text=True, check=False, timeout=60,
-    )  # fmt: skip
-    expect(Ended(done.returncode, done.stderr, done.stdout), "BAD_ARGUMENT", ("--verbos",))
+    expect(fresh("node", folder, more=["--verbos"]), "BAD_ARGUMENT", ("--verbos",))
 
 
 def test_a_port_that_is_taken_is_named_and_no_run_is_touched(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         swap("coordinator/coordinator.yaml", "127.0.0.1:0", address)(folder)
-        expect(start("coordinator", folder), "PORT_IN_USE", (address,))
+        expect(fresh("coordinator", folder), "PORT_IN_USE", (address,))
         assert not (folder / "coordinator" / "state" / "address").exists()
 
 
@@ -507,12 +548,12 @@ def test_a_state_folder_that_cannot_be_written_or_made_is_named(folder: Path, se
     state = folder / service / "state"
     state.mkdir(mode=0o500)
     os.chown(state, NOBODY, NOBODY)
-    ended = start(service, folder, wrap)
+    ended = fresh(service, folder, wrap)
     expect(ended, "STATE_ACCESS", (f"{service}/state", "0500"), "chmod 700")
     state.rmdir()
     os.chown(folder / service, 0, 0)
     (folder / service).chmod(0o755)
-    ended = start(service, folder, wrap)
+    ended = fresh(service, folder, wrap)
     expect(ended, "STATE_ACCESS", (f"{service}/state", "Permission denied"), "install -d")
 
 
@@ -523,10 +564,10 @@ def test_files_that_this_user_may_not_read_are_named(folder: Path) -> None:
     os.chown(table, 0, 0)
     table.chmod(0o600)
     says = ("site.yaml:6", "cleveland.csv", f"uid {NOBODY}", "Permission denied")
-    expect(start("node", folder, wrap), "FILE_MISSING", says)
+    expect(fresh("node", folder, wrap), "FILE_MISSING", says)
     os.chown(folder / "node" / "tls.key", 0, 0)
     key = ("node/tls.key", f"uid {NOBODY}", "Permission denied")
-    expect(start("node", folder, wrap), "FILE_MISSING", key)
+    expect(fresh("node", folder, wrap), "FILE_MISSING", key)
 
 
 MOUNT = 'mount -t tmpfs -o mode=0700,size={size} tmpfs {state} && {then} exec "$@"'
@@ -549,7 +590,7 @@ def test_a_read_only_file_system_is_named(folder: Path, service: str) -> None:
     state = folder / service / "state"
     wrap = mounted(state, "1m", f"mount -o remount,ro {state};")
     says = (f"{service}/state", "read-only")
-    expect(start(service, folder, wrap), "STATE_ACCESS", says, "`:ro`")
+    expect(fresh(service, folder, wrap), "STATE_ACCESS", says, "`:ro`")
 
 
 @pytest.mark.parametrize(("service", "rooms"), [("coordinator", (0, 40960)), ("node", (0, 4096))])
@@ -562,7 +603,7 @@ def test_a_disk_that_is_full_at_the_start_is_named(
         fill = f"head -c $((262144-{room})) /dev/zero >{state}/lost+found 2>/dev/null;"
         wrap = mounted(state, "256k", fill)
         says = (f"{service}/state", "free in", "256.0 KiB")
-        expect(start(service, folder, wrap), "DISK", says, "Free space")
+        expect(fresh(service, folder, wrap), "DISK", says, "Free space")
 
 
 def test_a_disk_that_fills_up_ends_the_coordinator_in_one_line(folder: Path) -> None:
@@ -572,11 +613,10 @@ def test_a_disk_that_fills_up_ends_the_coordinator_in_one_line(folder: Path) -> 
         inside = Path(f"/proc/{child.pid}/root{state}")
         port = (inside / "address").read_text().strip().rpartition(":")[2]
         to = ["--coordinator", f"localhost:{port}", "--tls", "researcher"]
-        program = [sys.executable, "-P", "-m", "common.cli"]
 
         def fedcare(*words: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [*program, *words, *to], cwd=folder, env=environment(), capture_output=True,
+                [*PROGRAM, *words, *to], cwd=folder, env=environment(), capture_output=True,
                 text=True, timeout=60, check=False,
             )  # fmt: skip
 
