@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -69,7 +70,9 @@ class Child:
 class Zygote:
     """The process, started with the first child that is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, *more: str) -> None:
+        """Import `more` modules than the services'."""
+        self._more = more
         self._process: subprocess.Popen[bytes] | None = None
         self._children: list[Child] = []
 
@@ -86,7 +89,8 @@ class Zygote:
     def ask(self, order: Mapping[str, object]) -> Any:  # noqa: ANN401 - JSON
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                [sys.executable, "-P", __file__, *self._more],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 cwd="/", env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )  # fmt: skip
         assert self._process.stdin is not None
@@ -161,11 +165,12 @@ def _serve() -> list[str]:
 
 
 def _zygote() -> None:
-    for name in IMPORTED:
+    for name in (*IMPORTED, *sys.argv[1:]):
         importlib.import_module(name)
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:  # a fork would copy the locks of threads that it does not copy
         raise SystemExit(f"the zygote has {threads} threads")
+    gc.freeze()  # a child's collector would copy every page
     arguments = _serve()
     sys.exit(sys.modules["common.cli"].main(arguments))
 
