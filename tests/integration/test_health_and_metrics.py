@@ -1,4 +1,8 @@
-"""Health and metrics of real processes: what they say while they serve, stop, hang and die."""
+"""Health and metrics of real processes: what they say while they serve, stop, hang and die.
+
+The processes are forks of `tests.zygote`, but for the first question for each service's health,
+which is a command started afresh, as a container's health check does.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +43,8 @@ from fedcare.v1.operations_pb2_grpc import OperationsStub
 from hospital_node import metrics as node_metrics
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address, write
+from tests import forked
+from tests.zygote import Zygote
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -58,6 +65,15 @@ SITES = ("east", "north", "south")
 TIMING = {"enrolment_grace": "2s", "setup": "5s", "gather": "500ms", "release": "2s"}
 WATCHED = "east"
 PATIENCE_S = 40.0
+ZYGOTE = Zygote()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zygote() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        forked.services_of(ZYGOTE, patch)
+        yield
+    ZYGOTE.close()
 
 
 def write_table(path: Path, seed: int) -> Path:
@@ -119,6 +135,13 @@ class Place:
 
     async def health(self, *arguments: object) -> tuple[int, dict[str, Any]]:
         """Run a health command; return its exit code and its envelope."""
+        code, out, err = await forked.run(ZYGOTE, [*map(str, arguments), "--json"])
+        assert err == ""
+        found: dict[str, Any] = json.loads(out)
+        return code, found
+
+    async def fresh_health(self, *arguments: object) -> tuple[int, dict[str, Any]]:
+        """Run a health command in a new interpreter."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "common.cli", *map(str, arguments), "--json",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -158,8 +181,9 @@ SERVING = (0, {"status": "SERVING", "serving": True})
 
 async def test_health_of_processes_that_serve_hang_stop_and_die(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    assert (await place.coordinator())[0] == 2
-    code, said = await place.node()
+    config = ("health", "--config")
+    assert (await place.fresh_health("coordinator", *config, place.coordinator_file))[0] == 2
+    code, said = await place.fresh_health("node", *config, place.node_file)
     assert code == 2
     assert "no node is running in" in said["error"]["message"]
     assert "fedcare node serve" in said["error"]["fix"]
