@@ -1,10 +1,14 @@
-"""The simulation's jobs and services as containers run them, with folders for volumes."""
+"""The simulation's jobs and services as containers run them, with folders for volumes.
+
+They are forks of `tests.zygote`, but for the first job, which is started afresh.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ import pytest
 from hospital_node.data.heart import SITES
 from researcher.local import free_address
 from researcher.processes import Children, environment
+from tests import forked
+from tests.zygote import Zygote
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -35,7 +41,32 @@ seed: 1
 """
 
 
+Run = Callable[..., Awaitable[tuple[int, dict[str, Any], str]]]
+ZYGOTE = Zygote(
+    *forked.WORKING,
+    "researcher.studies",
+    "researcher.simulation_cli",
+    "researcher.simulation",
+    "researcher.study_cli",
+    "researcher.study_run",
+    "researcher.client",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zygote() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        forked.services_of(ZYGOTE, patch)
+        yield
+    ZYGOTE.close()
+
+
 async def fedcare(*arguments: str) -> tuple[int, dict[str, Any], str]:
+    code, out, progress = await forked.run(ZYGOTE, [*arguments, "--json"])
+    return code, json.loads(out), progress
+
+
+async def fresh(*arguments: str) -> tuple[int, dict[str, Any], str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "common.cli", *arguments, "--json",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment(),
@@ -44,8 +75,8 @@ async def fedcare(*arguments: str) -> tuple[int, dict[str, Any], str]:
     return process.returncode or 0, json.loads(out), progress.decode()
 
 
-async def done(*arguments: str) -> dict[str, Any]:
-    code, envelope, progress = await fedcare(*arguments)
+async def done(*arguments: str, run: Run = fedcare) -> dict[str, Any]:
+    code, envelope, progress = await run(*arguments)
     assert code == 0, (envelope, progress)
     data: dict[str, Any] = envelope["data"]
     return data
@@ -109,7 +140,7 @@ class World:
 async def test_from_empty_volumes_to_a_verified_model_and_again(tmp_path: Path) -> None:
     world = World(tmp_path, free_address())
     await asyncio.to_thread((tmp_path / "short.yaml").write_text, SHORT)
-    made = await done(*world.consortium())
+    made = await done(*world.consortium(), run=fresh)
     assert [entry["action"] for entry in made["identities"]] == ["issued"] * 6
     await done(*world.hospitals())
     before = snapshot(tmp_path)
