@@ -1,7 +1,8 @@
 """A real Prometheus, with the shipped configuration, on a real coordinator and a real node.
 
 Debian's package `prometheus` brings `prometheus` and `promtool`; without them these tests are
-skipped and say so. tests/unit/test_monitoring_files.py needs neither.
+skipped and say so. tests/unit/test_monitoring_files.py needs neither. Coordinator and nodes are
+forks of `tests.zygote`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ from common.study import Study, canonical_json, parse_study
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address, write
 from researcher.processes import Child
-from tests import monitoring
+from tests import forked, monitoring
+from tests.zygote import Zygote
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,6 +59,16 @@ federation: {rounds: 2, min_sites: 3, round_deadline: 20s}
 SITES = ("east", "north", "south")
 TIMING = {"enrolment_grace": "2s", "setup": "5s", "gather": "500ms", "release": "2s"}
 PATIENCE_S = 40.0
+ZYGOTE = Zygote(*forked.WORKING)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zygote() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        forked.services_of(ZYGOTE, patch)
+        yield
+    ZYGOTE.close()
+
 
 EMPTY_IN_A_GOOD_RUN = {
     "Share of the round's time left": "no round is open",
