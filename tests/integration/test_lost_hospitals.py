@@ -2,6 +2,7 @@
 
 The coordinator's log says at once what the round does now, `status` shows it, and the line
 that closes the round names who is not in its sum. One that comes back is one line.
+The processes are forks of `tests.zygote`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,25 @@ from common.identity import load_identity
 from common.study import canonical_json, parse_study
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address
-from tests.integration.test_operations import STUDY, fedcare, write_table
+from tests import forked
+from tests.integration.test_operations import STUDY, write_table
+from tests.zygote import Zygote
 
 pytestmark = pytest.mark.slow
 
 SITES = ("east", "north", "south", "west")
-TIMING = {"enrolment_grace": "2s", "setup": "5s", "gather": "500ms", "heartbeat": "4s"}
+TIMING = {"enrolment_grace": "2s", "setup": "5s", "gather": "500ms", "heartbeat": "2s"}
+
+ZYGOTE = Zygote(*forked.WORKING)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zygote() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        forked.services_of(ZYGOTE, patch)
+        yield
+    ZYGOTE.close()
+
 
 Line = dict[str, Any]
 
@@ -70,7 +84,7 @@ async def test_the_log_names_a_hospital_that_hangs_and_one_that_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOG_FORMAT", "json")
-    text = STUDY.replace("ROUNDS", "1200").replace("MIN", "3").replace("20s", "20s")
+    text = STUDY.replace("ROUNDS", "1200").replace("MIN", "3").replace("20s", "12s")
     study = parse_study(text.replace("local_steps: 2", "local_steps: 400"))  # a second or so
     tables = [SitePlan(site, write_table(tmp_path / f"{site}.csv", 1)) for site in SITES]
     plan = FederationPlan(tmp_path / "fed", "heart", study, tables, TIMING)
@@ -90,11 +104,13 @@ async def test_the_log_names_a_hospital_that_hangs_and_one_that_is_killed(
             number = (await log.until("round.opened", any_line))["round"]
             north.send_signal(signal.SIGSTOP)
             lost = await log.until("link.lost", lambda line: line["site"] == "north")
-            assert (lost["level"], lost["reason"]) == ("warning", "silent for 12 s")
+            assert (lost["level"], lost["reason"]) == ("warning", "silent for 6 s")
             assert (lost["round"], lost["what"]) == (number, "upload")
             assert lost["until"] > lost["time"][:19]
             config = plan.coordinator_folder / "coordinator.yaml"
-            code, screen, _ = await fedcare("coordinator", "status", "--config", config)
+            code, screen, _ = await forked.run(
+                ZYGOTE, ["coordinator", "status", "--config", str(config)]
+            )
             assert code == 0
             assert "waits for north" in screen
             assert len(screen.splitlines()) <= 24
