@@ -53,7 +53,7 @@ test: install ## Run every test, two at a time
 # Where there is no engine and none can be had, the tests are skipped by name; the script says why.
 test-containers: wheelhouse ## Build the images and run the compose file on a real engine
 	@tests/containers/engine.sh start || [ $$? -eq 77 ]
-	@status=0; $(BIN)/python -m pytest -n 0 -m containers --session-timeout=900 tests/containers tests/e2e || status=$$?; \
+	@status=0; $(BIN)/python -m pytest -n 0 -m containers --session-timeout=1800 tests/containers tests/e2e || status=$$?; \
 	    tests/containers/engine.sh stop; exit $$status
 
 lint: install ## ruff, mypy strict, import rules; all of them run, whichever fails
