@@ -58,7 +58,7 @@ def federation(built: Built) -> Iterator[Federation]:
     project = Project(f"fedcare-test-{os.getpid()}")
     began = time.monotonic()
     try:
-        project.compose("up", "-d", "--no-build", timeout=180)
+        project.compose("up", "-d", timeout=180)
         code = project.wait_exit("researcher", timeout=180)
         seconds = time.monotonic() - began
         assert code == 0, "\n".join(project.logs("researcher")[-20:])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.containers.conftest import BUILD_S, IMAGES, UP_S, Built, Federation
-from tests.containers.project import FIGURES, HOSPITALS, ROOT, SERVERS, docker, run
+from tests.containers.project import FIGURES, HOSPITALS, ROOT, SERVERS, Project, docker, run
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
 
@@ -287,11 +287,14 @@ def test_metrics_health_and_readiness_answer_inside_the_container(federation: Fe
 def test_a_second_up_goes_on_where_the_first_was(federation: Federation) -> None:
     project = federation.project
     runs = runs_of(federation)
-    project.compose("up", "-d", "--no-build", timeout=180)
+    project.compose("up", "-d", timeout=180)
     assert project.wait_exit("researcher", timeout=90) == 0
     assert runs_of(federation) == runs
-    project.compose("down", "-t", "15", timeout=120)
-    project.compose("up", "-d", "--no-build", timeout=180)
+    project.compose("stop", "-t", "15", timeout=120)
+    ends = {service: project.inspect(service)["State"]["ExitCode"] for service in SERVERS}
+    assert ends == dict.fromkeys(SERVERS, 0), "SIGTERM is a graceful stop"
+    project.compose("down", timeout=120)
+    project.compose("up", "-d", timeout=180)
     assert project.wait_exit("researcher", timeout=90) == 0
     assert runs_of(federation) == runs
     project.wait_healthy(*SERVERS)
@@ -301,3 +304,35 @@ def runs_of(federation: Federation) -> list[dict[str, Any]]:
     answer = json.loads(federation.project.researcher("run", "list", "--json"))
     assert answer["ok"]
     return [{key: run[key] for key in ("run_id", "state")} for run in answer["data"]["runs"]]
+
+
+LONG_AGO = """
+import time
+from pathlib import Path
+from researcher.simulation import Inside, Ports, write_consortium
+from researcher.studies import shipped
+write_consortium(
+    shipped('heart-disease'), ca=Path('/ca'), identities=Path('/identity'),
+    out=Path('/consortium'), days=90, ports=Ports(), inside=Inside(),
+    now_unix=time.time() - 60 * 86400,
+)
+"""
+
+
+def test_up_renews_certificates_past_half_their_life(federation: Federation) -> None:
+    project = Project(f"{federation.project.name}-old")
+    try:
+        project.compose(
+            "run", "--rm", "-T", "--entrypoint", "python3", "pki", "-c", LONG_AGO, timeout=90
+        )
+        project.compose("up", "-d", "pki", timeout=90)
+        assert project.wait_exit("pki", timeout=60) == 0
+        lines = [line for line in project.logs("pki") if "renewed" in line]
+        assert len(lines) == len(SERVERS) + 1, "\n".join(project.logs("pki"))
+        assert all("past half its life" in line for line in lines)
+        project.compose("up", "-d", "pki", timeout=90)
+        assert project.wait_exit("pki", timeout=60) == 0
+        again = project.logs("pki")[-len(SERVERS) - 3 :]
+        assert not any("renewed" in line for line in again), "\n".join(again)
+    finally:
+        project.forget()

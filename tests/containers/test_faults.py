@@ -117,6 +117,19 @@ def test_a_coordinator_killed_by_the_engine_goes_on_when_it_is_started(
     assert run.model_sha256() == undisturbed
 
 
+def test_a_run_that_a_stop_of_everything_interrupts_goes_on_at_the_next_up(
+    federation: Federation, slow_study: Path, undisturbed: str
+) -> None:
+    project = federation.project
+    run = Run(project, slow_study)
+    run.middle_of_round(3)
+    project.compose("stop", "-t", "15", timeout=120)
+    project.compose("up", "-d", timeout=180)
+    assert run.dropped(3) == []
+    assert run.model_sha256() == undisturbed
+    project.wait_healthy("coordinator", *HOSPITALS)
+
+
 def test_a_hospital_killed_in_a_round_is_named_and_the_round_closes(
     federation: Federation, slow_study: Path
 ) -> None:

@@ -7,7 +7,6 @@ which is a command started afresh, as a container's health check does.
 from __future__ import annotations
 
 import asyncio
-import csv
 import json
 import os
 import signal
@@ -20,7 +19,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
@@ -32,7 +30,7 @@ from common.errors import BY_CODE
 from common.exposition import ROUND_KINDS, SECONDS, Metric
 from common.identity import Identity, load_identity
 from common.pki import issue
-from common.study import canonical_json, parse_study
+from common.study import canonical_json
 from common.transport.interceptors import CALLS_OF_ONE_PEER
 from common.transport.status import from_rpc
 from common.transport.tls import channel
@@ -44,25 +42,13 @@ from hospital_node import metrics as node_metrics
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address, write
 from tests import forked
+from tests.small_study import TIMING, small_study, write_table
 from tests.zygote import Zygote
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-STUDY = parse_study("""
-schema: fedcare.study/v1
-id: small-study
-purpose: research
-dataset: heart
-owner: {name: Somebody, organisation: uni-x}
-features: [{name: age, type: float}]
-target: {type: binary, name: sick}
-split: {test: 0.3, seed: 1}
-model: {kind: logistic}
-train: {local_steps: 2}
-federation: {rounds: 2, min_sites: 3, round_deadline: 20s}
-""")
+STUDY = small_study()
 SITES = ("east", "north", "south")
-TIMING = {"enrolment_grace": "2s", "setup": "5s", "gather": "500ms", "release": "2s"}
 WATCHED = "east"
 PATIENCE_S = 40.0
 ZYGOTE = Zygote()
@@ -74,15 +60,6 @@ def _zygote() -> Iterator[None]:
         forked.services_of(ZYGOTE, patch)
         yield
     ZYGOTE.close()
-
-
-def write_table(path: Path, seed: int) -> Path:
-    rng = np.random.Generator(np.random.PCG64(seed))
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["age", "sick"])
-        writer.writerows((f"{age:.1f}", int(age > 60)) for age in rng.normal(60, 10, 40))
-    return path
 
 
 class Place:

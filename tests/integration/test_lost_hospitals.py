@@ -18,11 +18,11 @@ import pytest
 
 from common.clock import SystemClock
 from common.identity import load_identity
-from common.study import canonical_json, parse_study
+from common.study import canonical_json
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address
 from tests import forked
-from tests.integration.test_operations import STUDY, write_table
+from tests.small_study import small_study, write_table
 from tests.zygote import Zygote
 
 pytestmark = pytest.mark.slow
@@ -84,8 +84,7 @@ async def test_the_log_names_a_hospital_that_hangs_and_one_that_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOG_FORMAT", "json")
-    text = STUDY.replace("ROUNDS", "1200").replace("MIN", "3").replace("20s", "12s")
-    study = parse_study(text.replace("local_steps: 2", "local_steps: 400"))  # a second or so
+    study = small_study(1200, 3, deadline="12s", local_steps=400)  # a second or so a round
     tables = [SitePlan(site, write_table(tmp_path / f"{site}.csv", 1)) for site in SITES]
     plan = FederationPlan(tmp_path / "fed", "heart", study, tables, TIMING)
     address = free_address()

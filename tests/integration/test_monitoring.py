@@ -21,18 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from common.clock import SystemClock
 from common.errors import FedError
 from common.identity import load_identity
-from common.study import Study, canonical_json, parse_study
+from common.study import canonical_json
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address, write
 from researcher.processes import Child
 from tests import forked, monitoring
+from tests.small_study import TIMING, small_study, write_table
 from tests.zygote import Zygote
 
 pytestmark = [
@@ -43,21 +43,7 @@ pytestmark = [
     ),
 ]
 
-STUDY = """
-schema: fedcare.study/v1
-id: small-study
-purpose: research
-dataset: heart
-owner: {name: Somebody, organisation: uni-x}
-features: [{name: age, type: float}]
-target: {type: binary, name: sick}
-split: {test: 0.3, seed: 1}
-model: {kind: logistic}
-train: {local_steps: 2}
-federation: {rounds: 2, min_sites: 3, round_deadline: 20s}
-"""
 SITES = ("east", "north", "south")
-TIMING = {"enrolment_grace": "2s", "setup": "5s", "gather": "500ms", "release": "2s"}
 PATIENCE_S = 40.0
 ZYGOTE = Zygote(*forked.WORKING)
 
@@ -178,17 +164,6 @@ async def start_prometheus(folder: Path, config: Path) -> Prometheus:
                 return server
 
 
-def study() -> Study:
-    return parse_study(STUDY)
-
-
-def write_table(path: Path, seed: int) -> Path:
-    rng = np.random.Generator(np.random.PCG64(seed))
-    lines = [f"{age:.1f},{int(age > 60)}" for age in rng.normal(60, 10, 40)]
-    path.write_text("\n".join(["age,sick", *lines, ""]), encoding="utf-8")
-    return path
-
-
 @dataclass
 class Watched:
     """A running federation, its scraped addresses, and the Prometheus that watches it."""
@@ -212,7 +187,7 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
     tables = [
         SitePlan(name, write_table(folder / f"{name}.csv", seed)) for seed, name in enumerate(SITES)
     ]
-    plan = FederationPlan(folder / "fed", "heart", study(), tables, TIMING)
+    plan = FederationPlan(folder / "fed", "heart", small_study(), tables, TIMING)
     address = free_address()
     build(plan, address)
     coordinator = set_http(plan.coordinator_folder / "coordinator.yaml")
@@ -237,7 +212,7 @@ async def run_a_study(place: Watched) -> None:
     """Train a model; and have one call refused, for a run that does not exist."""
     me = load_identity(place.plan.researcher_folder, now_unix=SystemClock().unix())
     async with Client(place.federation.address, me) as client:
-        run = (await client.submit(canonical_json(study()))).run_id
+        run = (await client.submit(canonical_json(small_study()))).run_id
         async with asyncio.timeout(PATIENCE_S):
             states = [view.state.value async for view in client.watch(run)]
         assert states[-1] == "finished"

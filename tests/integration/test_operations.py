@@ -7,7 +7,6 @@ round and started again without any command; a node is stopped, asked, started t
 from __future__ import annotations
 
 import asyncio
-import csv
 import json
 import signal
 import sys
@@ -17,48 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from common.clock import SystemClock
 from common.identity import load_identity
-from common.study import Study, canonical_json, parse_study
+from common.study import canonical_json
 from common.views import RunView
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address
 from researcher.processes import Child
+from tests.small_study import TIMING, small_study, write_table
 
 pytestmark = pytest.mark.slow
 
-STUDY = """
-schema: fedcare.study/v1
-id: small-study
-purpose: research
-dataset: heart
-owner: {name: Somebody, organisation: uni-x}
-features: [{name: age, type: float}]
-target: {type: binary, name: sick}
-split: {test: 0.3, seed: 1}
-model: {kind: logistic}
-train: {local_steps: 2}
-federation: {rounds: ROUNDS, min_sites: MIN, round_deadline: 20s}
-"""
 SITES = ("east", "north", "south", "west")
-TIMING = {"enrolment_grace": "2s", "setup": "5s", "gather": "500ms", "release": "2s"}
-
-
-def study(rounds: int, min_sites: int) -> Study:
-    return parse_study(STUDY.replace("ROUNDS", str(rounds)).replace("MIN", str(min_sites)))
-
-
-def write_table(path: Path, seed: int) -> Path:
-    rng = np.random.Generator(np.random.PCG64(seed))
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["age", "sick"])
-        writer.writerows((f"{age:.1f}", int(age > 60)) for age in rng.normal(60, 10, 40))
-    return path
 
 
 async def fedcare(*arguments: object) -> tuple[int, str, str]:
@@ -91,7 +63,7 @@ class Town:
         return "--coordinator", self.federation.address, "--tls", self.plan.researcher_folder
 
     async def submit(self, rounds: int, min_sites: int) -> str:
-        submitted = await self.client.submit(canonical_json(study(rounds, min_sites)))
+        submitted = await self.client.submit(canonical_json(small_study(rounds, min_sites)))
         return str(submitted.run_id)
 
     async def until(self, run: str, true: Callable[[RunView], bool]) -> RunView:
@@ -114,7 +86,7 @@ async def town(
     tables = [
         SitePlan(name, write_table(folder / f"{name}.csv", seed)) for seed, name in enumerate(sites)
     ]
-    plan = FederationPlan(folder / "fed", "heart", study(1, 3), tables, TIMING)
+    plan = FederationPlan(folder / "fed", "heart", small_study(1, 3), tables, TIMING)
     address = free_address()
     build(plan, address)
     if refuser is not None:

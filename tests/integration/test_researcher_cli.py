@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from common.study import parse_study
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address
+from tests.small_study import small_text, write_table
 
 pytestmark = pytest.mark.slow
 
-STUDY = """
-schema: fedcare.study/v1
-id: small-study
-purpose: research
-dataset: heart
-owner: {name: Somebody, organisation: uni-x}
-features: [{name: age, type: float}]
-target: {type: binary, name: sick}
-split: {test: 0.3, seed: 1}
-model: {kind: logistic}
-train: {local_steps: 2}
-federation: {rounds: 2, min_sites: 3}
-"""
-
-
-def write_table(path: Path, seed: int) -> Path:
-    rng = np.random.Generator(np.random.PCG64(seed))
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["age", "sick"])
-        writer.writerows((f"{age:.1f}", int(age > 60)) for age in rng.normal(60, 10, 40))
-    return path
+STUDY = small_text()
 
 
 async def fedcare(*arguments: str) -> tuple[int, str]:
