@@ -104,6 +104,7 @@ _ROWS: Final = (
     ErrorKind("FC-1103", "DATA_LABEL", _IN, _PRE, _HOSP, "A label lies outside the levels the study declares.", "Correct the label, or the study's target."),
     ErrorKind("FC-1104", "DATA_EMPTY", _IN, _PRE, _HOSP, "A hospital has no usable row for the study.", "Check the file, the study's rules for missing values and its split."),
     ErrorKind("FC-1105", "DATA_CHECKSUM", _IN, Status.DATA_LOSS, _CALLER, "A data file's SHA-256 is not the expected one.", "Install the data package again at the pinned version."),
+    ErrorKind("FC-1106", "ACCOUNTANT", _BUG, _PRE, Whose.PROJECT, "Two independent computations of a study's epsilon differ by more than 1 %.", "Do not run the study; please report it with the study's privacy terms."),
     # --- connections and identity -------------------------------------------------
     ErrorKind("FC-2001", "UNREACHABLE", _CON, Status.UNAVAILABLE, _PEER, "No connection to the coordinator.", "Check that it runs, the address, and the outbound firewall port."),
     ErrorKind("FC-2002", "PORT_IN_USE", _IN, _PRE, _CALLER, "The address to listen on is taken.", "Stop the other program or choose another port."),
@@ -177,6 +178,9 @@ _ROWS: Final = (
     ErrorKind("FC-5009", "POLICY_UNSUPPORTED", _IN, _PRE, _HOSP, "The policy sets a rule that this version cannot enforce yet.", "Remove the key, or wait for the version that enforces it; it is never ignored."),
     ErrorKind("FC-5010", "POLICY_RELEASE", _NO, _DENY, _RES, "The hospital's policy does not release what the study asks for.", "Leave the item out of the study, or ask the hospital."),
     ErrorKind("FC-5011", "OWNER_SIGNATURE", _NO, _DENY, _RES, "The study is not signed by the certificate of the organisation it names as its owner.", "Submit it with the owner's own certificate; its id is the study's owner.organisation."),
+    ErrorKind("FC-5012", "POLICY_DP", _NO, _DENY, _RES, "The study protects patients less than the hospital's policy demands.", "Use a mode, an epsilon, a delta and a clip within the policy, or ask the hospital."),
+    ErrorKind("FC-5013", "POLICY_HOURS", _NO, _DENY, _HOSP, "The hospital takes part only at the hours of its policy.", "Wait for the hour that the message names."),
+    ErrorKind("FC-5014", "POLICY_LIMITS", _NO, _DENY, _RES, "The study is larger than the hospital's policy lets one be.", "Use a smaller model or fewer rounds, or ask the hospital."),
     # --- rounds and runs --------------------------------------------------------------------------
     ErrorKind("FC-6001", "ROUND_VOID", _DL, Status.DEADLINE_EXCEEDED, _OPER, "A round was voided below its quorum; the model is unchanged.", "See which hospitals were missing; the run goes on when they return."),
     ErrorKind("FC-6002", "RUN_FAILED", _NO, _PRE, _OPER, "A run ended without a model.", "`fedcare run show` says which round failed and why."),
@@ -192,6 +196,9 @@ _ROWS: Final = (
     ErrorKind("FC-7003", "DISK", _NO, Status.RESOURCE_EXHAUSTED, _OPER, "Writing to disk failed.", "Free space or replace the disk; nothing acknowledged is lost."),
     ErrorKind("FC-7004", "STATE_FOREIGN", _IN, _PRE, _OPER, "The state directory belongs to another federation, site or role.", "Give this service its own state directory, or the volume it used before."),
     ErrorKind("FC-7005", "STATE_ACCESS", _IN, _PRE, _OPER, "The state directory is not this user's, or cannot be written.", "Give the folder to the user who runs the service, and mount it writable."),
+    ErrorKind("FC-7006", "LEDGER_DAMAGED", _IN, Status.DATA_LOSS, _HOSP, "A privacy ledger was edited, cut in the middle, or belongs to another hospital or data set.", "Restore the hospital's own ledger; until then its whole budget counts as spent."),
+    ErrorKind("FC-7007", "LEDGER_LOST", _IN, Status.DATA_LOSS, _HOSP, "A privacy ledger that held charges is gone.", "Restore the hospital's own ledger; until then its whole budget counts as spent."),
+    ErrorKind("FC-7008", "LEDGER_ROLLED_BACK", _IN, Status.DATA_LOSS, _HOSP, "A privacy ledger is older than what this hospital has charged.", "Restore the newest ledger; until then its whole budget counts as spent."),
     ErrorKind("FC-7101", "MODEL_INVALID", _IN, Status.DATA_LOSS, _CALLER, "A model file is truncated, altered or not of the manifest.", "Pull the model again."),
     ErrorKind("FC-7102", "MANIFEST_SIGNATURE", _IN, Status.DATA_LOSS, _CALLER, "A model manifest is not signed by a coordinator of the pinned CA.", "Do not use the model; ask the operator where it came from."),
     ErrorKind("FC-7201", "BUNDLE_SIGNATURE", _IN, Status.DATA_LOSS, _CALLER, "A bundle's list of files is not signed by the release key that you pinned.", "Do not use the bundle; compare the key's fingerprint with the consortium's and ask for the bundle again."),
