@@ -21,7 +21,8 @@ from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX
 from common.preprocessing import Preprocessing
-from common.secagg.header import RoundKind
+from common.secagg.dp import DpMode, DpPlan, delta_int_of
+from common.secagg.header import Rounding, RoundKind
 from common.secagg.node_state import HeaderExpectation, RangeRule, SessionExpectation
 from common.study import Study, VectorModel
 from common.vectors import ParameterSchema, TensorSpec, TensorType
@@ -33,17 +34,24 @@ FIRST_RANGE: Final = 1.0
 RANGE_FACTOR: Final = 8.0
 """`R_l` is this many times the root mean square of the last aggregate (section 7.2)."""
 
+MOST_SITES_NARROW: Final = 64
+"""With DP the ring has 32 bits if this many hospitals' patients fit it, else 64."""
+
 _CENTRE, _SCALE, _IMPUTE = (f"{CONSTANT_PREFIX}{name}" for name in ("centre", "scale", "impute"))
 
 
 @dataclass(frozen=True, slots=True)
 class RoundLayout:
-    """The vector of one kind of round: its schema, its ring, its rules for the ranges."""
+    """The vector of one kind of round: its schema, its ring, its rules for the ranges.
+
+    `dp`: the privacy terms that a study with differential privacy fixes for the round.
+    """
 
     kind: RoundKind
     schema: ParameterSchema
     ring_bits: int
     ranges: tuple[RangeRule, ...]
+    dp: DpPlan | None = None
 
 
 def has_constants(study: Study) -> bool:
@@ -59,6 +67,8 @@ def round_kinds(study: Study) -> tuple[RoundKind, ...]:
     if not has_constants(study):
         return trained
     first = (RoundKind.STATISTICS,) if statistics.needed(study) else ()
+    if study.privacy.dp.on:
+        return trained  # counts and losses of patients would leave without noise
     return (*first, *trained, RoundKind.EVALUATE)
 
 
@@ -105,6 +115,8 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
 
 def _train_layout(study: Study) -> RoundLayout:
     schema = model_schema(study)
+    if study.privacy.dp.on:
+        return _noised_layout(study, schema)
     tensors: list[RangeRule] = [
         FIRST_RANGE if tensor.name.startswith(CONSTANT_PREFIX) else "free"
         for tensor in schema.tensors
@@ -112,6 +124,35 @@ def _train_layout(study: Study) -> RoundLayout:
     rules: dict[str, RangeRule] = {"loss": models.LOSS_LIMIT, "clipped": "count"}
     metrics = [rules[name] for name in schema.metrics]
     return RoundLayout(RoundKind.TRAIN, schema, TRAIN_RING_BITS, (*tensors, *metrics))
+
+
+def _noised_layout(study: Study, schema: ParameterSchema) -> RoundLayout:
+    """No weight word, no metric word, no ranges: sensitivity is what scales (7.1, 7.3)."""
+    bare = ParameterSchema(schema.tensors, weighted=False)
+    plan = dp_plan(study, bare.words)
+    ring = TRAIN_RING_BITS
+    if plan.m_max * plan.delta_int * MOST_SITES_NARROW >= 1 << (ring - 2):
+        ring = 64
+    return RoundLayout(RoundKind.TRAIN, bare, ring, (), plan)
+
+
+def dp_plan(study: Study, words: int) -> DpPlan:
+    """Return the privacy terms of a study's training rounds of `words` words.
+
+    Raises:
+        InternalError: the study has no differential privacy.
+    """
+    terms = study.privacy.dp
+    if terms.noise_multiplier is None or terms.clip is None:
+        raise InternalError("a study without differential privacy has no noise to plan")
+    return DpPlan(
+        mode=DpMode(terms.mode),
+        z=float(terms.noise_multiplier),
+        clip=float(terms.clip),
+        delta_int=delta_int_of(words),
+        p=float(terms.sampling or 0.0),
+        m_max=terms.max_patients or 0,
+    )
 
 
 def session_expectation(study: Study, roster_size: int) -> SessionExpectation:
@@ -133,6 +174,8 @@ def _expectation(study: Study, layout: RoundLayout) -> HeaderExpectation:
         w_max=study.federation.max_weight,
         w=layout.ring_bits,
         s_min=study.federation.min_sites,
+        rounding=None if layout.dp is None else Rounding.STOCHASTIC,
+        dp=layout.dp,
     )
 
 

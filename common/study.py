@@ -26,6 +26,7 @@ from common.config import Label, Name, Section, Text, problem, validate
 from common.documents import Document, dump_yaml, parse_json, parse_yaml, read_text
 from common.errors import ConfigError
 from common.ids import ConfigHash
+from common.study_privacy import check_privacy, complete_privacy
 from common.study_sections import (
     DEFAULT_METRICS,
     DP_MODES,
@@ -125,7 +126,7 @@ class Study(Section):
         evaluate = full.get("evaluate", {})
         if isinstance(evaluate, dict) and "metrics" not in evaluate:
             full["evaluate"] = {**evaluate, "metrics": DEFAULT_METRICS.get(str(target_type), ())}
-        return full
+        return complete_privacy(full)
 
     @field_validator("features")
     @classmethod
@@ -153,6 +154,8 @@ class Study(Section):
         else:
             self._check_training()
             self._check_normalise()
+        if self.privacy.dp.on:
+            check_privacy(self)
         return self
 
     def columns(self) -> tuple[str, ...]:
@@ -314,6 +317,8 @@ def completed(study: Study) -> dict[str, Any]:
     if study.kind == "statistics":
         for key in _TRAINING_ONLY:
             del data[key]
+    terms = data["privacy"]["dp"]
+    data["privacy"]["dp"] = {key: value for key, value in terms.items() if value is not None}
     return data
 
 

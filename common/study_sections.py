@@ -50,7 +50,25 @@ WEIGHT_RULES: Final = ("size_class", "samples", "equal")
 """`size_class`: rows rounded down to a power of two, masked. `samples`: exact rows, masked."""
 
 DP_MODES: Final = ("none", "patient-distributed", "patient-local", "hospital")
-"""Only `none` is supported yet; the others are refused, never ignored."""
+"""`patient-local` is not supported yet: refused, never ignored."""
+
+_DP_KEYS: Final = (
+    "epsilon", "delta", "clip", "sampling", "batch", "max_patients", "spare_rounds",
+)  # fmt: skip
+_DP_NEEDED: Final[Mapping[str, frozenset[str]]] = {
+    "none": frozenset(),
+    "patient-distributed": frozenset(_DP_KEYS),
+    "hospital": frozenset({"epsilon", "delta", "clip", "spare_rounds"}),
+}
+_DP_DEFAULTS: Final[Mapping[str, Mapping[str, float]]] = {
+    "patient-distributed": {
+        "clip": 1.0,
+        "sampling": 1.0,
+        "max_patients": 10_000,
+        "spare_rounds": 2,
+    },
+    "hospital": {"spare_rounds": 2},
+}
 
 METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "binary": ("auroc", "accuracy", "brier", "log_loss"),
@@ -421,23 +439,68 @@ class SecureAggregation(Section):
 
 
 class DifferentialPrivacy(Section):
-    """Only `mode: none` so far."""
+    """The guarantee a study gives, and what its noise follows from (docs/protocol.md, 9).
 
-    mode: Literal["none"] = "none"
+    `patient-distributed`: one step of gradient descent a round; every patient's gradient
+    is clipped to `clip`, the hospitals share the noise. `hospital`: a hospital's whole
+    update is clipped and the noise shared. `none`: masks only.
+
+    `sampling` p: each patient takes part in a round with this probability. `batch`: the
+    public number that the summed gradient is divided by. `max_patients`: the most patients
+    of one hospital that can ever take part. `spare_rounds`: rounds beyond `rounds` that the
+    noise pays for, so that a round that is voided and tried again does not end the run.
+    `noise_multiplier` z follows from the others when the study is completed.
+    """
+
+    mode: Literal["none", "patient-distributed", "hospital"] = "none"
+    epsilon: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    delta: Annotated[Number, Field(gt=0, lt=0.1)] | None = None
+    clip: Annotated[Number, Field(gt=0, le=1e9)] | None = None
+    sampling: Annotated[Number, Field(gt=0, le=1)] | None = None
+    batch: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    max_patients: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    spare_rounds: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    noise_multiplier: Annotated[Number, Field(gt=0, le=1e9)] | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether the study has any differential privacy."""
+        return self.mode != "none"
 
     @model_validator(mode="before")
     @classmethod
-    def not_yet(cls, data: object) -> object:
-        """Refuse a mode that would otherwise be a promise unkept."""
-        mode = data.get("mode") if isinstance(data, dict) else None
-        if isinstance(mode, str) and mode in DP_MODES[1:]:
+    def complete(cls, data: object) -> object:
+        """Fill in the mode and its defaults; refuse what this version does not have."""
+        if not isinstance(data, dict):
+            return data
+        full = dict(data)
+        stated = [key for key in full if key != "mode" and full[key] is not None]
+        if stated and "mode" not in full:
+            full["mode"] = "patient-distributed"
+        mode = full.get("mode")
+        if mode == "patient-local":
             raise problem(
-                f"is '{mode}', which this version does not support: it adds no noise and runs "
-                "mode none only",
+                "is 'patient-local', which this version does not support; it has none, "
+                "patient-distributed and hospital",
                 "mode",
                 name="NOT_SUPPORTED",
             )
-        return data
+        defaults: dict[str, float] = dict(_DP_DEFAULTS.get(str(mode), {}))
+        return {**defaults, **{key: full[key] for key in full if full[key] is not None}}
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse a guarantee that lacks a number, and numbers without a guarantee."""
+        needed = _DP_NEEDED[self.mode]
+        for key in _DP_KEYS:
+            value = getattr(self, key)
+            if value is None and key in needed:
+                raise problem(f"is missing; dp mode {self.mode} needs it", key)
+            if value is not None and key not in needed and key != "noise_multiplier":
+                raise problem(f"is not used by dp mode {self.mode}; remove it", key)
+        if not self.on and self.noise_multiplier is not None:
+            raise problem("is not used by dp mode none; remove it", "noise_multiplier")
+        return self
 
 
 class Privacy(Section):

@@ -13,7 +13,8 @@ from common.ids import (
     RoundNo,
     SessionId,
 )
-from common.secagg.header import DpMode, DpTerms, Header, Rounding, RoundKind
+from common.secagg.dp import DpMode, DpTerms
+from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.messages import (
     Certificate,
     Digests,

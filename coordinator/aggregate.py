@@ -1,18 +1,22 @@
 """From an opened sum to the next model (protocol, section 8).
 
-    next = model + lr * ((sum * R_l) / weight_sum)
+    next = model + lr * ((sum * R_l) / weight_sum)       without differential privacy
+    next = model + lr * ((sum / s) / m)                  with it, s = Delta_int / C
 
-in float64, in this order, cast once to the tensor's type (ties to even). FedAvg is the
-only server step of this version (McMahan et al. 2017, algorithm 1); `lr` is its step
-size, 1 by default. Tensors whose name begins with `preprocess.` are constants of the
-run: their words are passed over and their bytes copied.
+in float64, in this order, cast once to the tensor's type (ties to even). The first is
+FedAvg (McMahan et al. 2017, algorithm 1) with `lr` 1. In the second `m` is the number of
+survivors and `lr` 1 (mode hospital), or a public batch size and the study's learning rate
+(mode patient-distributed), never the number of patients drawn.
+
+Tensors whose name begins with `preprocess.` are constants of the run: their words are
+passed over and their bytes copied.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 from common.errors import InternalError, Refusal
 from common.ids import Sha256
 from common.model_file import is_constant, model_header
+from common.secagg.dp import DpTerms
 from common.secagg.ring import SignedWords
 from common.vectors import ModelHasher, ParameterSchema
 from coordinator.objects import ObjectReader, ObjectWriter
@@ -48,6 +53,36 @@ def mean_step(words: SignedWords, scale: float, weight_sum: float) -> NDArray[np
     return step
 
 
+class ServerStep(Protocol):
+    """What is added to the model for one tensor's opened words."""
+
+    def __call__(self, tensor: int, words: SignedWords) -> NDArray[np.float64]:
+        """Return the step for words of tensor number `tensor`, a new float64 array."""
+        ...
+
+
+def weighted_mean(ranges: tuple[float, ...], weight_sum: int) -> ServerStep:
+    """Return the step without differential privacy; `ranges` are `R_l` per tensor."""
+
+    def step(tensor: int, words: SignedWords) -> NDArray[np.float64]:
+        return mean_step(words, ranges[tensor], float(weight_sum))
+
+    return step
+
+
+def noised_mean(terms: DpTerms, count: int, lr: float) -> ServerStep:
+    """Return the step of a noised sum; `count` is `m`, `lr` the step size."""
+    scale = terms.delta_int / terms.clip
+
+    def step(tensor: int, words: SignedWords) -> NDArray[np.float64]:  # noqa: ARG001 - one scale
+        out: NDArray[np.float64] = words / np.float64(scale)
+        out /= count
+        out *= lr
+        return out
+
+    return step
+
+
 @dataclass(frozen=True, slots=True)
 class NextModel:
     """The next model: its file's address, its protocol digest, and how far it moved.
@@ -64,23 +99,21 @@ class NextModel:
 class ModelUpdate:
     """A sink that writes the next model while the sum is being opened.
 
-    `previous` is read by offset, `writer` receives the file in order. `ranges` are
-    `R_l` per tensor. Only float32 layouts exist in this version's catalogue.
+    `previous` is read by offset, `writer` receives the file in order. Only float32
+    layouts exist in this version's catalogue.
     """
 
     def __init__(
         self,
         schema: ParameterSchema,
-        ranges: tuple[float, ...],
-        weight_sum: int,
+        server_step: ServerStep,
         previous: ObjectReader,
         writer: ObjectWriter,
     ) -> None:
         if not schema.is_flat_float32:
             raise InternalError("the server step is written for float32 layouts")
         self._schema = schema
-        self._ranges = ranges
-        self._weight_sum = float(weight_sum)
+        self._server_step = server_step
         self._previous = previous
         self._writer = writer
         self._header = model_header(schema)
@@ -107,7 +140,7 @@ class ModelUpdate:
         self._writer.write(out)
 
     def _step(self, index: int, model: np.ndarray, words: SignedWords) -> None:
-        step = mean_step(words, self._ranges[index], self._weight_sum)
+        step = self._server_step(index, words)
         self._squares[index] += float(np.dot(step, step))
         model += step
 

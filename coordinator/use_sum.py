@@ -20,11 +20,18 @@ from common.errors import InternalError
 from common.ids import HeaderDigest
 from common.layouts import first_model, has_constants, model_schema, round_layout
 from common.model_file import model_header
+from common.secagg.dp import DpMode
 from common.secagg.header import RoundKind, sum_bound
 from common.secagg.ring import word_bytes
 from common.study import Study
 from common.vectors import ParameterSchema, model_digest
-from coordinator.aggregate import ModelUpdate, check_weight_sum
+from coordinator.aggregate import (
+    ModelUpdate,
+    ServerStep,
+    check_weight_sum,
+    noised_mean,
+    weighted_mean,
+)
 from coordinator.objects import ObjectStore
 from coordinator.opening import Collect, Opening, open_sum, open_tail
 from coordinator.run_state import ModelRef, OpenSum, SumUsed
@@ -46,11 +53,11 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
         spools=[spool.file(hd, node, size) for node in command.survivors],
         plan=command.plan,
         words=header.d,
-        bound=sum_bound(len(command.survivors), header.bound),
+        bound=sum_bound(len(command.survivors), header.word_bound),
     )
     match header.kind:
         case RoundKind.TRAIN:
-            return _train(command, opening, layout.schema, objects)
+            return _train(study, command, opening, layout.schema, objects)
         case RoundKind.STATISTICS:
             sink = Collect(header.d)
             digest = open_sum(opening, sink)
@@ -70,19 +77,44 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
 
 
 def _train(
-    command: OpenSum, opening: Opening, schema: ParameterSchema, objects: ObjectStore
+    study: Study,
+    command: OpenSum,
+    opening: Opening,
+    schema: ParameterSchema,
+    objects: ObjectStore,
 ) -> SumUsed:
     header = command.header
     if command.model is None:
         raise InternalError("a training round has no model to add to")
-    weight_sum = open_tail(opening, schema.parameters)[0]
-    check_weight_sum(weight_sum, header.s_min, header.bound)
+    server_step = _server_step(study, command, opening, schema)
     with objects.open(command.model.object_sha256) as previous, objects.writer() as writer:
-        update = ModelUpdate(schema, header.ranges, weight_sum, previous, writer)
+        update = ModelUpdate(schema, server_step, previous, writer)
         digest = open_sum(opening, update)
         made = update.finish()
     model = ModelRef(made.object_sha256, made.model_sha256, made.rms)
     return SumUsed(HeaderDigest(header.digest()), digest, model, ())
+
+
+def _server_step(
+    study: Study, command: OpenSum, opening: Opening, schema: ParameterSchema
+) -> ServerStep:
+    header = command.header
+    match header.dp.mode:
+        case DpMode.NONE:
+            weight_sum = open_tail(opening, schema.parameters)[0]
+            check_weight_sum(weight_sum, header.s_min, header.bound)
+            return weighted_mean(header.ranges, weight_sum)
+        case DpMode.HOSPITAL:
+            return noised_mean(header.dp, len(command.survivors), 1.0)
+        case DpMode.PATIENT_DISTRIBUTED:
+            batch = study.privacy.dp.batch
+            if batch is None:
+                raise InternalError("a study of patient-distributed has no public batch size")
+            return noised_mean(header.dp, batch, study.train.lr)
+        case DpMode.PATIENT_LOCAL:
+            raise InternalError("no study has rounds of mode patient-local")
+        case _:
+            assert_never(header.dp.mode)
 
 
 def _metrics(study: Study, words: NDArray[np.int64], bound: int) -> tuple[tuple[str, float], ...]:

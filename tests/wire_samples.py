@@ -33,7 +33,8 @@ from common.messages import (
     UploadStart,
     Welcome,
 )
-from common.secagg.header import DpMode, DpTerms, Header, Rounding, RoundKind
+from common.secagg.dp import DpMode, DpTerms
+from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.messages import (
     Certificate,
     Commit,

@@ -26,6 +26,7 @@ from common.secagg.coordinator_state import (
 )
 from common.secagg.coordinator_step import Step, abort, ends, find
 from common.secagg.cover import smallest_cover
+from common.secagg.dp import NO_DP
 from common.secagg.header import NONCE_BYTES, Header, default_rounding, quant_bound
 from common.secagg.helpers import helper_count
 from common.secagg.keys import EdgeTag, SelfCommit, verify_session_signature
@@ -106,6 +107,7 @@ def _header(state: RoundState, terms: RoundTerms, chosen: tuple[NodeId, ...]) ->
         w_max=terms.w_max,
         rounding=terms.rounding or default_rounding(n, terms.w),
         deadline_ms=terms.deadline_ms,
+        dp=NO_DP if terms.dp is None else terms.dp.terms(params.s_min - terms.c),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 from common.errors import InternalError
 from common.ids import ConfigHash, HeaderDigest, NodeId, RoundNo, SessionId, Sha256
 from common.secagg.cover import EdgeRecord
+from common.secagg.dp import DpPlan
 from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.keys import EdgeSeed, SelfSeed
 from common.secagg.messages import (
@@ -151,6 +152,8 @@ class RoundTerms:
     w: int = 32
     rounding: Rounding | None = None
     """None: the rule of section 7.2."""
+    dp: DpPlan | None = None
+    """None: no differential privacy."""
 
 
 @dataclass(frozen=True, slots=True)

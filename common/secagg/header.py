@@ -25,6 +25,7 @@ from common.ids import (
     SessionId,
     Sha256,
 )
+from common.secagg.dp import NO_DP, DpMode, DpTerms, check_terms, word_bound
 from common.secagg.params import SecAggParams
 from common.secagg.ring import RING_BITS
 
@@ -52,32 +53,6 @@ class Rounding(StrEnum):
 
     EVEN = "even"
     STOCHASTIC = "stochastic"
-
-
-class DpMode(StrEnum):
-    """What differential privacy protects (section 9)."""
-
-    NONE = "none"
-    PATIENT_DISTRIBUTED = "patient-distributed"
-    PATIENT_LOCAL = "patient-local"
-    HOSPITAL = "hospital"
-
-
-@dataclass(frozen=True, slots=True)
-class DpTerms:
-    """The privacy items of a header; what a mode does not use is 0 or 0.0."""
-
-    mode: DpMode = DpMode.NONE
-    z: float = 0.0
-    clip: float = 0.0
-    delta_int: int = 0
-    sigma_loc: float = 0.0
-    noise_cap: int = 0
-    p: float = 0.0
-    m_max: int = 0
-
-
-NO_DP: Final = DpTerms()
 
 
 def quant_bound(n: int, ring_bits: int) -> int:
@@ -164,6 +139,16 @@ class Header:
         """`B` of this round."""
         return quant_bound(self.n, self.w)
 
+    @property
+    def word_bound(self) -> int:
+        """`M`: the largest word of one honest hospital (7.2, 7.3)."""
+        return self.bound if self.dp.mode is DpMode.NONE else word_bound(self.dp)
+
+    @property
+    def honest(self) -> int:
+        """`h = s_min - c`: the honest hospitals that every opened sum holds."""
+        return self.s_min - self.c
+
     def nonce_of(self, node: NodeId) -> bytes | None:
         """Return the nonce the header carries for a node, None if it is not a member."""
         return next((nonce for member, nonce in self.members if member == node), None)
@@ -205,7 +190,7 @@ class Header:
 
         1. version, lengths of digests and nonces   2. members strictly increasing
         3. integers within the encoding             4. vector, ring and ranges
-        5. the numbers of section 1                 6. unused DP fields zero
+        5. the numbers of section 1                 6. the privacy terms, unused ones zero
 
         Raises:
             Refusal: HEADER_FORM, or the name of the rule of section 1 or 7 it breaks.
@@ -220,8 +205,7 @@ class Header:
         self._check_vector()
         self.params.check_rules()
         quant_bound(self.n, self.w)
-        if self.dp.mode is DpMode.NONE and self.dp != NO_DP:
-            raise Refusal("HEADER_FORM", "privacy terms stand in a header without privacy mode")
+        check_terms(self.dp, n=self.n, h=self.honest, d=self.d, w=self.w)
 
     def _check_members(self) -> None:
         names = [node.encode() for node in self.ids]

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from common.errors import Refusal
 from common.ids import HeaderDigest, NodeId, RoundNo
+from common.secagg.dp import NO_DP
 from common.secagg.header import (
-    NO_DP,
     NONCE_BYTES,
     Header,
     default_rounding,
@@ -165,8 +165,9 @@ def _check_study(header: Header, expect: SessionExpectation) -> None:
     for place, (scale, rule) in enumerate(zip(header.ranges, known.ranges, strict=True)):
         if not _range_fits(scale, rule, header.bound):
             raise Refusal("HEADER_FORM", f"range {place + 1} is not the study's")
-    if header.dp != NO_DP:
-        raise Refusal("DP_WEAK", "the header has privacy terms that the study does not state")
+    wanted = NO_DP if known.dp is None else known.dp.terms(header.honest)
+    if header.dp != wanted:
+        raise Refusal("DP_WEAK", "the header's privacy terms are not those of the study")
 
 
 def _find(header: Header, expect: SessionExpectation) -> HeaderExpectation:

@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias
 from common.entropy import Entropy
 from common.ids import Epoch, HeaderDigest, NodeId, RoundNo, SessionId, Sha256
 from common.secagg import codec
+from common.secagg.dp import DpPlan
 from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.keys import (
     AgreementKeys,
@@ -84,11 +85,13 @@ class HeaderExpectation:
     w: int = 32
     s_min: int = 0
     """At least this many survivors, by the study."""
+    dp: DpPlan | None = None
+    """None: a round without differential privacy."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionExpectation:
-    """All that the accepted study fixes for a session's headers; no DP, no groups yet."""
+    """All that the accepted study fixes for a session's headers; no groups yet."""
 
     rounds: tuple[HeaderExpectation, ...]
     colluders: int

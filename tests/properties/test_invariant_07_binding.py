@@ -22,7 +22,8 @@ from common.ids import HeaderDigest, NodeId, Sha256
 from common.secagg import keys
 from common.secagg import node as nd
 from common.secagg.coordinator_state import RoundPhase
-from common.secagg.header import DpMode, DpTerms, Header, Rounding, RoundKind
+from common.secagg.dp import DpMode, DpTerms
+from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.messages import Roster, RoundStart
 from common.secagg.session import body_of, session_of
 from common.secret import Secret

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.ids import ConfigHash, NodeId, RoundNo, SessionId, Sha256
-from common.secagg.header import DpMode, DpTerms, Header, Rounding, RoundKind
+from common.secagg.dp import DpMode, DpTerms
+from common.secagg.header import Header, Rounding, RoundKind
 
 HERE = Path(__file__).parent
 

@@ -238,7 +238,7 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
     [
         ("optimiser: sgd", "optimizer: sgd", "UNKNOWN_KEY", "did you mean 'optimiser'?"),
         ("normalise:", "normalize:", "UNKNOWN_KEY", "did you mean 'normalise'?"),
-        ("mode: none", "mode: none, epsilon: 3", "UNKNOWN_KEY", "privacy.dp.epsilon"),
+        ("mode: none", "mode: none, epsilon: 3", "BAD_VALUE", "is not used by dp mode none"),
         ("study/v1", "study/v2", "SCHEMA_VERSION", "this version reads 'fedcare.study/v1'"),
         ("id: heart-disease", "id: Heart", "BAD_VALUE", "id must be 3 to 63"),
         ("id: heart-disease", "id: -ab", "BAD_VALUE", "id must be 3 to 63"),
@@ -262,7 +262,7 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ("{kind: logistic}", "{kind: mlp, hidden: []}", "BAD_VALUE", "model.hidden must have at"),
         ("{kind: logistic}", "{kind: mlp, hidden: [0]}", "BAD_VALUE", "model.hidden[0] must be"),
         ("{kind: logistic}", "{}", "BAD_VALUE", "model needs the key 'kind'"),
-        ("mode: none", "mode: hospital", "NOT_SUPPORTED", "it adds no noise"),
+        ("mode: none", "mode: hospital", "BAD_VALUE", "privacy.dp.epsilon is missing"),
         ("mode: none", "mode: patient-local, epsilon: 1", "NOT_SUPPORTED", "patient-local"),
         ("mode: none", "mode: hopsital", "BAD_VALUE", "privacy.dp.mode must be none"),
         ("weights: size_class", "weights: sizeclass", "BAD_VALUE", "did you mean 'size_class'?"),

@@ -12,7 +12,7 @@ from common.errors import InternalError, Refusal
 from common.ids import Sha256
 from common.model_file import model_header
 from common.vectors import ParameterSchema, TensorSpec, TensorType, model_digest
-from coordinator.aggregate import ModelUpdate, NextModel, check_weight_sum
+from coordinator.aggregate import ModelUpdate, NextModel, check_weight_sum, weighted_mean
 from coordinator.objects import ObjectStore
 
 F32 = TensorType.FLOAT32
@@ -38,7 +38,7 @@ def previous(values: np.ndarray, store: ObjectStore) -> Sha256:
 def step(store: ObjectStore, model: np.ndarray, words: np.ndarray, block: int) -> NextModel:
     address = previous(model, store)
     with store.open(address) as reader, store.writer() as writer:
-        update = ModelUpdate(SCHEMA, RANGES, WEIGHT, reader, writer)
+        update = ModelUpdate(SCHEMA, weighted_mean(RANGES, WEIGHT), reader, writer)
         for start in range(0, words.size, block):
             later = update.take(start, words[start : start + block].astype(np.int32))
             if later is not None:
@@ -127,4 +127,4 @@ def test_other_types_than_float32_are_our_own_bug(tmp_path: Path) -> None:
     half = ParameterSchema((TensorSpec("w", TensorType.FLOAT16, (2,)),))
     address = store.put(b"x")
     with store.open(address) as reader, store.writer() as writer, pytest.raises(InternalError):
-        ModelUpdate(half, (1.0,), 1, reader, writer)
+        ModelUpdate(half, weighted_mean((1.0,), 1), reader, writer)

@@ -11,10 +11,8 @@ import pytest
 from common.encoding import Label, hash_label
 from common.errors import Refusal
 from common.ids import ConfigHash, NodeId, RoundNo, SessionId, Sha256
+from common.secagg.dp import NO_DP, DpMode, DpTerms
 from common.secagg.header import (
-    NO_DP,
-    DpMode,
-    DpTerms,
     Header,
     Rounding,
     RoundKind,

@@ -11,7 +11,8 @@ import pytest
 from common.errors import Refusal, StateError
 from common.ids import ConfigHash, HeaderDigest, NodeId, RoundNo, SessionId, Sha256
 from common.secagg import node
-from common.secagg.header import DpMode, DpTerms, Header, Rounding, RoundKind
+from common.secagg.dp import DpMode, DpTerms
+from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.keys import ratchet
 from common.secagg.messages import (
     Certificate,

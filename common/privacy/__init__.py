@@ -1,0 +1,1 @@
+"""The mathematics of the privacy guarantee: accountant, calibration, noise, clipping."""
