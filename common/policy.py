@@ -2,9 +2,9 @@
 
 The schema is `fedcare.policy/v1`. The file belongs to the hospital and its node enforces
 it (docs/protocol.md, section 10.1); a coordinator may be stricter, never laxer. What is
-not listed under `allow` is not allowed. `require.dp` and `require.approval` come with a
-later version and are refused as POLICY_UNSUPPORTED when set: a rule that is not enforced
-must not look as if it were.
+not listed under `allow` is not allowed. `require.approval` comes with a later version and
+is refused as POLICY_UNSUPPORTED when set: a rule that is not enforced must not look as if
+it were.
 
 Defaults of `require`: `min_cohort` and `min_sites` 3 (2 in a federation of two that
 `allow_two_party`), `colluders` by the protocol's rule for the number of members: 0 for
@@ -19,11 +19,12 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from common.config import Label, Loaded, Section, Text, load, no_repeats, problem, validate
+from common.config import Label, Loaded, Number, Section, Text, load, no_repeats, problem, validate
 from common.documents import dump_yaml, parse_yaml
 from common.ids import ConfigHash
 from common.site import MAX_SITES, SiteId
 from common.study_sections import (
+    DP_MODES,
     LATER_MODEL_KINDS,
     LATER_STRATEGIES,
     MODEL_KINDS,
@@ -160,6 +161,25 @@ class Allow(Section):
         return f"sha256:{digest.hex()}" in self.studies
 
 
+class PrivacyRules(Section):
+    """What the hospital asks of differential privacy, and how much it lets be spent.
+
+    `modes`: those it takes part in; without `none` no study runs without noise.
+    `epsilon_per_study` and `epsilon_total` (per data set, over all studies, for ever) are
+    charged by its own ledger. `delta`: the most a study may state, and what the total is
+    counted at. `max_clip`: the largest C. `min_noise_multiplier`: the least z.
+    """
+
+    modes: Annotated[
+        tuple[Annotated[str, _known(DP_MODES)], ...], Field(min_length=1), Distinct
+    ] = DP_MODES
+    epsilon_per_study: Annotated[Number, Field(gt=0, le=1000)] = 3.0
+    epsilon_total: Annotated[Number, Field(gt=0, le=1000)] = 10.0
+    delta: Annotated[Number, Field(gt=0, lt=0.1)] = 1e-5
+    max_clip: Annotated[Number, Field(gt=0)] = 10.0
+    min_noise_multiplier: Annotated[Number, Field(ge=0)] = 0.0
+
+
 class Require(Section):
     """The least the hospital insists on. Completed by `Policy`, so that no value is open."""
 
@@ -167,7 +187,7 @@ class Require(Section):
     min_sites: Annotated[int, Field(ge=2, le=10_000)] = 3
     colluders: Annotated[int, Field(ge=0, le=10_000)] = 1
     allow_two_party: bool = False
-    dp: Unsupported = None
+    dp: PrivacyRules = PrivacyRules()
     approval: Unsupported = None
 
 
@@ -264,5 +284,5 @@ def load_policy(path: Path) -> Loaded[Policy]:
 def policy_yaml(policy: Policy) -> str:
     """Return the completed policy as YAML; it reads back as an equal policy."""
     data = policy.model_dump(mode="json", by_alias=True)
-    del data["require"]["dp"], data["require"]["approval"]
+    del data["require"]["approval"]
     return dump_yaml(data)

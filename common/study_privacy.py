@@ -7,7 +7,6 @@ the accountant that every hospital's ledger charges (docs/protocol.md, section 9
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ from common.config import problem
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from common.privacy.accountant import Rdp
     from common.study import Study
 
 _DEFAULT_ROUNDS: Final = 10
@@ -86,15 +86,25 @@ def steps(study: Study) -> int:
 
 def charged(study: Study) -> float:
     """Return the epsilon that the study charges at the most, at its delta; 0 without DP."""
-    terms = study.privacy.dp
-    if not terms.on:
+    if not study.privacy.dp.on:
         return 0.0
-    from common.privacy.calibration import charged_epsilon  # it brings numpy
+    from common.privacy.accountant import epsilon  # it brings numpy
 
-    z, delta = terms.noise_multiplier, terms.delta
-    if z is None or delta is None:
-        return math.inf
-    return charged_epsilon(z, delta, steps(study), terms.sampling or 1.0)
+    return epsilon(study_cost(study), study.privacy.dp.delta or 0.0).epsilon
+
+
+def study_cost(study: Study) -> Rdp:
+    """Return the Rényi cost of all rounds that the noise of a study pays for.
+
+    Raises:
+        ValueError: (a `problem`) the study has no noise.
+    """
+    from common.privacy.accountant import step_rdp, times  # it brings numpy
+
+    terms = study.privacy.dp
+    if terms.noise_multiplier is None:
+        raise problem("is missing", "privacy", "dp", "noise_multiplier")
+    return times(step_rdp(1 / terms.noise_multiplier, terms.sampling or 1.0), steps(study))
 
 
 def check_privacy(study: Study) -> None:
@@ -117,8 +127,6 @@ def check_privacy(study: Study) -> None:
 
 def _check_noise(study: Study) -> None:
     terms = study.privacy.dp
-    if terms.noise_multiplier is None:
-        raise problem("is missing", "privacy", "dp", "noise_multiplier")
     found, stated = charged(study), terms.epsilon or 0.0
     if found > stated * (1 + _TOLERANCE):
         raise problem(

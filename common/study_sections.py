@@ -495,7 +495,7 @@ class DifferentialPrivacy(Section):
         for key in _DP_KEYS:
             value = getattr(self, key)
             if value is None and key in needed:
-                raise problem(f"is missing; dp mode {self.mode} needs it", key)
+                raise problem(f"needs the key '{key}' for mode {self.mode}")
             if value is not None and key not in needed and key != "noise_multiplier":
                 raise problem(f"is not used by dp mode {self.mode}; remove it", key)
         if not self.on and self.noise_multiplier is not None:

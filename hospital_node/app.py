@@ -37,9 +37,10 @@ from hospital_node.driver import Node, NodeParts
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
 from hospital_node.picture import not_ready
+from hospital_node.private.books import Books, Limits
 from hospital_node.releases import ReleaseTrust
 from hospital_node.store import open_own
-from hospital_node.work import Desk
+from hospital_node.work import Desk, PrivacyBooks
 
 if TYPE_CHECKING:  # loaded where they are needed: grpc to dial, prometheus for the port
     from hospital_node.health import Standing
@@ -47,7 +48,7 @@ if TYPE_CHECKING:  # loaded where they are needed: grpc to dial, prometheus for 
 
 HEALTH_GRACE_S: Final = 1.0
 
-DeskMaker: TypeAlias = Callable[[Loaded[Policy], Site | None, EventLog], Desk]
+DeskMaker: TypeAlias = Callable[[Loaded[Policy], Site | None, EventLog, PrivacyBooks], Desk]
 """Makes the hospital's desk; `bench` brings one whose training always fails."""
 
 
@@ -136,6 +137,12 @@ def rules_of(policy: Policy) -> NodeRules:
     )
 
 
+def limits_of(policy: Policy) -> Limits:
+    """Return what the hospital lets be spent, as its ledger checks it."""
+    dp = policy.require.dp
+    return Limits(dp.epsilon_per_study, dp.epsilon_total, dp.delta)
+
+
 def build_node(
     setup: NodeSetup,
     connect: Connect,
@@ -158,6 +165,8 @@ def build_node(
     key_file = None if config.sealing_key is None else config.path(config.sealing_key)
     owner = Owner(identity.role, identity.federation, identity.spiffe.id)
     store = open_own(config.path(config.state_dir), owner, entropy, key_file)
+    clock = clock or SystemClock()
+    books = Books(store, identity.node_id, limits_of(policy), entropy, lambda: int(clock.unix()))
     parts = NodeParts(
         federation=policy.federation.id,
         signer=identity,
@@ -165,11 +174,11 @@ def build_node(
         rules=rules_of(policy),
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
         store=store,
-        desk=desk(setup.policy, setup.site, log),
+        desk=desk(setup.policy, setup.site, log, books),
         connect=connect,
         log=log,
         software=software,
-        clock=clock or SystemClock(),
+        clock=clock,
         entropy=entropy,
     )
     return Node(parts)

@@ -170,6 +170,7 @@ def _require_rules(study: Study, policy: Policy, source: Source) -> Iterator[Fin
     colluders = study.colluders(len(members))
     yield _at_least("colluders", colluders, require.colluders, "colluders", source)
     yield _at_least("min_cohort", len(members), require.min_cohort, "a roster of", source)
+    yield from _privacy_rules(study, policy, source)
     yield Finding(
         "POLICY_RELEASE",
         "release.site_metrics",
@@ -178,6 +179,33 @@ def _require_rules(study: Study, policy: Policy, source: Source) -> Iterator[Fin
         f"evaluate.site_metrics {show(study.evaluate.site_metrics)}",
         show(policy.release.site_metrics),
     )
+
+
+def _privacy_rules(study: Study, policy: Policy, source: Source) -> Iterator[Finding]:
+    """A study without noise has a mode only; whether budget is left, the ledger says."""
+    rules, terms = policy.require.dp, study.privacy.dp
+    yield _privacy(
+        "modes", terms.mode in rules.modes, f"mode {terms.mode}", _shown(rules.modes), source
+    )
+    if not terms.on:
+        return
+    most = (
+        ("epsilon_per_study", "epsilon", terms.epsilon, rules.epsilon_per_study),
+        ("delta", "delta", terms.delta, rules.delta),
+        ("max_clip", "clip", terms.clip, rules.max_clip),
+    )
+    for key, noun, asked, limit in most:
+        ok = asked is not None and asked <= limit
+        yield _privacy(key, ok, f"{noun} {show(asked)}", f"at most {limit:g}", source)
+    z, least = terms.noise_multiplier, rules.min_noise_multiplier
+    ok = z is not None and z >= least
+    asked_z = f"noise multiplier {show(z)}"
+    yield _privacy("min_noise_multiplier", ok, asked_z, f"at least {least:g}", source)
+
+
+def _privacy(key: str, ok: bool, asked: str, allowed: str, source: Source) -> Finding:  # noqa: FBT001
+    where = _where(source, "require", "dp", key)
+    return Finding("POLICY_DP", f"require.dp.{key}", where, ok, asked, allowed)
 
 
 def _at_least(key: str, asked: int, least: int, noun: str, source: Source) -> Finding:

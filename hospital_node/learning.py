@@ -18,6 +18,7 @@ import numpy as np
 
 from common import layouts
 from common.config import Loaded
+from common.entropy import OsEntropy
 from common.errors import FedError, InternalError, PolicyRefusal, Refusal, RoundError
 from common.events import Event
 from common.features import Encoded, Table
@@ -29,6 +30,7 @@ from common.models import vector
 from common.policy import Policy
 from common.preprocessing import Preprocessing
 from common.quantise import Coding, Quantiser
+from common.secagg.dp import DpMode
 from common.secagg.header import Header, RoundKind
 from common.secagg.keys import CoefficientSeed, Suite
 from common.secagg.ring import Words
@@ -38,7 +40,7 @@ from common.vectors import ParameterSchema
 from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
 from hospital_node.receive import read_model
-from hospital_node.work import Terms, Work
+from hospital_node.work import PrivacyBooks, Terms, Work
 
 if TYPE_CHECKING:
     from hospital_node.data.load import SiteData
@@ -53,10 +55,13 @@ _TILE: Final = 1 << 18
 class HospitalDesk:
     """See `hospital_node.work.Desk`."""
 
-    def __init__(self, policy: Loaded[Policy], site: Site | None, log: EventLog) -> None:
+    def __init__(
+        self, policy: Loaded[Policy], site: Site | None, log: EventLog, books: PrivacyBooks
+    ) -> None:
         self._policy = policy
         self._site = site
         self._log = log
+        self._books = books
         self._opened: dict[ConfigHash, StudyWork] = {}
 
     def judge(self, study: bytes, config_hash: ConfigHash) -> tuple[Objection, ...]:
@@ -70,7 +75,7 @@ class HospitalDesk:
             self._log.failure(Event.STUDY_REFUSED, failure)
             return (Objection(failure.name, failure.detail[:1000]),)
         try:
-            self._opened = {config_hash: self._work(parsed)}
+            self._opened = {config_hash: self._work(parsed, accepted=False)}
         except FedError as failure:
             self._log.failure(Event.STUDY_REFUSED, failure)
             # What is wrong with the hospital's own files and rows stays in its own log: names,
@@ -86,11 +91,15 @@ class HospitalDesk:
             return ready
         parsed = study_from_canonical(study)
         decide(parsed, digest, self._policy.value, self._policy.source)
-        return self._work(parsed)
+        return self._work(parsed, accepted=True)
 
-    def _work(self, study: Study) -> StudyWork:
-        members = len(self._policy.value.federation.members)
-        return StudyWork(study, self._policy.value.site, members, self._data(study))
+    def _work(self, study: Study, *, accepted: bool) -> StudyWork:
+        policy, data = self._policy.value, self._data(study)
+        if study.privacy.dp.on:
+            self._books.admit(study, accepted=accepted)
+            _check_delta(study, data)
+        members = len(policy.federation.members)
+        return StudyWork(study, policy.site, members, data, self._books)
 
     def _data(self, study: Study) -> SiteData | None:
         if not layouts.has_constants(study) and study.kind == "training":
@@ -106,11 +115,14 @@ class HospitalDesk:
 class StudyWork:
     """See `hospital_node.work.Work`; one study with this hospital's rows."""
 
-    def __init__(self, study: Study, site: str, members: int, data: SiteData | None) -> None:
+    def __init__(
+        self, study: Study, site: str, members: int, data: SiteData | None, books: PrivacyBooks
+    ) -> None:
         self._study = study
         self._site = site
         self._members = members
         self._data = data
+        self._books = books
         self._layouts: dict[RoundKind, RoundLayout] = {}
         self._encoded: dict[str, tuple[Preprocessing, Encoded]] = {}
 
@@ -150,6 +162,8 @@ class StudyWork:
         """See `Work`."""
         if abandoned():
             raise RoundError("RUN_CANCELLED", "the round ended before training began")
+        if header.dp.mode is not DpMode.NONE:
+            return self._noised(header, model, seed)
         coding = Coding.of_header(header, seed)
         layout = self._layout(header.kind)
         if isinstance(self._study.model, VectorModel) and header.kind is RoundKind.TRAIN:
@@ -171,6 +185,22 @@ class StudyWork:
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
+
+    def _noised(self, header: Header, model: Path | None, seed: CoefficientSeed) -> WordSource:
+        """Charge the ledger, then add up what leaves and its noise."""
+        from hospital_node.private import contribution as noised  # torch
+
+        self._books.charge(self._study, header)
+        weights, rows = self._split(model, "train")
+        study, terms, entropy = self._study, header.dp, OsEntropy()
+        if terms.mode is DpMode.HOSPITAL:
+            total = noised.hospital_step(study, self._site, rows, weights, header.r, terms, entropy)
+        else:
+            patients = self._rows().train.patient
+            listed = self._books.listed(study, int(patients.max(initial=-1)) + 1)
+            total = noised.patient_sum(study, rows, patients, weights, listed, terms, entropy)
+        constants = np.zeros(layouts.constant_count(study), np.int64)
+        return noised.NoisedSource(np.concatenate([constants, total]), terms, seed)
 
     def report(self, model: Path) -> Mapping[str, object]:
         """See `Work`; nothing to report for a pattern without data."""
@@ -204,6 +234,16 @@ class StudyWork:
             known = (preprocessing, preprocessing.encode(self._study, table))
             self._encoded[part] = known
         return weights, known[1]
+
+
+def _check_delta(study: Study, data: SiteData | None) -> None:
+    """A delta of 1/n would allow one patient of n to be published whole."""
+    delta = study.privacy.dp.delta or 0.0
+    if data is None:
+        raise Refusal("DP_WEAK", "a study without data has nothing to protect")
+    patients = len(np.unique(data.train.patient))
+    if study.privacy.dp.mode == "patient-distributed" and delta * patients >= 1:
+        raise Refusal("DP_WEAK", "delta is at least 1/n for this hospital's patients")
 
 
 class PatternSource:

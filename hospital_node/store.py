@@ -7,6 +7,7 @@
     decisions/<run>.json     the hospital's word on a study, with the study itself
     models/<hex>.safetensors the last models received, by `model_sha256`
     spool/<hd>.y             the masked vector of the open round
+    ledger/                  privacy ledgers, their sealed heads, lists of patients
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
     status.json              what `fedcare node status` shows; never read back
 
@@ -41,7 +42,7 @@ KEY_NAME: Final = "node.key"
 MODELS_KEPT: Final = 2
 """Models kept per task: the current one and the one before."""
 
-_PARTS: Final = ("sessions", "decisions", "models", "spool", "releases", "reports")
+_PARTS: Final = ("sessions", "decisions", "models", "spool", "releases", "reports", "ledger")
 STATE_NAMES: Final = frozenset(
     {
         state_folder.MARKER, KEY_NAME, f"{KEY_NAME}{files.TEMPORARY}", "lock", "health.sock",
@@ -166,6 +167,32 @@ class NodeStore:
 
     def _session(self, task: str) -> Path:
         return self.root / "sessions" / f"{task}{_SEALED}"
+
+    # --- what else is sealed: heads of ledgers, lists of patients ---------------------------
+
+    @property
+    def ledgers(self) -> Path:
+        """Return the folder of the privacy ledgers (`hospital_node.ledger`)."""
+        return self.root / "ledger"
+
+    def save_sealed(self, name: str, plain: bytes) -> None:
+        """Make a small sealed record durable, in place of its former one.
+
+        Raises:
+            StateError: DISK; the former record stands.
+        """
+        sealed = self._vault.seal(f"ledger/{name}", plain)
+        files.replace(self.ledgers / f"{name}{_SEALED}", sealed)
+
+    def load_sealed(self, name: str) -> bytes | None:
+        """Return a small sealed record, None if there is none.
+
+        Raises:
+            StateError: STATE_DAMAGED, naming the file.
+        """
+        path = self.ledgers / f"{name}{_SEALED}"
+        sealed = _read(path)
+        return None if sealed is None else self._vault.open(f"ledger/{name}", sealed, str(path))
 
     # --- decisions ----------------------------------------------------------------------
 

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.ids import ConfigHash
 from common.messages import Objection
 from common.secagg.header import Header, RoundKind
 from common.secagg.keys import CoefficientSeed, Suite
 from common.secagg.node_state import SessionExpectation
+from common.study import Study
 from common.vectors import ParameterSchema
 from hospital_node.contribution import WordSource
 
@@ -68,6 +72,40 @@ class Work(Protocol):
 
     def report(self, model: Path) -> Mapping[str, object]:
         """Return the released model's metrics on the hospital's own test rows. Blocking."""
+        ...
+
+
+class PrivacyBooks(Protocol):
+    """What a study with differential privacy needs kept at the hospital. Blocking."""
+
+    def admit(self, study: Study, *, accepted: bool) -> None:
+        """Open the data set's ledger; refuse a study that the hospital's budget cannot hold.
+
+        `accepted`: the study was accepted before, so its ledger must be there.
+
+        Raises:
+            Refusal: BUDGET.
+            StateError: LEDGER_DAMAGED, LEDGER_LOST, LEDGER_ROLLED_BACK; DISK.
+        """
+        ...
+
+    def charge(self, study: Study, header: Header) -> None:
+        """Write the round's charge durably, once for a header, before anything of it leaves.
+
+        Raises:
+            Refusal: BUDGET, the charge would pass the hospital's limit or the study's own.
+            StateError: LEDGER_DAMAGED, LEDGER_LOST, LEDGER_ROLLED_BACK; DISK.
+        """
+        ...
+
+    def listed(self, study: Study, patients: int) -> NDArray[np.int64]:
+        """Return the numbers of the patients that may take part: at most `max_patients`.
+
+        Drawn once per study without looking at the data, and kept.
+
+        Raises:
+            StateError: DISK, STATE_DAMAGED.
+        """
         ...
 
 

@@ -24,7 +24,7 @@ from common.site import Site
 from common.vectors import ParameterSchema
 from hospital_node.contribution import WordSource
 from hospital_node.learning import HospitalDesk
-from hospital_node.work import Desk, Terms, Work
+from hospital_node.work import Desk, PrivacyBooks, Terms, Work
 
 
 class FailingWork:
@@ -65,8 +65,10 @@ class FailingWork:
 class FailingDesk:
     """The real desk, whose accepted studies fail in training; see `Desk`."""
 
-    def __init__(self, policy: Loaded[Policy], site: Site | None, log: EventLog) -> None:
-        self._desk: Desk = HospitalDesk(policy, site, log)
+    def __init__(
+        self, policy: Loaded[Policy], site: Site | None, log: EventLog, books: PrivacyBooks
+    ) -> None:
+        self._desk: Desk = HospitalDesk(policy, site, log, books)
 
     def judge(self, study: bytes, config_hash: ConfigHash) -> tuple[Objection, ...]:
         """See `Desk`."""

@@ -90,8 +90,10 @@ from common.wire import (
     encode_piece,
     encode_upload,
 )
+from hospital_node.app import limits_of
 from hospital_node.driver import Node, NodeParts
 from hospital_node.learning import HospitalDesk, StudyWork
+from hospital_node.private.books import Books
 from hospital_node.releases import ReleaseTrust
 from hospital_node.store import NodeStore
 from tests.simulation.secagg_harness import SimSigner, SimTrust
@@ -137,12 +139,12 @@ class Killed(BaseException):
 class _Desk(HospitalDesk):
     """A desk whose studies train differently in each life of the process."""
 
-    def __init__(self, policy: Loaded[Policy], site: None, log: EventLog, life: int) -> None:
-        super().__init__(policy, site, log)
+    def __init__(self, policy: Loaded[Policy], log: EventLog, books: Books, life: int) -> None:
+        super().__init__(policy, None, log, books)
         self._life = life
 
-    def _work(self, study: Study) -> StudyWork:
-        work = super()._work(study)
+    def _work(self, study: Study, *, accepted: bool) -> StudyWork:
+        work = super()._work(study, accepted=accepted)
         work._site += f"-{self._life}" if self._life else ""
         return work
 
@@ -529,14 +531,17 @@ class World:
         log = make_log(self.log, form="json", level="debug", clock=self.clock)
         policy = parse_policy(POLICY.replace("SITE", site).replace("PIN", "ab" * 32))
         own = node_id(site)
+        store = NodeStore.open(self.state_dir(site), entropy)
+        limits = limits_of(policy.value)
+        books = Books(store, own, limits, entropy, lambda: int(self.clock.unix()))
         parts = NodeParts(
             federation=FEDERATION,
             signer=SimSigner(own, self.keys[own]),
             trust=self.trust,
             rules=NodeRules(colluders=1, min_cohort=3, s_min=3),
             release_trust=SimReleaseTrust((), FEDERATION),
-            store=NodeStore.open(self.state_dir(site), entropy),
-            desk=_Desk(policy, None, log, self.starts[site] if self.vary else 0),
+            store=store,
+            desk=_Desk(policy, log, books, self.starts[site] if self.vary else 0),
             connect=lambda: self.connect(site),
             log=log,
             clock=self.clock,

@@ -21,8 +21,8 @@ LEAST_SIGMA: Final = 4.0
 TRUNCATION: Final = 13
 """Noise is cut at `T = ceil(13 sigma_loc)` (7.3)."""
 
-LEAST_DELTA: Final = 20_000
-"""`Delta_int` of every vector up to 25 million words (the example of 7.3)."""
+LEAST_DELTA: Final = 4_096
+"""`Delta_int` of every vector up to a million words: its rounding is lost in the noise."""
 
 LEVELS_PER_ROOT: Final = 4
 """`Delta_int >= 4 sqrt(d)`: then clipping in integers ends (7.3)."""

@@ -50,6 +50,16 @@ class Keystream:
         """Return the 64-bit words of stochastic rounding, key `X(a_i, "round")` (7.2)."""
         return cls(expand(seed.reveal(), Label.ROUND))
 
+    @classmethod
+    def of_noise(cls, seed: Secret) -> Self:
+        """Return the 64-bit words of noise, key `X(a_i, "noise")` (9.2)."""
+        return cls(expand(seed.reveal(), Label.NOISE))
+
+    @classmethod
+    def of_noise_tie(cls, seed: Secret) -> Self:
+        """Return the words that resolve ties of noise, key `X(a_i, "noise-tie")` (9.2)."""
+        return cls(expand(seed.reveal(), Label.NOISE_TIE))
+
     def into(self, buffer: bytearray | memoryview | NDArray[Any], byte_offset: int) -> None:
         """Fill `buffer` (contiguous, writable) with the bytes from `byte_offset` on.
 

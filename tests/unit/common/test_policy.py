@@ -59,8 +59,6 @@ def test_what_is_not_listed_is_not_allowed_by_default() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("dp", "{modes: [none], epsilon_total: 10.0}"),
-        ("dp", "{}"),
         ("approval", "{quorum: 1, approvers: [], expires: 90d}"),
         ("approval", "false"),
     ],

@@ -262,7 +262,7 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ("{kind: logistic}", "{kind: mlp, hidden: []}", "BAD_VALUE", "model.hidden must have at"),
         ("{kind: logistic}", "{kind: mlp, hidden: [0]}", "BAD_VALUE", "model.hidden[0] must be"),
         ("{kind: logistic}", "{}", "BAD_VALUE", "model needs the key 'kind'"),
-        ("mode: none", "mode: hospital", "BAD_VALUE", "privacy.dp.epsilon is missing"),
+        ("mode: none", "mode: hospital", "BAD_VALUE", "privacy.dp needs the key 'epsilon'"),
         ("mode: none", "mode: patient-local, epsilon: 1", "NOT_SUPPORTED", "patient-local"),
         ("mode: none", "mode: hopsital", "BAD_VALUE", "privacy.dp.mode must be none"),
         ("weights: size_class", "weights: sizeclass", "BAD_VALUE", "did you mean 'size_class'?"),

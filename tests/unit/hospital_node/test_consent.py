@@ -31,7 +31,7 @@ def test_a_study_within_every_rule_is_accepted_with_all_findings() -> None:
     accepted = consent()
     assert accepted.config_hash == config_hash(parse_study(HEART))
     assert accepted.colluders == 1
-    assert len(accepted.findings) == 11
+    assert len(accepted.findings) == 12
     assert all(finding.ok for finding in accepted.findings)
 
 

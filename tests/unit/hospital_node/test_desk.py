@@ -6,13 +6,16 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from common.errors import CATALOGUE
 from common.logs import make_log
 from common.policy import parse_policy
+from common.secagg.header import Header
 from common.site import load_site
-from common.study import canonical_json, config_hash, parse_study
+from common.study import Study, canonical_json, config_hash, parse_study
 from hospital_node.learning import HospitalDesk
 from tests.policy_texts import POLICY
 
@@ -33,6 +36,22 @@ id: cleveland
 data: [{name: heart, kind: csv, path: rows-of-cleveland.csv, columns: {num: diagnosis}}]
 """
 GOOD = "age,diagnosis,salary\n" + "".join(f"{40 + n},{n % 2},77{n}\n" for n in range(12))
+
+
+class NoBooks:
+    """Books of a hospital that no study with privacy comes to."""
+
+    def admit(self, study: Study, *, accepted: bool) -> None:
+        raise AssertionError
+
+    def charge(self, study: Study, header: Header) -> None:
+        raise AssertionError
+
+    def listed(self, study: Study, patients: int) -> NDArray[np.int64]:
+        raise AssertionError
+
+
+NO_BOOKS = NoBooks()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +79,9 @@ def test_a_study_that_the_table_does_not_fit_is_refused_and_nothing_of_the_table
     else:
         file.write_bytes(table if isinstance(table, bytes) else table.encode())
     study, log = parse_study(STUDY), io.StringIO()
-    desk = HospitalDesk(parse_policy(POLICY, "policy.yaml"), site, make_log(log, form="json"))
+    desk = HospitalDesk(
+        parse_policy(POLICY, "policy.yaml"), site, make_log(log, form="json"), NO_BOOKS
+    )
     (objection,) = desk.judge(canonical_json(study), config_hash(study))
     assert (objection.code, objection.detail) == (name, CATALOGUE[name].meaning)
     line = json.loads(log.getvalue())
@@ -73,5 +94,7 @@ def test_a_study_that_fits_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "rows-of-cleveland.csv").write_text(GOOD)
     study = parse_study(STUDY)
     site = load_site(tmp_path / "site.yaml")
-    desk = HospitalDesk(parse_policy(POLICY, "policy.yaml"), site, make_log(io.StringIO()))
+    desk = HospitalDesk(
+        parse_policy(POLICY, "policy.yaml"), site, make_log(io.StringIO()), NO_BOOKS
+    )
     assert desk.judge(canonical_json(study), config_hash(study)) == ()

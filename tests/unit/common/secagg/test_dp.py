@@ -47,7 +47,7 @@ def test_the_example_of_section_7_3() -> None:
 @pytest.mark.parametrize("words", [1, 2, 24_999_999, 25_000_000, 25_000_001, 10**9])
 def test_delta_int_is_at_least_four_roots_of_the_words(words: int) -> None:
     delta = delta_int_of(words)
-    assert delta >= 20_000
+    assert delta >= 4_096
     assert delta**2 >= 16 * words
 
 

@@ -1,0 +1,98 @@
+"""A hospital's input of a round with differential privacy (docs/protocol.md, 7.3 and 9).
+
+    v = (sum of clipped, integer contributions)  +  this hospital's share of the noise
+
+The sum is exact in int64 and its sensitivity to one patient (mode patient-distributed) or
+to the hospital (mode hospital) is `Delta_int`. The noise is added as the words are
+written, so that no second vector is held; its key follows from the round's own seed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.entropy import Entropy
+from common.errors import InternalError
+from common.features import Encoded
+from common.privacy.clipping import integer_sum, secret_uniforms
+from common.privacy.noise import NoiseStream, NoiseTable
+from common.secagg.dp import DpTerms
+from common.secagg.keys import CoefficientSeed
+from common.secagg.ring import Words, signed_view
+from common.study import Study
+from hospital_node.models import build
+from hospital_node.private.gradients import patient_gradients
+from hospital_node.private.sampling import poisson
+from hospital_node.train import train
+
+
+class NoisedSource:
+    """The finished `v_i` of a round with noise; see `hospital_node.contribution.WordSource`.
+
+    `total` int64 [d]: the integer sum, which this object owns.
+    """
+
+    def __init__(self, total: NDArray[np.int64], terms: DpTerms, seed: CoefficientSeed) -> None:
+        self.words = total.size
+        self._total = total
+        self._noise = NoiseStream(NoiseTable.of(terms.sigma_loc), seed)
+
+    def fill(self, out: Words, word_offset: int) -> None:
+        """See `WordSource`; the words of a chunk are ready once, for noise is added in place."""
+        chunk = self._total[word_offset : word_offset + out.size]
+        if chunk.size != out.size:
+            raise InternalError("a chunk reaches beyond the vector")
+        self._noise.add_to(chunk, word_offset)
+        signed_view(out)[:] = chunk
+
+
+def patient_sum(
+    study: Study,
+    data: Encoded,
+    patients: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    listed: NDArray[np.int64],
+    terms: DpTerms,
+    entropy: Entropy,
+) -> NDArray[np.int64]:
+    """Return the summed steps of a random part of this hospital's patients, int64 [weights].
+
+    `patients` [rows] numbers each row's patient; `listed` are the numbers on the hospital's
+    list. Each of them takes part with probability `p`, drawn from the operating system. A
+    step is the negative gradient of the patient's mean loss.
+
+    Raises:
+        Refusal: INPUT_NAN, a gradient is not finite.
+    """
+    drawn = listed[poisson(listed.size, terms.p, entropy)]
+    chosen = np.isin(patients, drawn)
+    total = np.zeros(weights.size, np.int64)
+    if not chosen.any():
+        return total
+    _, groups = np.unique(patients[chosen], return_inverse=True)
+    module = build(study, weights)
+    features, target = data.features[chosen], data.target[chosen]
+    uniforms = secret_uniforms(entropy)
+    for block in patient_gradients(study, module, features, target, groups.astype(np.int64)):
+        total += integer_sum(-block, terms.clip, terms.delta_int, uniforms)
+    return total
+
+
+def hospital_step(
+    study: Study,
+    site: str,
+    data: Encoded,
+    weights: NDArray[np.float32],
+    round_no: int,
+    terms: DpTerms,
+    entropy: Entropy,
+) -> NDArray[np.int64]:
+    """Return the hospital's whole update, clipped to C, in integers, int64 [weights].
+
+    Raises:
+        DataError: DATA_EMPTY. Refusal: INPUT_NAN.
+    """
+    update = train(study, data, weights, site=site, round_no=round_no)
+    rows = update.delta[np.newaxis, :]
+    return integer_sum(rows, terms.clip, terms.delta_int, secret_uniforms(entropy))
