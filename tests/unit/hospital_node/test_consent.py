@@ -99,7 +99,7 @@ def test_all_objections_are_told_not_only_the_first() -> None:
     codes = [finding.code for finding in error.objections]
     assert codes == ["POLICY_PURPOSE", "POLICY_OWNER", "POLICY_WEIGHTS"]
     assert error.detail.endswith("(2 more rules against it)")
-    assert len(error.findings) == 11
+    assert len(error.findings) == 12
 
 
 def test_a_study_by_hash_needs_no_listed_owner() -> None:

@@ -27,7 +27,12 @@ def shipped(name: str) -> Study:
 
 def test_every_shipped_study_loads() -> None:
     names = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
-    assert names == ["heart-disease", "heart-disease-flamby", "two-hospitals"]
+    assert names == [
+        "heart-disease",
+        "heart-disease-flamby",
+        "heart-disease-private",
+        "two-hospitals",
+    ]
     assert [shipped(name).id for name in names] == names
 
 
