@@ -43,7 +43,10 @@ class Heads(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One round's cost: `rdp` at each of the accountant's orders, and what it follows from."""
+    """One round's cost: `rdp` at each of the accountant's orders, and what it follows from.
+
+    `steps`: how many noised steps the round has; `rdp` is the cost of all of them.
+    """
 
     time: int
     task: str
@@ -57,6 +60,7 @@ class Charge:
     sigma_loc: float
     h: int
     rdp: Rdp
+    steps: int = 1
 
 
 class Ledger:
