@@ -214,7 +214,9 @@ def desk(tmp_path: Path) -> HospitalDesk:
     (tmp_path / "site.yaml").write_text(SITE)
     table = "age,diagnosis\n" + "".join(f"{40 + n},{n % 2}\n" for n in range(12))
     (tmp_path / "rows-of-cleveland.csv").write_text(table)
-    policy = POLICY.replace("size_class", "public")
+    policy = POLICY.replace("size_class", "public").replace(
+        "min_cohort: 3", "min_cohort: 3\n  dp: {delta: 0.09}"
+    )
     return HospitalDesk(
         parse_policy(policy, "policy.yaml"),
         load_site(tmp_path / "site.yaml"),
@@ -234,7 +236,8 @@ def test_a_study_without_a_number_for_this_site_is_refused(desk: HospitalDesk) -
 
 
 def test_a_delta_of_one_over_the_patients_is_refused(desk: HospitalDesk) -> None:
-    assert judged(desk, STUDY.replace("1.0e-5", "0.09")) != []
+    assert judged(desk, STUDY.replace("1.0e-5", "0.083")) == []
+    assert judged(desk, STUDY.replace("1.0e-5", "0.084")) == ["DP_WEAK"]  # of 12 patients
 
 
 def test_nothing_is_computed_from_patients_before_the_charge(
