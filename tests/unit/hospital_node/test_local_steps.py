@@ -25,7 +25,7 @@ from common.secagg.keys import CoefficientSeed
 from common.site import load_site
 from common.study import Study, canonical_json, config_hash, parse_study
 from hospital_node.learning import HospitalDesk, StudyWork
-from hospital_node.private import contribution, local_steps
+from hospital_node.private import contribution, local_steps, sampling
 from hospital_node.private.contribution import patient_sum
 from tests.learning import study
 from tests.policy_texts import POLICY
@@ -138,7 +138,7 @@ def test_the_update_follows_from_the_seed_but_for_who_is_drawn() -> None:
 
 def test_patients_are_drawn_anew_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, ...]] = []
-    real = contribution.poisson
+    real = sampling.poisson
 
     def watched(count: int, p: float, entropy: CountingEntropy) -> NDArray[np.int64]:
         found = real(count, p, entropy)
