@@ -191,6 +191,7 @@ dataset: heart
 owner: {name: Somebody, organisation: uni-x}
 features: [{name: age, type: float}]
 target: {type: binary, name: num}
+split: {test: 0}
 normalise: none
 model: {kind: logistic}
 train: {local_steps: 2}
