@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import evaluation, models, statistics
+from common import evaluation, models, noised_evaluation, statistics
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX
@@ -67,7 +67,7 @@ def round_kinds(study: Study) -> tuple[RoundKind, ...]:
     if not has_constants(study):
         return trained
     first = (RoundKind.STATISTICS,) if statistics.needed(study) else ()
-    if study.privacy.dp.on:
+    if study.privacy.dp.on and study.privacy.dp.evaluation_noise is None:
         return trained  # counts and losses of patients would leave without noise
     return (*first, *trained, RoundKind.EVALUATE)
 
@@ -106,6 +106,8 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
             return RoundLayout(kind, statistics.layout(study), statistics.RING_BITS, (1.0, "free"))
         case RoundKind.TRAIN:
             return _train_layout(study)
+        case RoundKind.EVALUATE if study.privacy.dp.on:
+            return _noised_evaluation(study)
         case RoundKind.EVALUATE:
             ranges = evaluation.ranges(study)
             return RoundLayout(kind, evaluation.layout(study), evaluation.RING_BITS, ranges)
@@ -130,10 +132,28 @@ def _noised_layout(study: Study, schema: ParameterSchema) -> RoundLayout:
     """No weight word, no metric word, no ranges: sensitivity is what scales (7.1, 7.3)."""
     bare = ParameterSchema(schema.tensors, weighted=False)
     plan = dp_plan(study, bare.words)
-    ring = TRAIN_RING_BITS
-    if plan.m_max * plan.delta_int * MOST_SITES_NARROW >= 1 << (ring - 2):
-        ring = 64
-    return RoundLayout(RoundKind.TRAIN, bare, ring, (), plan)
+    return RoundLayout(RoundKind.TRAIN, bare, _noised_ring(plan), (), plan)
+
+
+def _noised_ring(plan: DpPlan) -> int:
+    narrow = plan.m_max * plan.delta_int * MOST_SITES_NARROW < 1 << (TRAIN_RING_BITS - 2)
+    return TRAIN_RING_BITS if narrow else 64
+
+
+def _noised_evaluation(study: Study) -> RoundLayout:
+    """One noised histogram: every test patient counts once (section 9.5)."""
+    terms, schema = study.privacy.dp, noised_evaluation.layout()
+    if terms.evaluation_noise is None:
+        raise InternalError("a study without noise for it has an evaluate round")
+    plan = DpPlan(
+        mode=DpMode.PATIENT_DISTRIBUTED,
+        z=float(terms.evaluation_noise),
+        clip=noised_evaluation.CLIP,
+        delta_int=delta_int_of(schema.words),
+        p=1.0,
+        m_max=terms.max_patients or 0,
+    )
+    return RoundLayout(RoundKind.EVALUATE, schema, _noised_ring(plan), (), plan)
 
 
 def dp_plan(study: Study, words: int) -> DpPlan:

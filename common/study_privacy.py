@@ -21,6 +21,7 @@ _DEFAULT_ROUNDS: Final = 10
 _DEFAULT_SPARE: Final = 2
 _MOST_ROUNDS: Final = 100_000
 _MOST_DELTA: Final = 0.1
+_MOST_NOISE: Final = 1e9
 _TOLERANCE: Final = 1e-9
 """Of epsilon, relative: what two machines' logarithms may differ by."""
 
@@ -29,7 +30,7 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     """Return a study's raw data with what follows from its privacy terms filled in.
 
     That is equal weights, the one step a round of patient-distributed, and the noise
-    multiplier. Values that are wrong are left as they are: the sections' own checks name
+    multipliers. Values that are wrong are left as they are: the sections' own checks name
     them.
     """
     privacy, federation = data.get("privacy"), data.get("federation", {})
@@ -45,11 +46,25 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     full = {**data, "federation": {"weights": "equal", **federation}}
     if mode == "patient-distributed" and not {"local_steps", "local_epochs"} & train.keys():
         full["train"] = {**train, "local_steps": 1}
-    if terms.get("noise_multiplier") is None:
-        z = _noise_multiplier(terms, federation)
-        if z is not None:
-            full["privacy"] = {**privacy, "dp": {**terms, "noise_multiplier": z}}
+    full["privacy"] = {**privacy, "dp": _with_noise(terms, federation)}
     return full
+
+
+def _with_noise(terms: dict[str, Any], federation: Mapping[str, Any]) -> dict[str, Any]:
+    full = dict(terms)
+    if full.get("evaluation_epsilon") is not None and full.get("evaluation_noise") is None:
+        full["evaluation_noise"] = _evaluation_noise(full)
+    if full.get("noise_multiplier") is None:
+        full["noise_multiplier"] = _noise_multiplier(full, federation)
+    return full
+
+
+def _evaluation_noise(terms: Mapping[str, Any]) -> float | None:
+    wanted = _number(terms.get("evaluation_epsilon"), 1000)
+    delta = _number(terms.get("delta"), _MOST_DELTA)
+    if wanted is None or delta is None:
+        return None
+    return _calibrated("evaluation_epsilon", wanted, delta, 1)
 
 
 def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -> float | None:
@@ -61,12 +76,32 @@ def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -
     spare = _count(terms.get("spare_rounds", _DEFAULT_SPARE))
     if epsilon is None or delta is None or p is None or not rounds or spare is None:
         return None
-    from common.privacy.calibration import noise_multiplier  # it brings numpy
+    noise = _number(terms.get("evaluation_noise"), _MOST_NOISE)
+    if noise is None or terms.get("evaluation_epsilon") is None:
+        return _calibrated("epsilon", epsilon, delta, rounds + spare, p)
+    from common.privacy.accountant import epsilon as epsilon_of
+    from common.privacy.accountant import step_rdp
+
+    evaluation = step_rdp(1 / noise)
+    if epsilon_of(evaluation, delta).epsilon >= epsilon:
+        raise problem(
+            f"leaves nothing of epsilon {epsilon:g} for training", "privacy", "dp",
+            "evaluation_epsilon",
+        )  # fmt: skip
+    return _calibrated("epsilon", epsilon, delta, rounds + spare, p, evaluation)
+
+
+def _calibrated(
+    key: str, wanted: float, delta: float, steps: int, p: float = 1.0, besides: Rdp | None = None
+) -> float:
+    """Return the least noise for `wanted`; `besides` is what else the study charges."""
+    from common.privacy.accountant import NOTHING  # it brings numpy
+    from common.privacy.calibration import noise_multiplier
 
     try:
-        return noise_multiplier(epsilon, delta, rounds + spare, p)
+        return noise_multiplier(wanted, delta, steps, p, besides or NOTHING)
     except ConfigError as failure:
-        raise problem(failure.detail, "privacy", "dp", "epsilon") from None
+        raise problem(failure.detail, "privacy", "dp", key) from None
 
 
 def _number(value: object, most: float) -> float | None:
@@ -94,17 +129,20 @@ def charged(study: Study) -> float:
 
 
 def study_cost(study: Study) -> Rdp:
-    """Return the Rényi cost of all rounds that the noise of a study pays for.
+    """Return the Rényi cost of all rounds that the noise of a study pays for, evaluation too.
 
     Raises:
         ValueError: (a `problem`) the study has no noise.
     """
-    from common.privacy.accountant import step_rdp, times  # it brings numpy
+    from common.privacy.accountant import add, step_rdp, times  # it brings numpy
 
     terms = study.privacy.dp
     if terms.noise_multiplier is None:
         raise problem("is missing", "privacy", "dp", "noise_multiplier")
-    return times(step_rdp(1 / terms.noise_multiplier, terms.sampling or 1.0), steps(study))
+    training = times(step_rdp(1 / terms.noise_multiplier, terms.sampling or 1.0), steps(study))
+    if terms.evaluation_noise is None:
+        return training
+    return add(training, step_rdp(1 / terms.evaluation_noise))
 
 
 def check_privacy(study: Study) -> None:
@@ -118,6 +156,7 @@ def check_privacy(study: Study) -> None:
             "is not for studies of kind statistics in this version", "privacy", "dp", "mode",
             name="NOT_SUPPORTED",
         )  # fmt: skip
+    _check_evaluation(study)
     _check_noise(study)
     _check_constants(study)
     _check_federation(study)
@@ -133,6 +172,22 @@ def _check_noise(study: Study) -> None:
             f"is {terms.noise_multiplier:g}, which charges epsilon {found:.4f} over "
             f"{steps(study)} rounds; the study states {stated:g}. Leave the key out: it follows",
             "privacy", "dp", "noise_multiplier",
+        )  # fmt: skip
+
+
+def _check_evaluation(study: Study) -> None:
+    terms = study.privacy.dp
+    if terms.evaluation_noise is None:
+        return
+    from common import noised_evaluation  # it brings numpy
+
+    if terms.evaluation_epsilon is None:
+        raise problem("needs the key 'evaluation_epsilon'", "privacy", "dp", "evaluation_noise")
+    if terms.mode == "hospital" or not noised_evaluation.supported(study):
+        raise problem(
+            "is for the patient modes and binary targets in this version; leave it out, and no "
+            "figure of the model leaves a hospital",
+            "privacy", "dp", "evaluation_epsilon", name="NOT_SUPPORTED",
         )  # fmt: skip
 
 
