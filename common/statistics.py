@@ -305,5 +305,8 @@ def _assemble(study: Study, found: list[_Constants]) -> Preprocessing:
         columns=tuple(column.name for column in columns),
         centre=tuple(centre),
         scale=tuple(scale),
-        impute=tuple(constants.impute for constants in found),
+        impute=tuple(
+            feature.centre if feature.impute == "centre" else constants.impute
+            for feature, constants in zip(study.features, found, strict=True)
+        ),
     )

@@ -200,10 +200,10 @@ def _check_constants(study: Study) -> None:
             "normalise",
         )
     for index, feature in enumerate(study.features):
-        if feature.impute not in ("none", "drop-row"):
+        if feature.impute not in ("none", "drop-row", "centre"):
             raise problem(
                 f"is {feature.impute}, which is computed from patients without noise; with "
-                "differential privacy use none or drop-row",
+                "differential privacy use centre (a public constant), drop-row or none",
                 "features", index, "impute",
             )  # fmt: skip
 
