@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import evaluation, models, noised_evaluation, statistics
+from common import evaluation, models, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX
@@ -68,7 +68,7 @@ def round_kinds(study: Study) -> tuple[RoundKind, ...]:
         return trained
     first = (RoundKind.STATISTICS,) if statistics.needed(study) else ()
     if study.privacy.dp.on and study.privacy.dp.evaluation_noise is None:
-        return trained  # counts and losses of patients would leave without noise
+        return (*first, *trained)  # counts and losses would leave without noise
     return (*first, *trained, RoundKind.EVALUATE)
 
 
@@ -101,6 +101,8 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
         InternalError: the study has no such rounds.
     """
     match kind:
+        case RoundKind.STATISTICS if study.privacy.dp.on:
+            return _noised_statistics(study)
         case RoundKind.STATISTICS:
             # `low` holds what `high` left over; its range follows from the members' number.
             return RoundLayout(kind, statistics.layout(study), statistics.RING_BITS, (1.0, "free"))
@@ -142,18 +144,32 @@ def _noised_ring(plan: DpPlan) -> int:
 
 def _noised_evaluation(study: Study) -> RoundLayout:
     """One noised histogram: every test patient counts once (section 9.5)."""
-    terms, schema = study.privacy.dp, noised_evaluation.layout()
-    if terms.evaluation_noise is None:
-        raise InternalError("a study without noise for it has an evaluate round")
-    plan = DpPlan(
-        mode=DpMode.PATIENT_DISTRIBUTED,
-        z=float(terms.evaluation_noise),
-        clip=noised_evaluation.CLIP,
-        delta_int=delta_int_of(schema.words),
-        p=1.0,
-        m_max=terms.max_patients or 0,
+    schema = noised_evaluation.layout()
+    plan = _figure_plan(
+        study, study.privacy.dp.evaluation_noise, noised_evaluation.CLIP, schema.words
     )
     return RoundLayout(RoundKind.EVALUATE, schema, _noised_ring(plan), (), plan)
+
+
+def _noised_statistics(study: Study) -> RoundLayout:
+    """One noised sum of features: every training patient counts once (section 9.5)."""
+    schema = noised_statistics.layout(study)
+    clip = noised_statistics.clip(study)
+    plan = _figure_plan(study, study.privacy.dp.statistics_noise, clip, schema.words)
+    return RoundLayout(RoundKind.STATISTICS, schema, _noised_ring(plan), (), plan)
+
+
+def _figure_plan(study: Study, z: float | None, clip: float, words: int) -> DpPlan:
+    if z is None:
+        raise InternalError("a study has a round that its epsilon does not pay for")
+    return DpPlan(
+        mode=DpMode.PATIENT_DISTRIBUTED,
+        z=float(z),
+        clip=clip,
+        delta_int=delta_int_of(words),
+        p=1.0,
+        m_max=study.privacy.dp.max_patients or 0,
+    )
 
 
 def dp_plan(study: Study, words: int) -> DpPlan:

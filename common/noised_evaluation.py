@@ -20,7 +20,6 @@ from common import metrics
 from common.errors import InternalError
 from common.evaluation import Metrics
 from common.secagg.dp import DpTerms
-from common.study import Study
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
 BINS: Final = 16
@@ -30,11 +29,6 @@ CLIP: Final = 1.0
 """The norm of a patient's contribution, by construction."""
 
 _CLASSES: Final = 2
-
-
-def supported(study: Study) -> bool:
-    """Whether the study's target has noised figures in this version."""
-    return study.target.type == "binary"
 
 
 def layout() -> ParameterSchema:

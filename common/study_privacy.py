@@ -7,7 +7,8 @@ the accountant that every hospital's ledger charges (docs/protocol.md, section 9
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Final
 
 from common.config import problem
@@ -16,6 +17,9 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from common.privacy.accountant import Rdp
     from common.study import Study
+
+FIGURES: Final = ("statistics", "evaluation")
+"""What a study with differential privacy can pay for beside training: one noised sum each."""
 
 _DEFAULT_ROUNDS: Final = 10
 _DEFAULT_SPARE: Final = 2
@@ -52,19 +56,19 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
 
 def _with_noise(terms: dict[str, Any], federation: Mapping[str, Any]) -> dict[str, Any]:
     full = dict(terms)
-    if full.get("evaluation_epsilon") is not None and full.get("evaluation_noise") is None:
-        full["evaluation_noise"] = _evaluation_noise(full)
+    for figure in FIGURES:
+        stated, follows = f"{figure}_epsilon", f"{figure}_noise"
+        if full.get(stated) is not None and full.get(follows) is None:
+            full[follows] = _figure_noise(full, stated)
     if full.get("noise_multiplier") is None:
         full["noise_multiplier"] = _noise_multiplier(full, federation)
     return full
 
 
-def _evaluation_noise(terms: Mapping[str, Any]) -> float | None:
-    wanted = _number(terms.get("evaluation_epsilon"), 1000)
+def _figure_noise(terms: Mapping[str, Any], key: str) -> float | None:
+    wanted = _number(terms.get(key), 1000)
     delta = _number(terms.get("delta"), _MOST_DELTA)
-    if wanted is None or delta is None:
-        return None
-    return _calibrated("evaluation_epsilon", wanted, delta, 1)
+    return None if wanted is None or delta is None else _calibrated(key, wanted, delta, 1)
 
 
 def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -> float | None:
@@ -76,19 +80,24 @@ def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -
     spare = _count(terms.get("spare_rounds", _DEFAULT_SPARE))
     if epsilon is None or delta is None or p is None or not rounds or spare is None:
         return None
-    noise = _number(terms.get("evaluation_noise"), _MOST_NOISE)
-    if noise is None or terms.get("evaluation_epsilon") is None:
-        return _calibrated("epsilon", epsilon, delta, rounds + spare, p)
-    from common.privacy.accountant import epsilon as epsilon_of
-    from common.privacy.accountant import step_rdp
+    from common.privacy.accountant import epsilon as epsilon_of  # it brings numpy
 
-    evaluation = step_rdp(1 / noise)
-    if epsilon_of(evaluation, delta).epsilon >= epsilon:
+    paid = [figure for figure in FIGURES if terms.get(f"{figure}_epsilon") is not None]
+    figures = _figures_cost([_number(terms.get(f"{name}_noise"), _MOST_NOISE) for name in paid])
+    if epsilon_of(figures, delta).epsilon >= epsilon:
         raise problem(
             f"leaves nothing of epsilon {epsilon:g} for training", "privacy", "dp",
-            "evaluation_epsilon",
+            f"{paid[-1]}_epsilon",
         )  # fmt: skip
-    return _calibrated("epsilon", epsilon, delta, rounds + spare, p, evaluation)
+    return _calibrated("epsilon", epsilon, delta, rounds + spare, p, figures)
+
+
+def _figures_cost(noises: Iterable[float | None]) -> Rdp:
+    """Return the cost of one noised sum for each noise multiplier that is there."""
+    from common.privacy.accountant import NOTHING, add, step_rdp  # it brings numpy
+
+    costs = (step_rdp(1 / noise) for noise in noises if noise is not None)
+    return reduce(add, costs, NOTHING)
 
 
 def _calibrated(
@@ -129,7 +138,7 @@ def charged(study: Study) -> float:
 
 
 def study_cost(study: Study) -> Rdp:
-    """Return the Rényi cost of all rounds that the noise of a study pays for, evaluation too.
+    """Return the Rényi cost of all rounds that the noise of a study pays for, figures too.
 
     Raises:
         ValueError: (a `problem`) the study has no noise.
@@ -140,9 +149,7 @@ def study_cost(study: Study) -> Rdp:
     if terms.noise_multiplier is None:
         raise problem("is missing", "privacy", "dp", "noise_multiplier")
     training = times(step_rdp(1 / terms.noise_multiplier, terms.sampling or 1.0), steps(study))
-    if terms.evaluation_noise is None:
-        return training
-    return add(training, step_rdp(1 / terms.evaluation_noise))
+    return add(training, _figures_cost((terms.statistics_noise, terms.evaluation_noise)))
 
 
 def check_privacy(study: Study) -> None:
@@ -156,7 +163,7 @@ def check_privacy(study: Study) -> None:
             "is not for studies of kind statistics in this version", "privacy", "dp", "mode",
             name="NOT_SUPPORTED",
         )  # fmt: skip
-    _check_evaluation(study)
+    _check_figures(study)
     _check_noise(study)
     _check_constants(study)
     _check_federation(study)
@@ -175,28 +182,46 @@ def _check_noise(study: Study) -> None:
         )  # fmt: skip
 
 
-def _check_evaluation(study: Study) -> None:
+def _check_figures(study: Study) -> None:
     terms = study.privacy.dp
-    if terms.evaluation_noise is None:
-        return
-    from common import noised_evaluation  # it brings numpy
-
-    if terms.evaluation_epsilon is None:
-        raise problem("needs the key 'evaluation_epsilon'", "privacy", "dp", "evaluation_noise")
-    if terms.mode == "hospital" or not noised_evaluation.supported(study):
+    for figure in FIGURES:
+        stated, follows = f"{figure}_epsilon", f"{figure}_noise"
+        if getattr(terms, follows) is None:
+            continue
+        if getattr(terms, stated) is None:
+            raise problem(f"needs the key '{stated}'", "privacy", "dp", follows)
+        if terms.mode == "hospital":
+            raise problem(
+                "is for the patient modes in this version: remove it",
+                "privacy", "dp", stated, name="NOT_SUPPORTED",
+            )  # fmt: skip
+    if terms.evaluation_noise is not None and study.target.type != "binary":
         raise problem(
-            "is for the patient modes and binary targets in this version; leave it out, and no "
-            "figure of the model leaves a hospital",
+            "is for binary targets in this version; leave it out, and no figure of the model "
+            "leaves a hospital",
             "privacy", "dp", "evaluation_epsilon", name="NOT_SUPPORTED",
         )  # fmt: skip
 
 
 def _check_constants(study: Study) -> None:
-    """Means and scales of patients would be a release of their own: public constants only."""
+    """Means and scales of patients are a release of their own: noised and paid, or constants."""
+    from common import noised_statistics, statistics  # they bring numpy
+
+    if study.privacy.dp.statistics_noise is not None:
+        if not statistics.needed(study):
+            raise problem(
+                "pays for constants that this study does not take from patients: remove it",
+                "privacy", "dp", "statistics_epsilon",
+            )  # fmt: skip
+        wrong = noised_statistics.unsupported(study)
+        if wrong is not None:
+            raise problem(wrong[1], "features", wrong[0])
+        return
     if study.normalise == "federated":
         raise problem(
             "is federated, which sums patients' values without noise; with differential privacy "
-            "use fixed (each numeric feature states centre and scale) or none",
+            "use fixed (each numeric feature states centre and scale) or none, or pay for noised "
+            "sums with privacy.dp.statistics_epsilon",
             "normalise",
         )
     for index, feature in enumerate(study.features):

@@ -454,9 +454,11 @@ class DifferentialPrivacy(Section):
     noise pays for, so that a round that is voided and tried again does not end the run.
     `noise_multiplier` z follows from the others when the study is completed.
 
-    `evaluation_epsilon`: what one noised histogram of test patients' scores may cost, out of
-    `epsilon`; without it no figure of the model leaves a hospital. `evaluation_noise`, the
-    noise multiplier of that round, follows.
+    Out of `epsilon`: `statistics_epsilon` is what one noised sum of training patients'
+    features may cost; it gives the constants that the study takes from patients (normalise:
+    federated, impute). `evaluation_epsilon` is what one noised histogram of test patients'
+    scores may cost; without it no figure of the model leaves a hospital. `statistics_noise`
+    and `evaluation_noise`, the noise multipliers of these rounds, follow.
     """
 
     mode: Literal["none", "patient-distributed", "hospital"] = "none"
@@ -468,6 +470,8 @@ class DifferentialPrivacy(Section):
     max_patients: Annotated[int, Field(ge=1, le=2**31)] | None = None
     spare_rounds: Annotated[int, Field(ge=0, le=10_000)] | None = None
     noise_multiplier: Annotated[Number, Field(gt=0, le=1e9)] | None = None
+    statistics_epsilon: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    statistics_noise: Annotated[Number, Field(gt=0, le=1e9)] | None = None
     evaluation_epsilon: Annotated[Number, Field(gt=0, le=1000)] | None = None
     evaluation_noise: Annotated[Number, Field(gt=0, le=1e9)] | None = None
 
@@ -507,7 +511,9 @@ class DifferentialPrivacy(Section):
                 raise problem(f"needs the key '{key}' for mode {self.mode}")
             if value is not None and key not in needed and key != "noise_multiplier":
                 raise problem(f"is not used by dp mode {self.mode}; remove it", key)
-        for key in ("noise_multiplier", "evaluation_epsilon", "evaluation_noise"):
+        figures = ("statistics", "evaluation")
+        extra = [f"{figure}_{what}" for figure in figures for what in ("epsilon", "noise")]
+        for key in ("noise_multiplier", *extra):
             if not self.on and getattr(self, key) is not None:
                 raise problem("is not used by dp mode none; remove it", key)
         return self

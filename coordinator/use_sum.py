@@ -15,7 +15,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from common import evaluation, noised_evaluation, statistics
+from common import evaluation, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
 from common.ids import HeaderDigest
 from common.layouts import first_model, has_constants, model_schema, round_layout
@@ -62,7 +62,10 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
             sink = Collect(header.d)
             digest = open_sum(opening, sink)
             words = sink.words[: layout.schema.parameters]
-            constants = statistics.pooled(study, words, header.bound)
+            if header.dp.mode is DpMode.NONE:
+                constants = statistics.pooled(study, words, header.bound)
+            else:
+                constants = noised_statistics.pooled(study, words, header.dp)
             model = _store(model_schema(study), first_model(study, constants), objects)
             return SumUsed(hd, digest, model, ())
         case RoundKind.EVALUATE:

@@ -193,6 +193,11 @@ class StudyWork:
         self._books.charge(self._study, header)
         study, terms, entropy = self._study, header.dp, OsEntropy()
         part = "test" if header.kind is RoundKind.EVALUATE else "train"
+        if header.kind is RoundKind.STATISTICS:
+            train = self._rows().train
+            listed = self._books.listed(study, part, train.patient)
+            total = noised.statistics_sum(study, train, listed, terms, entropy)
+            return noised.NoisedSource(total, terms, seed)
         weights, rows = self._split(model, part)
         if terms.mode is DpMode.HOSPITAL:
             total = noised.hospital_step(study, self._site, rows, weights, header.r, terms, entropy)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from common import noised_evaluation
+from common import noised_evaluation, noised_statistics
 from common.entropy import Entropy
 from common.errors import InternalError
-from common.features import Encoded
+from common.features import Encoded, Table
 from common.privacy.clipping import integer_sum, secret_uniforms
 from common.privacy.noise import NoiseStream, NoiseTable
 from common.secagg.dp import DpTerms
@@ -79,6 +79,16 @@ def patient_sum(
     for block in patient_gradients(study, module, features, target, groups.astype(np.int64)):
         total += integer_sum(-block, terms.clip, terms.delta_int, uniforms)
     return total
+
+
+def statistics_sum(
+    study: Study, table: Table, listed: NDArray[np.int64], terms: DpTerms, entropy: Entropy
+) -> NDArray[np.int64]:
+    """Return the summed features of the listed training patients, int64 [words] (section 9.5)."""
+    rows = table.take(np.flatnonzero(np.isin(table.patient, listed)))
+    _, groups = np.unique(rows.patient, return_inverse=True)
+    vectors = noised_statistics.contributions(study, rows, groups.astype(np.int64))
+    return integer_sum(vectors, terms.clip, terms.delta_int, secret_uniforms(entropy))
 
 
 def evaluation_sum(
