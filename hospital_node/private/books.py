@@ -86,19 +86,21 @@ class Books:
         )
         ledger.append(_entry(study, header, hd, cost, self._now_unix()))
 
-    def listed(self, study: Study, patients: int) -> NDArray[np.int64]:
+    def listed(self, study: Study, part: str, patients: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `PrivacyBooks`. A patient who came to the table later is not on the list."""
-        name = f"{study.id}.patients"
+        name = f"{study.id}.{part}-patients"
+        numbered = np.unique(patients)
         kept = self._store.load_sealed(name)
         if kept is None:
-            drawn = draw_list(patients, study.privacy.dp.max_patients or 0, self._entropy)
+            most = study.privacy.dp.max_patients or 0
+            drawn = numbered[draw_list(numbered.size, most, self._entropy)]
             self._store.save_sealed(name, json.dumps(drawn.tolist()).encode())
             return drawn
         try:
             numbers = np.array(json.loads(kept), np.int64)
         except (ValueError, TypeError, OverflowError) as failure:
             raise StateError("STATE_DAMAGED", f"the patient list of {study.id}") from failure
-        return numbers[numbers < patients]
+        return np.intersect1d(numbers, numbered)
 
     def _ledger(self, dataset: str, *, accepted: bool) -> Ledger:
         if dataset not in self._ledgers:
@@ -146,6 +148,7 @@ def _entry(study: Study, header: Header, hd: str, cost: Rdp, now: int) -> Charge
         session=header.session_id.hex(),
         r=header.r,
         hd=hd,
+        kind=header.kind.value,
         mode=terms.mode.value,
         z=terms.z,
         p=terms.p,
