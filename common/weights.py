@@ -41,7 +41,7 @@ def public_weight(study: Study, site: str) -> float:
 
 
 def public_batch(study: Study, site: str) -> float:
-    """Return `m_i` of mode patient-local: what a site's summed gradient is divided by (9.5).
+    """Return `m_i` of mode patient-local: what a site's summed gradient is divided by (9.6).
 
     Raises:
         ConfigError: BAD_VALUE, the study has no such number for the site.

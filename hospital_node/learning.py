@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common import layouts
 from common.config import Loaded
@@ -203,13 +202,25 @@ class StudyWork:
         self._books.charge(self._study, header)
         if header.dp.mode is DpMode.PATIENT_LOCAL:
             return self._local(header, model, seed, abandoned)
-        weights, rows = self._split(model, "train")
         study, terms, entropy = self._study, header.dp, OsEntropy()
+        part = "test" if header.kind is RoundKind.EVALUATE else "train"
+        if header.kind is RoundKind.STATISTICS:
+            train = self._rows().train
+            listed = self._books.listed(study, part, train.patient)
+            total = noised.statistics_sum(study, train, listed, terms, entropy)
+            return noised.NoisedSource(total, terms, seed)
+        weights, rows = self._split(model, part)
         if terms.mode is DpMode.HOSPITAL:
             total = noised.hospital_step(study, self._site, rows, weights, header.r, terms, entropy)
         else:
-            patients, listed = self._patients()
-            total = noised.patient_sum(study, rows, patients, weights, listed, terms, entropy)
+            table: Table = getattr(self._rows(), part)
+            listed = self._books.listed(study, part, table.patient)
+            make = (
+                noised.evaluation_sum if header.kind is RoundKind.EVALUATE else noised.patient_sum
+            )
+            total = make(study, rows, table.patient, weights, listed, terms, entropy)
+        if header.kind is RoundKind.EVALUATE:
+            return noised.NoisedSource(total, terms, seed)
         constants = np.zeros(layouts.constant_count(study), np.int64)
         return noised.NoisedSource(np.concatenate([constants, total]), terms, seed)
 
@@ -226,18 +237,14 @@ class StudyWork:
 
         study, site = self._study, self._site
         weights, rows = self._split(model, "train")
-        patients, listed = self._patients()
+        patients = self._rows().train.patient
+        listed = self._books.listed(study, "train", patients)
         training = LocalTraining(study, site, rows, patients, listed, OsEntropy())
         delta = training.update(weights, header, seed, abandoned)
         whole = layouts.with_constants(study, delta)
         source = pipeline.ContributionSource(whole, public_weight(study, site))
         schema = self._layout(header.kind).schema
         return source.encoder(schema, header.ranges, Coding.of_header(header, seed))
-
-    def _patients(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return each training row's patient, and the patients that may take part."""
-        patients = self._rows().train.patient
-        return patients, self._books.listed(self._study, int(patients.max(initial=-1)) + 1)
 
     def report(self, model: Path) -> Mapping[str, object]:
         """See `Work`; nothing to report for a pattern without data."""

@@ -45,6 +45,7 @@ class Heads(Protocol):
 class Charge:
     """One round's cost: `rdp` at each of the accountant's orders, and what it follows from.
 
+    `kind` is the round's: a noised evaluation has an entry of its own beside the training's.
     `steps`: how many noised steps the round has; `rdp` is the cost of all of them.
     """
 
@@ -53,6 +54,7 @@ class Charge:
     session: str
     r: int
     hd: str
+    kind: str
     mode: str
     z: float
     p: float

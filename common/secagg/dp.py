@@ -25,7 +25,7 @@ LEAST_DELTA: Final = 4_096
 """`Delta_int` of every vector up to a million words: its rounding is lost in the noise."""
 
 MOST_DRAWS: Final = 2**32
-"""Words of the noise keystream that a round may take: `K d` of mode patient-local (6.2, 9.5)."""
+"""Words of the noise keystream that a round may take: `K d` of mode patient-local (6.2, 9.6)."""
 
 EXACT_SUM: Final = 2**53
 """A step's noised sum inside a hospital stays below: float64 then holds it exactly (7.3)."""
@@ -150,7 +150,7 @@ def codes_ranges(mode: DpMode) -> bool:
 
 
 def check_terms(terms: DpTerms, *, n: int, honest: int, d: int, w: int) -> None:
-    """Refuse privacy terms that break a rule of sections 7.3 or 9.6.
+    """Refuse privacy terms that break a rule of sections 7.3 or 9.7.
 
     `n` members, `honest = s_min - c`, `d` words of `w` bits.
 

@@ -1,4 +1,4 @@
-"""Noised gradient steps inside one hospital: mode patient-local (docs/protocol.md, 9.5).
+"""Noised gradient steps inside one hospital: mode patient-local (docs/protocol.md, 9.6).
 
     x_k = x_(k-1) + lr ( ((g_k + eta_k) / s) / m_i - weight_decay x_(k-1) )     k = 1 .. K
 

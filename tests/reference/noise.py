@@ -1,4 +1,4 @@
-"""Sections 9.2 and 9.5: the table of the discrete Gaussian, its draws, and local steps."""
+"""Sections 9.2 and 9.6: the table of the discrete Gaussian, its draws, and local steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def draw(seed: bytes, entries: list[int], place: int) -> int:
 
 
 def of_step(seed: bytes, entries: list[int], step: int, d: int, first: int) -> list[int]:
-    """Return the noise of a local step, 1 .. K, for the words first .. d-1 (9.5)."""
+    """Return the noise of a local step, 1 .. K, for the words first .. d-1 (9.6)."""
     return [draw(seed, entries, (step - 1) * d + word) for word in range(first, d)]
 
 
@@ -55,7 +55,7 @@ def local_steps(
     lr: float,
     decay: float,
 ) -> list[list[float]]:
-    """Return x_0 .. x_K of 9.5 from each step's integer sum and noise, in binary64."""
+    """Return x_0 .. x_K of 9.6 from each step's integer sum and noise, in binary64."""
     path = [list(start)]
     for g, noise in zip(sums, eta, strict=True):
         x = path[-1]

@@ -119,7 +119,7 @@ def headers() -> object:
 
 
 def local_headers() -> Row:
-    """Return what a node refuses of a good header of mode patient-local (9.6).
+    """Return what a node refuses of a good header of mode patient-local (9.7).
 
     Its terms: z 2, C 1, Delta_int 20,000, sigma_loc 40,000, p 0.25, m_max 300, steps 3.
     """

@@ -500,7 +500,7 @@ def noise_draws() -> object:
 
 
 def local_steps() -> object:
-    """Return a header of mode patient-local, the noise of its steps, and where they lead (9.5)."""
+    """Return a header of mode patient-local, the noise of its steps, and where they lead (9.6)."""
     header = toy_local_header()
     table = noise.table(8)
     first, d, steps = 2, 5, 3

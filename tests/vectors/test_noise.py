@@ -1,4 +1,4 @@
-"""The shipped sampler, and local steps, against the reference (sections 9.2 and 9.5)."""
+"""The shipped sampler, and local steps, against the reference (sections 9.2 and 9.6)."""
 
 from __future__ import annotations
 

@@ -87,8 +87,7 @@ def test_the_server_step_is_the_equations(name: str, tmp_path: Path) -> None:
     store = ObjectStore(tmp_path)
     address = store.put(model_header(LAYOUT) + model.tobytes())
     with store.open(address) as reader, store.writer() as writer:
-        server_step = weighted_mean(header.ranges, weight_sum)
-        update = ModelUpdate(LAYOUT, server_step, reader, writer)
+        update = ModelUpdate(LAYOUT, weighted_mean(header.ranges, weight_sum), reader, writer)
         later = update.take(0, opened)
         assert later is not None
         later()

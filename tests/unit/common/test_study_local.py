@@ -75,6 +75,7 @@ def test_equal_weights_need_a_public_batch() -> None:
         ([("lr: 0.5", "batch: 64")], "train.batch is not used by dp mode patient-local"),
         ([("epsilon: 2, ", "")], "privacy.dp needs the key 'epsilon'"),
         ([("spare_rounds: 1", "noise_multiplier: 0.5")], "charges epsilon"),
+        ([("spare_rounds", "evaluation_epsilon: 0.2, spare_rounds")], "is for mode patient-distr"),
         ([("normalise: none", "normalise: federated")], "which sums patients' values"),
         ([("mode: patient-local", "mode: hospital, clip: 1")], "is not used by dp mode hospital"),
     ],
