@@ -182,12 +182,12 @@ def check_privacy(study: Study) -> None:
             "is not for studies of kind statistics in this version", "privacy", "dp", "mode",
             name="NOT_SUPPORTED",
         )  # fmt: skip
+    _check_federation(study)
     if study.privacy.dp.mode == "patient-local":
         _check_local(study)
     _check_figures(study)
     _check_noise(study)
     _check_constants(study)
-    _check_federation(study)
     if study.privacy.dp.mode == "patient-distributed":
         _check_step(study)
 
