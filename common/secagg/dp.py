@@ -135,7 +135,7 @@ def delta_int_of(words: int) -> int:
     return max(LEAST_DELTA, LEVELS_PER_ROOT * (math.isqrt(words - 1) + 1))
 
 
-def noised_bound(terms: DpTerms) -> int:
+def word_bound(terms: DpTerms) -> int:
     """Return the largest word of one hospital's integer sum with its noise (7.3).
 
     In mode patient-local such a sum is one step's and stays inside the hospital.
@@ -149,10 +149,11 @@ def codes_ranges(mode: DpMode) -> bool:
     return mode in (DpMode.NONE, DpMode.PATIENT_LOCAL)
 
 
-def check_terms(terms: DpTerms, *, n: int, honest: int, d: int, w: int) -> None:
+def check_terms(terms: DpTerms, *, n: int, h: int, d: int, w: int) -> None:
     """Refuse privacy terms that break a rule of sections 7.3 or 9.7.
 
-    `n` members, `honest = s_min - c`, `d` words of `w` bits.
+    `n` members, `h = s_min - c` (of which mode patient-local makes nothing), `d` words of
+    `w` bits.
 
     Raises:
         Refusal: HEADER_FORM, an item the mode does not use; DP_WEAK; OVERFLOW_BOUND, a sum
@@ -163,8 +164,8 @@ def check_terms(terms: DpTerms, *, n: int, honest: int, d: int, w: int) -> None:
             raise Refusal("HEADER_FORM", "privacy terms stand in a header without privacy mode")
         return
     _check_items(terms, d)
-    _check_noise(terms, honest, d)
-    bound = noised_bound(terms)
+    _check_noise(terms, h, d)
+    bound = word_bound(terms)
     if terms.mode is DpMode.PATIENT_LOCAL:
         if bound > EXACT_SUM:
             raise Refusal("OVERFLOW_BOUND", f"a step's sum up to {bound} is not exact in float64")

@@ -31,8 +31,8 @@ from common.secagg.dp import (
     DpTerms,
     check_terms,
     codes_ranges,
-    noised_bound,
     sharers,
+    word_bound,
 )
 from common.secagg.params import SecAggParams
 from common.secagg.ring import RING_BITS
@@ -150,7 +150,7 @@ class Header:
     @property
     def word_bound(self) -> int:
         """`M`: the largest word of one honest hospital (7.2, 7.3)."""
-        return self.bound if codes_ranges(self.dp.mode) else noised_bound(self.dp)
+        return self.bound if codes_ranges(self.dp.mode) else word_bound(self.dp)
 
     @property
     def honest(self) -> int:
@@ -219,7 +219,7 @@ class Header:
         self._check_vector()
         self.params.check_rules()
         quant_bound(self.n, self.w)
-        check_terms(self.dp, n=self.n, honest=self.honest, d=self.d, w=self.w)
+        check_terms(self.dp, n=self.n, h=self.honest, d=self.d, w=self.w)
 
     def _check_members(self) -> None:
         names = [node.encode() for node in self.ids]

@@ -16,13 +16,13 @@ from common.secagg.dp import (
     DpTerms,
     check_terms,
     delta_int_of,
-    noised_bound,
+    word_bound,
 )
 
 PATIENTS = DpPlan(DpMode.PATIENT_DISTRIBUTED, 1.25, 0.5, 20_000, 0.25, 500)
 LOCAL = DpPlan(DpMode.PATIENT_LOCAL, 1.25, 0.5, 20_000, 0.25, 500, 3)
 HOSPITALS = DpPlan(DpMode.HOSPITAL, 10.0, 2.0, 20_000, 0.0, 0)
-ROUND: dict[str, int] = {"n": 5, "honest": 3, "d": 1000, "w": 32}
+ROUND: dict[str, int] = {"n": 5, "h": 3, "d": 1000, "w": 32}
 
 
 @pytest.mark.parametrize("plan", [PATIENTS, LOCAL, HOSPITALS])
@@ -41,7 +41,7 @@ def test_in_mode_local_each_hospital_makes_the_whole_noise_whoever_is_honest() -
         terms = LOCAL.terms(honest)
         assert terms == LOCAL.terms(2)
         assert terms.sigma_loc == 1.25 * 20_000
-        check_terms(terms, **{**ROUND, "honest": honest})
+        check_terms(terms, **{**ROUND, "h": honest})
 
 
 def test_a_round_charges_the_steps_of_its_mode() -> None:
@@ -55,8 +55,8 @@ def test_the_example_of_section_7_3() -> None:
     assert terms.delta_int == 20_000
     assert round(terms.sigma_loc) == 2887
     assert terms.noise_cap == 37_528
-    assert noised_bound(terms) == 57_528
-    check_terms(terms, n=64, honest=48, d=25_000_000, w=32)
+    assert word_bound(terms) == 57_528
+    check_terms(terms, n=64, h=48, d=25_000_000, w=32)
 
 
 @pytest.mark.parametrize("words", [1, 2, 24_999_999, 25_000_000, 25_000_001, 10**9])
@@ -128,12 +128,12 @@ def test_one_honest_hospital_is_too_few_to_add_noise() -> None:
     with pytest.raises(Refusal, match="two honest"):
         PATIENTS.terms(1)
     with pytest.raises(Refusal, match="two honest"):
-        check_terms(PATIENTS.terms(2), **{**ROUND, "honest": 1})
+        check_terms(PATIENTS.terms(2), **{**ROUND, "h": 1})
 
 
 def test_no_sum_of_words_within_the_bound_wraps() -> None:
     terms = PATIENTS.terms(3)
-    most = ((1 << 31) - 1) // noised_bound(terms)
+    most = ((1 << 31) - 1) // word_bound(terms)
     check_terms(terms, **{**ROUND, "n": most})
     with pytest.raises(Refusal, match="do not fit"):
         check_terms(terms, **{**ROUND, "n": most + 1})
