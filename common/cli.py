@@ -59,6 +59,7 @@ SERVICES: Final = (("coordinator", "serve"), ("node", "serve"))
 """Commands whose stderr is an operators' log."""
 
 EXTRAS: Final[Mapping[str, str]] = {
+    "dp_accounting": "node",
     "polars": "node",
     "torch": "train",
     "matplotlib": "demo",
