@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.errors import ConfigError, FedError
+from common.errors import ConfigError, Refusal
 from common.privacy.accountant import DELTA_SHARE, ORDERS
 from common.study import Study
 from common.study_privacy import charged, steps
@@ -78,12 +78,12 @@ def check(study: Study) -> float:
     """Return the second figure of a study; refuse one whose two figures disagree.
 
     Raises:
-        FedError: ACCOUNTANT, with both.
+        Refusal: ACCOUNTANT, with both.
         ConfigError: NOT_INSTALLED: without a second figure no study with noise runs.
     """
     first, second = charged(study), charged_again(Spending.of(study))
     if not abs(first - second) <= TOLERANCE * min(first, second):  # a NaN is no agreement
-        raise FedError(
+        raise Refusal(
             "ACCOUNTANT",
             f"study {study.id}: the ledger's accountant charges epsilon {first:.6g}, "
             f"dp-accounting {second:.6g}",
