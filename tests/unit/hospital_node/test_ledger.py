@@ -66,7 +66,7 @@ def refused(store: NodeStore, **terms: object) -> StateError:
     return caught.value
 
 
-# --- what it holds ---------------------------------------------------------------------------
+# --- what it holds ----------------------------------------------------------------------------
 
 
 def test_a_charge_stands_in_the_file_before_append_returns_and_comes_back(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_ten_thousand_charges_open_in_two_seconds_and_the_next_costs_no_more(
         assert time.process_time() - began < 1.0
 
 
-# --- durable before it is acknowledged ---------------------------------------------------------
+# --- durable before it is acknowledged --------------------------------------------------------
 
 
 def failing(call: str, monkeypatch: pytest.MonkeyPatch, nth: int = 1) -> None:
@@ -298,7 +298,7 @@ def test_killed_at_any_write_it_opens_with_every_acknowledged_charge(
     assert step > (18 if with_anchor else 12)
 
 
-# --- what is no ledger of this data set ----------------------------------------------------------
+# --- what is no ledger of this data set -------------------------------------------------------
 
 
 def edited(path: Path) -> None:
@@ -449,7 +449,7 @@ def test_a_file_that_changes_under_a_running_node_stops_the_next_charge(
     assert not ledger.charged(charge(4).hd)
 
 
-# --- restored as a whole: the anchor ------------------------------------------------------------
+# --- restored as a whole: the anchor ----------------------------------------------------------
 
 
 @pytest.fixture
@@ -565,7 +565,7 @@ def test_an_anchor_is_only_ever_appended_to(tmp_path: Path, elsewhere: Path) -> 
         assert path.stat().st_ino == inode
 
 
-# --- read while it is written ------------------------------------------------------------------
+# --- read while it is written -----------------------------------------------------------------
 
 
 def test_a_reader_of_a_locked_directory_sees_whole_lines_and_changes_nothing(
