@@ -29,7 +29,7 @@ from hospital_node import files
 from hospital_node.ledger_anchor import Anchor, Mark
 from hospital_node.ledger_lines import Charge, Entries, charging, opening, read_lines
 
-__all__ = ["Charge", "Entries", "Heads", "Ledger", "look"]
+__all__ = ["Charge", "Entries", "Heads", "Ledger", "ledger_path", "look", "lost"]
 
 _FIRST: Final = 1
 """Lines of a ledger without a charge."""
@@ -53,7 +53,7 @@ class Ledger:
     def __init__(
         self, folder: Path, node: str, dataset: str, heads: Heads, anchor: Anchor | None = None
     ) -> None:
-        self._path = _path(folder, dataset)
+        self._path = ledger_path(folder, dataset)
         self._node = node
         self._dataset = dataset
         self._heads = heads
@@ -152,7 +152,7 @@ class Ledger:
         try:
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise _lost(self._path) from None
+            raise lost(self._path) from None
         size = os.fstat(handle).st_size
         if size == self._size:
             return handle
@@ -217,14 +217,14 @@ def _verified(
     folder: Path, node: str, dataset: str, heads: Heads, anchor: Anchor | None, *, begun: bool
 ) -> tuple[Entries, int] | None:
     """Return the entries and the bytes of their lines; None for a ledger that is to be begun."""
-    path = _path(folder, dataset)
+    path = ledger_path(folder, dataset)
     # The marks come first: a node that writes meanwhile only makes the file longer.
     known, anchored = _sealed_mark(heads, dataset)
     stored = b"" if anchor is None else anchor.load()
     raw = _read(path)
     if raw is None or (known is None and b"\n" not in raw):
         if known is not None or not begun or stored:
-            raise _lost(path)
+            raise lost(path)
         return None
     entries, size = read_lines(raw, node, dataset, str(path))
     if anchor is not None:
@@ -238,7 +238,7 @@ def _verified(
     elif entries.count > _FIRST:
         raise StateError("LEDGER_DAMAGED", f"{path} has charges but no sealed head")
     elif not begun:
-        raise _lost(path)
+        raise lost(path)
     return entries, size
 
 
@@ -263,11 +263,13 @@ def _sealed_mark(heads: Heads, dataset: str) -> tuple[Mark | None, bool]:
     return Mark(int(count), head), rest == ["anchored"]
 
 
-def _lost(path: Path) -> StateError:
+def lost(path: Path) -> StateError:
+    """Return the error about a ledger that is gone."""
     return StateError("LEDGER_LOST", f"{path} is gone; it held charges")
 
 
-def _path(folder: Path, dataset: str) -> Path:
+def ledger_path(folder: Path, dataset: str) -> Path:
+    """Return where a data set's ledger lies in the folder of ledgers."""
     return folder / f"{dataset}.jsonl"
 
 
