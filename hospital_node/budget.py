@@ -26,7 +26,6 @@ from hospital_node.ledger import Charge, Entries, ledger_path, look, lost
 from hospital_node.private import second_accountant
 from hospital_node.private.books import agreed_datasets, anchor_of
 from hospital_node.private.limits import Bound, Limits, bounds
-from hospital_node.private.second_accountant import Spending
 from hospital_node.store import KEY_NAME, StoreReader
 
 _MOST_STUDIES: Final = 1 << 20
@@ -165,7 +164,8 @@ def forecast(study: Study, budget: Budget) -> Forecast:
     if not study.privacy.dp.on:
         return Forecast(study, 0.0, 0.0, 0.0, (), None, None)
     again = second_accountant.check(study)
-    estimate = second_accountant.estimate(Spending.of(study))
+    spent = second_accountant.spending(study)
+    estimate = second_accountant.estimate(spent, study.privacy.dp.delta or 0.0)
     account, cost = budget.account(study.dataset), study_cost(study)
     if account.trouble is not None:
         return Forecast(study, charged(study), again, estimate, (), 0, account.trouble)

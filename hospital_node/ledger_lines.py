@@ -1,7 +1,7 @@
 """The lines of a ledger: what they hold, and how each is chained to the one before. Pure.
 
-    {"kind":"opened",..., "prev":"<64 zeros>","sha256":"<h1>"}
-    {"kind":"charge",..., "prev":"<h1>","sha256":"<h2>"}
+    {...,"entry":"opened", "prev":"<64 zeros>","sha256":"<h1>"}
+    {...,"entry":"charge", "prev":"<h1>","sha256":"<h2>"}
 
 A line is its body, JSON with sorted keys, with two items put behind: `prev`, the hash of the
 line before, and `sha256 = SHA-256(prev || body)`, over the very bytes of the body. So a changed,
@@ -32,7 +32,7 @@ START: Final = "0" * 64
 _OPENED, _CHARGE = "opened", "charge"
 _COSTS: Final = b'"rdp":['
 _FORM: Final = {
-    **dict.fromkeys(("task", "session", "hd", "mode"), str),
+    **dict.fromkeys(("task", "session", "hd", "kind", "mode"), str),
     **dict.fromkeys(("time", "r", "delta_int", "h"), int),
     **dict.fromkeys(("z", "p", "sigma_loc"), float),
     "rdp": list,
@@ -44,13 +44,17 @@ _TAIL: Final = len(_PREV) + _HEX + len(_SHA) + _HEX + len(_END)
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One round's cost: `rdp` at each of the accountant's orders, and what it follows from."""
+    """One round's cost: `rdp` at each of the accountant's orders, and what it follows from.
+
+    `kind` is the round's: a noised evaluation has an entry of its own beside the training's.
+    """
 
     time: int
     task: str
     session: str
     r: int
     hd: str
+    kind: str
     mode: str
     z: float
     p: float
@@ -109,13 +113,13 @@ class Entries:
 
 def opening(node: str, dataset: str, begun: int) -> tuple[bytes, str]:
     """Return the first line of a hospital's ledger of a data set, and its hash."""
-    return _line({"kind": _OPENED, "node": node, "dataset": dataset, "time": begun}, START)
+    return _line({"entry": _OPENED, "node": node, "dataset": dataset, "time": begun}, START)
 
 
 def charging(charge: Charge, before: str) -> tuple[bytes, str]:
     """Return a charge's line, and its hash."""
     fields = {name: getattr(charge, name) for name in Charge.__slots__}
-    return _line({"kind": _CHARGE, **fields}, before)
+    return _line({"entry": _CHARGE, **fields}, before)
 
 
 def read_lines(raw: bytes, node: str, dataset: str, where: str) -> tuple[Entries, int]:
@@ -164,7 +168,7 @@ def _hash(before: str, body: bytes) -> str:
 
 def _check_opening(text: bytes, node: str, dataset: str) -> None:
     body = json.loads(text)
-    if (body["kind"], body["node"], body["dataset"]) != (_OPENED, node, dataset):
+    if (body["entry"], body["node"], body["dataset"]) != (_OPENED, node, dataset):
         raise ValueError("another hospital's or another data set's")
 
 
@@ -176,7 +180,7 @@ def _charge(text: bytes, known: dict[bytes, Rdp]) -> Charge:
     if costs not in known:
         known[costs] = _rdp(costs)
     body = json.loads(text[:start] + text[end:])  # with an empty list of costs
-    if body.pop("kind") != _CHARGE:
+    if body.pop("entry") != _CHARGE:
         raise ValueError("only the first line opens a ledger")
     if {name: type(value) for name, value in body.items()} != _FORM:
         raise TypeError("an item is missing, is one too many or has another type")

@@ -26,6 +26,7 @@ def charge(number: int, task: str = "study-a", rdp: Rdp = RDP) -> Charge:
         session="51" * 32,
         r=number,
         hd=f"{number:064x}",
+        kind="train",
         mode="patient-distributed",
         z=1.0,
         p=0.01,

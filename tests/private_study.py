@@ -41,8 +41,12 @@ def private_text(
     spare: int = 0,
     dataset: str = "heart",
     mode: str = "patient-distributed",
+    more: str = "",
 ) -> str:
-    """Return the study as a researcher would write it; its noise follows."""
+    """Return the study as a researcher would write it; its noise follows.
+
+    `more` is put behind the privacy terms, such as `, evaluation_epsilon: 0.2`.
+    """
     patients = mode == "patient-distributed"
     values = {
         "ID": name,
@@ -53,7 +57,7 @@ def private_text(
         "EPSILON": repr(epsilon),
         "DELTA": f"{delta:.10f}",
         "SPARE": str(spare),
-        " MORE": _PATIENTS if patients else "",
+        " MORE": (_PATIENTS if patients else "") + more,
     }
     text = _TEXT
     for key, value in values.items():
@@ -70,6 +74,7 @@ def private_study(
     spare: int = 0,
     dataset: str = "heart",
     mode: str = "patient-distributed",
+    more: str = "",
 ) -> Study:
     """Return the study, parsed."""
     return parse_study(
@@ -81,6 +86,7 @@ def private_study(
             spare=spare,
             dataset=dataset,
             mode=mode,
+            more=more,
         )
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,19 @@ class Books:
         self._now_unix = now_unix
         self._anchor = anchor
         self._ledgers: dict[str, Ledger] = {}
+        self._sums: dict[str, int] = {}
         self._turn = threading.Lock()
+
+    def witnessed(self, sums: Mapping[str, int]) -> None:
+        """Hear how many noised sums with this hospital somebody else knows of, by data set.
+
+        Each was charged before it was uploaded. So a ledger with fewer charges was lost or
+        rolled back together with everything beside it, and counts as spent. Who lies here
+        can stop this hospital's studies, and spend nothing.
+        """
+        with self._turn:
+            for dataset, count in sums.items():
+                self._sums[dataset] = max(count, self._sums.get(dataset, 0))
 
     def admit(self, study: Study, *, accepted: bool) -> None:
         """See `PrivacyBooks`. What an accepted study was promised is not judged again."""
@@ -100,12 +112,13 @@ class Books:
                 )
             ledger.append(_entry(study, header, hd, cost, self._now_unix()))
 
-    def listed(self, study: Study, patients: int) -> NDArray[np.int64]:
+    def listed(self, study: Study, part: str, patients: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `PrivacyBooks`. A patient who came to the table later is not on the list."""
-        name, most = f"{study.id}.patients", study.privacy.dp.max_patients or 0
+        name, most = f"{study.id}.{part}-patients", study.privacy.dp.max_patients or 0
+        numbered = np.unique(patients)
         kept = self._store.load_sealed(name)
         if kept is None:
-            drawn = draw_list(patients, most, self._entropy)
+            drawn = numbered[draw_list(numbered.size, most, self._entropy)]
             self._store.save_sealed(name, json.dumps(drawn.tolist()).encode())
             return drawn
         try:
@@ -114,7 +127,7 @@ class Books:
             raise StateError("STATE_DAMAGED", f"the patient list of {study.id}") from failure
         if numbers.size > most:  # leaving some out would let one patient push out another
             raise Refusal("DP_WEAK", "max_patients is less than when this study's list was drawn")
-        return numbers[numbers < patients]
+        return np.intersect1d(numbers, numbered)
 
     def _ledger(self, dataset: str, *, accepted: bool) -> Ledger:
         if dataset not in self._ledgers:
@@ -128,7 +141,14 @@ class Books:
                 begun,
                 anchor_of(self._anchor, self._node, dataset, self._store),
             )
-        return self._ledgers[dataset]
+        ledger, known = self._ledgers[dataset], self._sums.get(dataset, 0)
+        if len(ledger.charges) < known:
+            raise StateError(
+                "LEDGER_ROLLED_BACK",
+                f"the ledger of data set {dataset} has {len(ledger.charges)} charges; the "
+                f"coordinator opened {known} noised sums with this hospital in them",
+            )
+        return ledger
 
     def _check(self, study: Study, ledger: Ledger, cost: Rdp) -> None:
         for bound in bounds(study, self._limits, ledger.entries, cost):
@@ -162,6 +182,7 @@ def _entry(study: Study, header: Header, hd: str, cost: Rdp, now: int) -> Charge
         session=header.session_id.hex(),
         r=header.r,
         hd=hd,
+        kind=header.kind.value,
         mode=terms.mode.value,
         z=terms.z,
         p=terms.p,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.errors import FedError, Refusal, StateError
@@ -304,13 +305,13 @@ def test_a_list_drawn_for_more_patients_is_not_cut(tmp_path: Path) -> None:
     study = private_study()
     with open_store(tmp_path) as store:
         books = books_of(store)
-        assert len(books.listed(study, 100)) == 30
+        assert len(books.listed(study, "train", np.arange(100))) == 30
         terms = study.privacy.dp.model_copy(update={"max_patients": 20})
         smaller = study.model_copy(
             update={"privacy": study.privacy.model_copy(update={"dp": terms})}
         )
         with pytest.raises(Refusal, match="max_patients"):
-            books.listed(smaller, 100)
+            books.listed(smaller, "train", np.arange(100))
 
 
 # --- two accountants --------------------------------------------------------------------------
@@ -334,15 +335,22 @@ def test_a_wrong_accountant_is_found_before_a_study_is_accepted(
     assert not list(tmp_path.glob("ledger/*.jsonl"))
 
 
+def test_the_second_accountant_counts_the_figures_that_a_study_pays_for() -> None:
+    study = private_study(more=", evaluation_epsilon: 0.3")
+    assert len(second_accountant.spending(study)) == 2
+    assert second_accountant.check(study) == pytest.approx(charged(study), rel=1e-9)
+    assert charged(study) > 0.99
+
+
 @pytest.mark.parametrize("factor", [1.02, 0.98, float("nan"), 0.0])
 def test_a_percent_is_too_much(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     study = private_study()
     right = second_accountant.check(study)
-    monkeypatch.setattr(second_accountant, "charged_again", lambda _: right * factor)
+    monkeypatch.setattr(second_accountant, "charged_again", lambda *_: right * factor)
     with pytest.raises(Refusal) as caught:
         second_accountant.check(study)
     assert caught.value.name == "ACCOUNTANT"
-    monkeypatch.setattr(second_accountant, "charged_again", lambda _: right * 1.005)
+    monkeypatch.setattr(second_accountant, "charged_again", lambda *_: right * 1.005)
     second_accountant.check(study)
 
 
