@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from common.errors import ConfigError, Refusal
@@ -61,7 +62,8 @@ def charged_again(spent: Iterable[Spending], delta: float) -> float:
     return float(accountant.get_epsilon(delta * DELTA_SHARE))
 
 
-def estimate(spent: Iterable[Spending], delta: float) -> float:
+@lru_cache(maxsize=64)
+def estimate(spent: tuple[Spending, ...], delta: float) -> float:
     """Return the epsilon of the privacy loss distribution: an estimate, never charged.
 
     Raises:

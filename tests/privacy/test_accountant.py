@@ -43,7 +43,7 @@ def test_the_figures_of_section_9_4(
     z: float, p: float, steps: int, charged: float, estimated: float
 ) -> None:
     assert charged_epsilon(z, DELTA, steps, p) == pytest.approx(charged, abs=0.005)
-    spent = [Spending(z, p, steps)]
+    spent = (Spending(z, p, steps),)
     assert second_accountant.charged_again(spent, DELTA) == pytest.approx(charged, abs=0.005)
     assert second_accountant.estimate(spent, DELTA) == pytest.approx(estimated, abs=0.005)
 
