@@ -106,10 +106,6 @@ class Ledger:
         """Return what the ledger holds, for reading."""
         return self._entries
 
-    def charged(self, hd: str) -> bool:
-        """Whether the round of that header is charged, and every mark of it durable."""
-        return self._marked and hd in self._entries.rounds
-
     def knows(self, hd: str) -> bool:
         """Whether the round of that header has a line, which counts, acknowledged or not."""
         return hd in self._entries.rounds

@@ -98,8 +98,6 @@ class Books:
         with self._turn:
             ledger = self._ledger(study.dataset, accepted=True)
             hd = header.digest().hex()
-            if ledger.charged(hd):
-                return
             cost = round_cost(header)
             if not ledger.knows(hd):
                 self._check(study, ledger, cost)

@@ -171,7 +171,7 @@ def test_a_line_that_is_not_on_the_disk_is_no_charge(
             with pytest.raises(StateError) as caught:
                 ledger.append(charge(3))
         assert caught.value.name == "DISK"
-        assert not ledger.charged(charge(3).hd)
+        assert not ledger.knows(charge(3).hd)
         if call == "fsync":  # whether the line was taken off is not known: nothing more is done
             with pytest.raises(StateError, match="restart the node"):
                 ledger.append(charge(4))
@@ -218,14 +218,14 @@ def test_a_line_whose_mark_failed_counts_but_is_not_acknowledged(
             with pytest.raises(StateError) as caught:
                 ledger.append(charge(3))
         assert caught.value.name == ("DISK" if kind == "head" else "LEDGER_ANCHOR")
-        assert not ledger.charged(charge(3).hd)
         assert ledger.spent() == tuple(3 * cost for cost in RDP)
         if kind == "anchor":
             with pytest.raises(StateError, match="elsewhere"):
                 ledger.append(charge(3))
             (tmp_path / "unmounted").rename(anchor)
         ledger.append(charge(3))
-        assert ledger.charged(charge(3).hd)
+        sealed = store.load_sealed(f"{DATASET}.head")
+        assert sealed == f"4 {written(3)[1][4]} anchored".encode()
         assert file_of(store).read_bytes() == written(3)[0]
         assert len(open_ledger(store, anchor=anchor).charges) == 3
 
@@ -381,6 +381,19 @@ def test_a_file_that_is_not_as_it_was_left_is_refused_and_left_alone(
     assert "counts as spent" in told.fix
 
 
+@pytest.mark.parametrize("harm", [of_another_hospital, of_another_data_set])
+@pytest.mark.parametrize("headless", [False, True])
+def test_a_foreign_ledger_is_known_by_its_first_line_with_or_without_a_head(
+    tmp_path: Path, harm: Harm, headless: bool
+) -> None:
+    with open_store(tmp_path) as store:
+        filled(store)
+        harm(file_of(store))
+        if headless:
+            head_of(store).unlink()
+        assert "line 1: is not what this hospital wrote" in refused(store).detail
+
+
 def test_the_damaged_line_is_named(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         filled(store)
@@ -446,7 +459,7 @@ def test_a_file_that_changes_under_a_running_node_stops_the_next_charge(
         with pytest.raises(StateError) as caught:
             ledger.append(charge(4))
     assert caught.value.name == code
-    assert not ledger.charged(charge(4).hd)
+    assert not ledger.knows(charge(4).hd)
 
 
 # --- restored as a whole: the anchor ----------------------------------------------------------
