@@ -222,7 +222,7 @@ class NodeStore:
         Raises:
             StateError: STATE_DAMAGED, naming the file.
         """
-        return _decisions(self.root)
+        return stored_decisions(self.root)
 
     # --- models and masked vectors --------------------------------------------------------
 
@@ -312,6 +312,16 @@ class NodeStore:
             temporary.replace(path)
 
 
+def stored_decisions(root: Path) -> tuple[DecisionRecord, ...]:
+    """Return every decision in a state directory, oldest first; for commands too, beside a node.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
+    found = (_decision(path) for path in (root / "decisions").glob("*.json"))
+    return tuple(sorted(found, key=lambda record: (record.decided_at, record.run_id)))
+
+
 class StoreReader:
     """The ledgers of a state directory that a serving node may hold; writes nothing.
 
@@ -338,7 +348,7 @@ class StoreReader:
 
     def decisions(self) -> tuple[DecisionRecord, ...]:
         """See `NodeStore`."""
-        return _decisions(self._root)
+        return stored_decisions(self._root)
 
 
 def open_own(root: Path, owner: Owner, entropy: Entropy, key_file: Path | None = None) -> NodeStore:
@@ -440,11 +450,6 @@ def _load_sealed(folder: Path, vault: Vault, name: str) -> bytes | None:
     path = folder / f"{name}{_SEALED}"
     sealed = _read(path)
     return None if sealed is None else vault.open(f"ledger/{name}", sealed, str(path))
-
-
-def _decisions(root: Path) -> tuple[DecisionRecord, ...]:
-    found = (_decision(path) for path in (root / "decisions").glob("*.json"))
-    return tuple(sorted(found, key=lambda record: (record.decided_at, record.run_id)))
 
 
 def _decision(path: Path) -> DecisionRecord:

@@ -591,10 +591,11 @@ def test_a_reader_of_a_locked_directory_sees_whole_lines_and_changes_nothing(
         for end in (whole, whole + 1, len(raw) - 1, len(raw)):
             file_of(store).write_bytes(raw[:end])
             reader = StoreReader(tmp_path, CountingEntropy(b"reader"))
-            before = {path: path.stat() for path in tmp_path.rglob("*")}
+            before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
             found = look(reader.ledgers, NODE, DATASET, reader)
             assert len(found.charges) == (3 if end == len(raw) else 2)
-            assert before == {path: path.stat() for path in tmp_path.rglob("*")}
+            assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+            assert file_of(store).read_bytes() == raw[:end]
 
 
 @pytest.mark.parametrize("place", range(4))

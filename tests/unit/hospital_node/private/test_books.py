@@ -19,8 +19,8 @@ from common.privacy import accountant
 from common.privacy.accountant import Rdp, epsilon
 from common.study import Study, canonical_json, config_hash
 from common.study_privacy import charged, study_cost
-from hospital_node.ledger import Ledger
-from hospital_node.ledger_lines import Entries
+from hospital_node.ledger import Heads, Ledger
+from hospital_node.ledger_lines import Charge, Entries
 from hospital_node.private import second_accountant
 from hospital_node.private.books import Books, agreed_datasets, round_cost
 from hospital_node.private.limits import Limits, bounds
@@ -298,6 +298,30 @@ def test_the_anchor_of_the_nodes_file_is_written(tmp_path: Path) -> None:
     with open_store(tmp_path / "state") as store:
         run(books_of(store, anchor=anchor), private_study(), 2)
     assert len((anchor / "heart.anchor").read_bytes().splitlines()) == 3
+
+
+def test_a_ledger_is_opened_and_written_by_one_thread_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An offer is judged in one thread while a round is made in another."""
+    with open_store(tmp_path) as store:
+        books, held = books_of(store), list[bool]()
+        opened, append = Ledger.open, Ledger.append
+
+        def open_(
+            folder: Path, node: str, dataset: str, heads: Heads, begun: int | None, anchor: None
+        ) -> Ledger:
+            held.append(books._turn.locked())
+            return opened(folder, node, dataset, heads, begun, anchor)
+
+        def append_(ledger: Ledger, charge: Charge) -> None:
+            held.append(books._turn.locked())
+            append(ledger, charge)
+
+        monkeypatch.setattr(Ledger, "open", open_)
+        monkeypatch.setattr(Ledger, "append", append_)
+        run(books, private_study(), 1)
+        assert held == [True, True]
 
 
 def test_a_list_drawn_for_more_patients_is_not_cut(tmp_path: Path) -> None:
