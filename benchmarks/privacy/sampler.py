@@ -1,0 +1,86 @@
+"""Is the noise the noise that the accountant charges for?
+
+    python -m benchmarks.privacy.sampler [--quick] [--json]
+
+For several sigmas: chi-square of the draws against the exact discrete Gaussian, the
+variance against sigma squared, and the speed. tests/privacy/test_sampler.py compares every
+entry of the table with an independent computation, on every change; this draws more.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks.privacy.bounds import Floats
+from benchmarks.privacy.report import Cell, Table, main
+from common.privacy.noise import NoiseStream, NoiseTable
+from common.secagg.keys import CoefficientSeed
+
+SIGMAS: Final = (4.0, 5.5, 64.0, 2887.0)
+_BLOCK: Final = 1 << 22
+_RARE: Final = 20.0
+_COLUMNS: Final = (
+    "sigma",
+    "draws",
+    "chi-square / df",
+    "p-value",
+    "variance / sigma^2",
+    "M draws/s",
+)
+
+
+def counts(sigma: float, draws: int) -> tuple[NDArray[np.int64], float]:
+    """Return how often each of -T..T was drawn, and the seconds that drawing took."""
+    table = NoiseTable.of(sigma)
+    stream = NoiseStream(table, CoefficientSeed(b"\x2a" * 32))
+    found = np.zeros(2 * table.cap + 1, np.int64)
+    seconds = 0.0
+    for start in range(0, draws, _BLOCK):
+        block = np.zeros(min(_BLOCK, draws - start), np.int64)
+        began = time.perf_counter()
+        stream.add_to(block, start)
+        seconds += time.perf_counter() - began
+        found += np.bincount(block + table.cap, minlength=found.size)
+    return found, seconds
+
+
+def expected(sigma: float, draws: int) -> Floats:
+    """Return the expected counts of -T..T, from the definition."""
+    cap = math.ceil(13 * sigma)
+    weights = np.exp(-(np.arange(-cap, cap + 1) ** 2) / (2 * sigma**2))
+    found: Floats = weights / weights.sum() * draws
+    return found
+
+
+def chi_square(observed: NDArray[np.int64], wanted: Floats) -> tuple[float, int, float]:
+    """Return chi-square, its degrees of freedom and the p-value; rare values count together."""
+    rare = wanted < _RARE
+    got = np.append(observed[~rare], observed[rare].sum())
+    exact = np.append(wanted[~rare], wanted[rare].sum())
+    value = float(((got - exact) ** 2 / exact).sum())
+    return value, exact.size - 1, float(stats.chi2.sf(value, exact.size - 1))
+
+
+def row(sigma: float, draws: int) -> tuple[Cell, ...]:
+    """Return one sigma's row."""
+    observed, seconds = counts(sigma, draws)
+    value, freedom, p_value = chi_square(observed, expected(sigma, draws))
+    k = np.arange(observed.size) - observed.size // 2
+    variance = float((k.astype(np.float64) ** 2 * observed).sum() / draws) / sigma**2
+    return sigma, draws, value / freedom, p_value, f"{variance:.5f}", draws / seconds / 1e6
+
+
+def measure(quick: bool) -> list[Table]:  # noqa: FBT001 - the one switch of every script here
+    """Return the table over all sigmas."""
+    draws = 10_000_000 if quick else 200_000_000
+    return [Table("sampler", _COLUMNS, tuple(row(sigma, draws) for sigma in SIGMAS))]
+
+
+if __name__ == "__main__":
+    main("sampler", measure)
