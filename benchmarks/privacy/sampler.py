@@ -9,6 +9,7 @@ entry of the table with an independent computation, on every change; this draws 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from typing import Final
@@ -38,7 +39,7 @@ _COLUMNS: Final = (
 def counts(sigma: float, draws: int) -> tuple[NDArray[np.int64], float]:
     """Return how often each of -T..T was drawn, and the seconds that drawing took."""
     table = NoiseTable.of(sigma)
-    stream = NoiseStream(table, CoefficientSeed(b"\x2a" * 32))
+    stream = NoiseStream(table, CoefficientSeed(hashlib.sha256(repr(sigma).encode()).digest()))
     found = np.zeros(2 * table.cap + 1, np.int64)
     seconds = 0.0
     for start in range(0, draws, _BLOCK):
