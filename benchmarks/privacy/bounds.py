@@ -147,7 +147,7 @@ def _errors(scored: Scored, cut: float) -> Errors:
     return Errors(true, false, scored.present.size, scored.absent.size)
 
 
-# --- one run --------------------------------------------------------------------------------------
+# --- one run -------------------------------------------------------------------------------------
 
 
 def one_run_epsilon(right: int, guesses: int, canaries: int, delta: float, alpha: float) -> float:
