@@ -192,7 +192,7 @@ def _copy(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) ->
     header = command.header
     size = header.d * word_bytes(header.w)
     files = {node: spool.file(header.digest(), node, size) for node in command.survivors}
-    masked = {}
+    masked: dict[str, Words] = {}
     for node, file in files.items():
         raw = np.frombuffer(file.path.read_bytes(), word_dtype(header.w))
         masked[site_name(node)] = signed_view(raw).astype(np.int64)

@@ -138,7 +138,8 @@ def _sparse(unit: Floats, records: int, rng: np.random.Generator) -> Floats:
 def _distinct(directions: Floats, unit: Floats) -> Floats:
     """Return the different ones of these directions, refined, the sparsest first."""
     order = np.argsort(-_silent(unit, directions).sum(axis=1), kind="stable")
-    left, found = directions[order], []
+    left = directions[order]
+    found: list[Floats] = []
     while len(left) and len(found) < _MOST_DIRECTIONS:
         agreed = unit[_silent(unit, left[:1])[0]]
         q = np.linalg.svd(agreed, full_matrices=True)[2][-1] if len(agreed) else left[0]
@@ -216,7 +217,7 @@ def by_search(
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        optimiser.step(closure)
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
         last = float(closure().detach())
         if last < best_loss:
             best, best_loss = free.detach()[:, :-1] * scale + centre, last

@@ -217,13 +217,13 @@ def _guess(who: Victims, sites: Sequence[str], seed: int, units: int | None = No
     return score(truth, guesses.astype(np.float64), who.spread)
 
 
-# --- training as it is shipped --------------------------------------------------------------------
+# --- training as it is shipped -------------------------------------------------------------------
 
 
 def shipped(model: str) -> Iterator[tuple[Cell, ...]]:
     """Attack one round of training at its usual length: many steps on all patients."""
-    train = {"optimiser": "sgd", "lr": LR, "batch": 16, "local_steps": 25}
-    study = study_of(model, "none", 1).model_copy(update={"train": Train(**train)})
+    train = Train(optimiser="sgd", lr=LR, batch=16, local_steps=25)
+    study = study_of(model, "none", 1).model_copy(update={"train": train})
     tables = {
         site: [row for row in rows if row["split"] == "train"]
         for site, rows in hearts.complete_rows().items()
