@@ -52,11 +52,6 @@ _SHORT: Final[Mapping[str, Any]] = {
 _LONG: Final[Mapping[str, Any]] = {
     "optimiser": "adam", "lr": 0.01, "batch": 32, "local_epochs": 25,
 }  # fmt: skip
-    "optimiser": "adam",
-    "lr": 0.003,
-    "batch": 32,
-    "local_epochs": 20,
-}
 _STEP: Final[Mapping[str, Any]] = {"optimiser": "sgd", "lr": 2.0, "local_steps": 1}
 _MLP_STEP: Final[Mapping[str, Any]] = {"optimiser": "sgd", "lr": 0.5, "local_steps": 1}
 
