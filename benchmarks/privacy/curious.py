@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from common.preprocessing import Preprocessing
 from common.secagg.header import Header, RoundKind, sum_bound
 from common.secagg.ring import signed_view, word_bytes, word_dtype
 from common.study import Study, canonical_json, config_hash
-from common.views import RunPhase, RunView
+from common.views import RunPhase
 from common.wire_operations import Submission
 from coordinator import driver, use_sum
 from coordinator.app import build_service, lock_state
@@ -52,6 +53,8 @@ Words = NDArray[np.int64]
 Weights = NDArray[np.float32]
 
 FEDERATION: Final = "attacked"
+_LONGEST_S: Final = 60.0
+_LAST_WORDS: Final = 600
 _NOWHERE: Final = "127.0.0.1:1"
 _TIMING: Final = {"enrolment_grace": "500ms", "gather": "500ms", "release": "2s"}
 
@@ -76,50 +79,77 @@ class Kept:
 
 
 class Federation:
-    """Hospitals and their coordinator, alive between runs."""
+    """Hospitals and their coordinator: files in a folder, alive during a run.
 
-    def __init__(
-        self, plan: FederationPlan, service: CoordinatorService, words: io.StringIO
-    ) -> None:
-        self.plan = plan
-        self._service = service
-        self._words = words
-        self._kept: list[Kept] = []
+    A hospital remembers from run to run what it signed and spent. The coordinator forgets:
+    each run begins with an empty state, so that it can run an approved study once more.
+    """
 
-    async def run(
-        self, sites: Sequence[str], alter: Callable[[Weights], Weights] | None = None
+    def __init__(self, folder: Path, study: Study, tables: Mapping[str, Sequence[Row]]) -> None:
+        sites = []
+        for site, rows in tables.items():
+            path = folder / f"{site}.csv"
+            path.write_text(csv_text(rows), encoding="utf-8")
+            sites.append(SitePlan(site, path, in_place=True))
+        self._plan = FederationPlan(folder / "federation", FEDERATION, study, sites, _TIMING)
+        self._words = io.StringIO()
+        build(self._plan, _NOWHERE)
+
+    def run(
+        self,
+        sites: Sequence[str],
+        *,
+        alter: Callable[[Weights], Weights] | None = None,
+        study: Study | None = None,
     ) -> list[Kept]:
-        """Run the study over some of the hospitals; return what the coordinator keeps.
+        """Run the study, or another, over some of the hospitals; return what is kept. Blocking.
 
         Raises:
-            RoundError: RUN_FAILED, the run ended without a model.
+            RoundError: RUN_FAILED, the run ended without a model; the reason says why.
         """
-        self._kept.clear()
-        async with self._serving(sites):
-            with _copying(self._kept, self.plan.study), _lying(alter):
-                run = await self._service.submit(self._submission(), "attack")
-                view = await self._end(run.run_id)
-        if view.state is not RunPhase.FINISHED:
-            raise RoundError("RUN_FAILED", f"{view.reason} {self._words.getvalue()[-300:]}")
-        return list(self._kept)
+        return asyncio.run(self._run(sites, alter, study or self._plan.study))
 
-    async def _end(self, run_id: RunId) -> RunView:
-        view = self._service.run(run_id)
-        async for view in self._service.watch(run_id):
-            refused = [site for site in view.sites if site.objection and site.state == "refused"]
-            if refused:
-                raise RoundError("RUN_FAILED", f"{refused[0].site}: {refused[0].objection}")
-        return view
+    async def _run(
+        self, sites: Sequence[str], alter: Callable[[Weights], Weights] | None, study: Study
+    ) -> list[Kept]:
+        kept: list[Kept] = []
+        async with self._coordinator() as service, self._serving(service, sites):
+            with _copying(kept, study), _lying(alter):
+                run = await service.submit(self._submission(study), "attack")
+                async with asyncio.timeout(_LONGEST_S):
+                    reason = await _end(service, run.run_id)
+        if reason is not None:
+            said = self._words.getvalue()[-_LAST_WORDS:]
+            raise RoundError("RUN_FAILED", f"{reason}; the last that was logged: {said}")
+        return kept
 
-    def _submission(self) -> Submission:
-        study = self.plan.study
-        owner = load_identity(self.plan.researcher_folder, now_unix=SystemClock().unix())
+    def _submission(self, study: Study) -> Submission:
+        owner = load_identity(self._plan.researcher_folder, now_unix=SystemClock().unix())
         signature = sign_study(owner, config_hash(study))
         return Submission(canonical_json(study), "attack", signature, owner.chain)
 
     @asynccontextmanager
-    async def _serving(self, sites: Sequence[str]) -> AsyncIterator[None]:
-        nodes = [self._node(site) for site in sites]
+    async def _coordinator(self) -> AsyncIterator[CoordinatorService]:
+        clock = SystemClock()
+        config = CoordinatorConfig.read(self._plan.coordinator_folder / "coordinator.yaml")
+        state = config.path(config.state_dir)
+        shutil.rmtree(state, ignore_errors=True)
+        identity = load_identity(self._plan.coordinator_folder, now_unix=clock.unix())
+        lock = lock_state(state)
+        log = make_log(self._words, form="console", level="warning", clock=clock)
+        service = build_service(config, identity, clock, log)
+        service.recover()
+        try:
+            yield service
+        finally:
+            await service.close()
+            lock.close()
+
+    @asynccontextmanager
+    async def _serving(
+        self, service: CoordinatorService, sites: Sequence[str]
+    ) -> AsyncIterator[None]:
+        nodes = [self._node(service, site) for site in sites]
         serving = [asyncio.create_task(node.run()) for node in nodes]
         try:
             yield
@@ -128,48 +158,25 @@ class Federation:
                 node.stop()
             await asyncio.gather(*serving, return_exceptions=True)
 
-    def _node(self, site: str) -> Node:
+    def _node(self, service: CoordinatorService, site: str) -> Node:
         clock = SystemClock()
         log = make_log(self._words, form="console", level="warning", clock=clock)
-        setup = load_setup(NodeConfig.read(self.plan.site_folder(site) / "node.yaml"), clock)
-        dialler = MemoryDialler(self._service, hospital_id(FEDERATION, site))
+        setup = load_setup(NodeConfig.read(self._plan.site_folder(site) / "node.yaml"), clock)
+        dialler = MemoryDialler(service, hospital_id(FEDERATION, site))
         return build_node(setup, dialler, log=log.bind(site=site), clock=clock)
 
 
-@asynccontextmanager
-async def federation(
-    folder: Path, study: Study, tables: Mapping[str, Sequence[Row]]
-) -> AsyncIterator[Federation]:
-    """Build a federation with these rows and keep its coordinator running."""
-    sites = []
-    for site, rows in tables.items():
-        path = folder / f"{site}.csv"
-        path.write_text(csv_text(rows), encoding="utf-8")
-        sites.append(SitePlan(site, path, in_place=True))
-    plan = FederationPlan(folder / "federation", FEDERATION, study, sites, _TIMING)
-    build(plan, _NOWHERE)
-    clock, words = SystemClock(), io.StringIO()
-    config = CoordinatorConfig.read(plan.coordinator_folder / "coordinator.yaml")
-    identity = load_identity(plan.coordinator_folder, now_unix=clock.unix())
-    lock = lock_state(config.path(config.state_dir))
-    log = make_log(words, form="console", level="warning", clock=clock)
-    service = build_service(config, identity, clock, log)
-    service.recover()
-    try:
-        yield Federation(plan, service, words)
-    finally:
-        await service.close()
-        lock.close()
-
-
-def attacked(folder: Path, study: Study, tables: Mapping[str, Sequence[Row]]) -> tuple[Kept, ...]:
-    """Run a study once over all hospitals and return what its coordinator keeps. Blocking."""
-
-    async def once() -> tuple[Kept, ...]:
-        async with federation(folder, study, tables) as alive:
-            return tuple(await alive.run(tuple(tables)))
-
-    return asyncio.run(once())
+async def _end(service: CoordinatorService, run_id: RunId) -> str | None:
+    """Follow a run to its end or to a voided round; return why there is no model, if so."""
+    view = service.run(run_id)
+    async for view in service.watch(run_id):
+        refused = [site for site in view.sites if site.objection and site.state == "refused"]
+        if refused:
+            return f"{refused[0].site} refused: {refused[0].objection}"
+        void = [entry.reason for entry in view.history if entry.state == "ABORTED"]
+        if void:
+            return f"a round was voided: {void[0]}"
+    return None if view.state is RunPhase.FINISHED else view.reason
 
 
 # --- what the coordinator adds to its own code ---------------------------------------------------

@@ -32,7 +32,7 @@ from scipy.optimize import linear_sum_assignment
 
 from benchmarks.privacy import hearts
 from benchmarks.privacy.bounds import Floats
-from benchmarks.privacy.curious import Kept, Words, attacked, weight_words
+from benchmarks.privacy.curious import Federation, Kept, Words, weight_words
 from benchmarks.privacy.gradients import Network, invert
 from benchmarks.privacy.hearts import Row
 from benchmarks.privacy.report import Cell, Table, main
@@ -198,7 +198,7 @@ def views(model: str, batch: int, seed: int) -> Iterator[tuple[str, Result]]:
 
 def _round(who: Victims) -> Kept:
     with tempfile.TemporaryDirectory(prefix="fedcare-attack-") as folder:
-        return attacked(Path(folder), who.study, who.tables)[0]
+        return Federation(Path(folder), who.study, who.tables).run(tuple(who.tables))[0]
 
 
 def _guess(who: Victims, sites: Sequence[str], seed: int, units: int | None = None) -> Result:

@@ -5,21 +5,31 @@
 For several sigmas: chi-square of the draws against the exact discrete Gaussian, the
 variance against sigma squared, and the speed. tests/privacy/test_sampler.py compares every
 entry of the table with an independent computation, on every change; this draws more.
+
+Then the noise of real rounds, as a coordinator sees it (`curious`): in mode
+patient-distributed the words of the constants carry noise alone, and their standard
+deviation has to be that of `n` hospitals, of which `s_min - c` were counted on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 import time
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from benchmarks.privacy import hearts
 from benchmarks.privacy.bounds import Floats
+from benchmarks.privacy.curious import Federation
+from benchmarks.privacy.hearts import complete_rows
 from benchmarks.privacy.report import Cell, Table, main
+from common.layouts import constant_count
 from common.privacy.noise import NoiseStream, NoiseTable
 from common.secagg.keys import CoefficientSeed
 
@@ -34,6 +44,10 @@ _COLUMNS: Final = (
     "variance / sigma^2",
     "M draws/s",
 )
+
+_RUN_COLUMNS: Final = (
+    "s_min", "colluders", "noise words", "found / (z Delta_int)", "expected", "standard error",
+)  # fmt: skip
 
 
 def counts(sigma: float, draws: int) -> tuple[NDArray[np.int64], float]:
@@ -77,10 +91,38 @@ def row(sigma: float, draws: int) -> tuple[Cell, ...]:
     return sigma, draws, value / freedom, p_value, f"{variance:.5f}", draws / seconds / 1e6
 
 
+def run_row(min_sites: int, colluders: int, rounds: int) -> tuple[Cell, ...]:
+    """Return the row of one real federation of four hospitals."""
+    study = hearts.study(
+        federation={"rounds": rounds, "min_sites": min_sites, "weights": "equal"},
+        privacy={
+            "secure_aggregation": {"colluders": colluders, "suite": "classical"},
+            "dp": {
+                "mode": "patient-distributed", "epsilon": 1.0, "delta": 1e-5, "clip": 1.0,
+                "batch": 486, "max_patients": 400,
+            },
+        },
+    )  # fmt: skip
+    tables = {s: [{**r, "split": "train"} for r in rows] for s, rows in complete_rows().items()}
+    with tempfile.TemporaryDirectory(prefix="fedcare-attack-") as folder:
+        kept = Federation(Path(folder), study, tables).run(tuple(tables))
+    noise = np.concatenate([each.opened[: constant_count(study)] for each in kept])
+    terms = kept[0].header.dp
+    claimed = terms.z * terms.delta_int
+    expected = math.sqrt(len(tables) / kept[0].header.honest)
+    found = float(np.sqrt(np.mean(noise.astype(np.float64) ** 2))) / claimed
+    return min_sites, colluders, noise.size, found, expected, 1 / math.sqrt(2 * noise.size)
+
+
 def measure(quick: bool) -> list[Table]:  # noqa: FBT001 - the one switch of every script here
     """Return the table over all sigmas."""
     draws = 10_000_000 if quick else 200_000_000
-    return [Table("sampler", _COLUMNS, tuple(row(sigma, draws) for sigma in SIGMAS))]
+    rounds = 5 if quick else 40
+    runs = tuple(run_row(s_min, c, rounds) for s_min, c in ((4, 0), (4, 1), (3, 1)))
+    return [
+        Table("sampler", _COLUMNS, tuple(row(sigma, draws) for sigma in SIGMAS)),
+        Table("sampler-run", _RUN_COLUMNS, runs),
+    ]
 
 
 if __name__ == "__main__":
