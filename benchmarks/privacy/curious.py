@@ -118,8 +118,8 @@ class Federation:
                 run = await service.submit(self._submission(study), "attack")
                 async with asyncio.timeout(_LONGEST_S):
                     reason = await _end(service, run.run_id)
+            said = self._words.getvalue()[-_LAST_WORDS:]  # before everybody leaves
         if reason is not None:
-            said = self._words.getvalue()[-_LAST_WORDS:]
             raise RoundError("RUN_FAILED", f"{reason}; the last that was logged: {said}")
         return kept
 

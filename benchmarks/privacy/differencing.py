@@ -98,7 +98,9 @@ def attempt(case: Case, how: str) -> tuple[Cell, ...]:
         try:
             second = _SECOND[how](alive, rest, study)
         except RoundError as failure:
-            why = next((name for name in ("RERUN", "BUDGET") if name in failure.detail), "failed")
+            why = next((name for name in ("RERUN", "BUDGET") if name in failure.detail), None)
+            if why is None:
+                raise
             return (case.name, case.mode, how, f"refused: {why}", None, None, None)
     who = Victims(study, tables, hearts.spread(study))
     return (case.name, case.mode, how, "went through", *_judged(who, first[0], second[0]))
