@@ -39,10 +39,11 @@ _SUMS: Final = {
 class Metrics:
     """Figures over test rows; `None` where one has no value or does not fit the target.
 
-    `rows` counts test rows ; `positives` of them are
+    `rows` counts test rows; `positives` of them are
     sick. `auroc` needs both classes. `brier` lies in [0, 1] (binary) or [0, 2] (multiclass),
     `log_loss` is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
-    target that varies.
+    target that varies. `noise_sd`: of each count's noise, where there is differential
+    privacy (`common.noised_evaluation`); then no figure is exact.
     """
 
     rows: float = 0.0
@@ -54,10 +55,12 @@ class Metrics:
     mse: float | None = None
     mae: float | None = None
     r2: float | None = None
+    noise_sd: float | None = None
 
     def as_dict(self, study: Study) -> dict[str, float | None]:
         """Return the figures that fit the study's target, for JSON; whole counts as `int`."""
-        found = {name: getattr(self, name) for name in _FIGURES[study.target.type]}
+        noised = () if self.noise_sd is None else ("noise_sd",)
+        found = {name: getattr(self, name) for name in (*_FIGURES[study.target.type], *noised)}
         return {
             name: int(value) if name in _COUNTS and value == round(value or 0) else value
             for name, value in found.items()

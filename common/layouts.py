@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import evaluation, models, statistics
+from common import evaluation, models, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX
@@ -67,8 +67,8 @@ def round_kinds(study: Study) -> tuple[RoundKind, ...]:
     if not has_constants(study):
         return trained
     first = (RoundKind.STATISTICS,) if statistics.needed(study) else ()
-    if study.privacy.dp.on:
-        return trained  # counts and losses of patients would leave without noise
+    if study.privacy.dp.on and study.privacy.dp.evaluation_noise is None:
+        return (*first, *trained)  # counts and losses would leave without noise
     return (*first, *trained, RoundKind.EVALUATE)
 
 
@@ -101,11 +101,15 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
         InternalError: the study has no such rounds.
     """
     match kind:
+        case RoundKind.STATISTICS if study.privacy.dp.on:
+            return _noised_statistics(study)
         case RoundKind.STATISTICS:
             # `low` holds what `high` left over; its range follows from the members' number.
             return RoundLayout(kind, statistics.layout(study), statistics.RING_BITS, (1.0, "free"))
         case RoundKind.TRAIN:
             return _train_layout(study)
+        case RoundKind.EVALUATE if study.privacy.dp.on:
+            return _noised_evaluation(study)
         case RoundKind.EVALUATE:
             ranges = evaluation.ranges(study)
             return RoundLayout(kind, evaluation.layout(study), evaluation.RING_BITS, ranges)
@@ -130,10 +134,42 @@ def _noised_layout(study: Study, schema: ParameterSchema) -> RoundLayout:
     """No weight word, no metric word, no ranges: sensitivity is what scales (7.1, 7.3)."""
     bare = ParameterSchema(schema.tensors, weighted=False)
     plan = dp_plan(study, bare.words)
-    ring = TRAIN_RING_BITS
-    if plan.m_max * plan.delta_int * MOST_SITES_NARROW >= 1 << (ring - 2):
-        ring = 64
-    return RoundLayout(RoundKind.TRAIN, bare, ring, (), plan)
+    return RoundLayout(RoundKind.TRAIN, bare, _noised_ring(plan), (), plan)
+
+
+def _noised_ring(plan: DpPlan) -> int:
+    narrow = plan.m_max * plan.delta_int * MOST_SITES_NARROW < 1 << (TRAIN_RING_BITS - 2)
+    return TRAIN_RING_BITS if narrow else 64
+
+
+def _noised_evaluation(study: Study) -> RoundLayout:
+    """One noised histogram: every test patient counts once (section 9.5)."""
+    schema = noised_evaluation.layout()
+    plan = _figure_plan(
+        study, study.privacy.dp.evaluation_noise, noised_evaluation.CLIP, schema.words
+    )
+    return RoundLayout(RoundKind.EVALUATE, schema, _noised_ring(plan), (), plan)
+
+
+def _noised_statistics(study: Study) -> RoundLayout:
+    """One noised sum of features: every training patient counts once (section 9.5)."""
+    schema = noised_statistics.layout(study)
+    clip = noised_statistics.clip(study)
+    plan = _figure_plan(study, study.privacy.dp.statistics_noise, clip, schema.words)
+    return RoundLayout(RoundKind.STATISTICS, schema, _noised_ring(plan), (), plan)
+
+
+def _figure_plan(study: Study, z: float | None, clip: float, words: int) -> DpPlan:
+    if z is None:
+        raise InternalError("a study has a round that its epsilon does not pay for")
+    return DpPlan(
+        mode=DpMode.PATIENT_DISTRIBUTED,
+        z=float(z),
+        clip=clip,
+        delta_int=delta_int_of(words),
+        p=1.0,
+        m_max=study.privacy.dp.max_patients or 0,
+    )
 
 
 def dp_plan(study: Study, words: int) -> DpPlan:

@@ -68,13 +68,19 @@ class StudyEntry(Section):
 
 
 class PrivacyEntry(Section):
-    """How contributions were protected, with the honest limit in words."""
+    """How contributions were protected, with the honest limit in words.
+
+    `epsilon` and `delta`: what the study's differential privacy promises for all its rounds
+    and figures together, enforced by each hospital's own ledger; null without (`dp` none).
+    """
 
     secure_aggregation: bool
     suite: str
     colluders: int
     min_sites: int
     dp: str
+    epsilon: float | None = None
+    delta: float | None = None
     statement: str
 
 

@@ -27,10 +27,15 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The coordinator's answer to `Hello`."""
+    """The coordinator's answer to `Hello`.
+
+    `noised`: how many opened sums with differential privacy this hospital is in, by data
+    set, as the coordinator remembers: a witness for the hospital's own ledger.
+    """
 
     federation: str
     heartbeat_ms: int
+    noised: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

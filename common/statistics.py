@@ -138,12 +138,12 @@ def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Preprocessin
     words = opened.astype(np.float64)
     sums = words[:size] / levels + words[size:] / levels / levels
     found = [_constants(block, sums[block.start : block.start + block.size]) for block in blocks]
-    return _assemble(study, found)
+    return assemble(study, found)
 
 
 def without_statistics(study: Study) -> Preprocessing:
     """Return the constants of a study that needs no statistics round (`needed` is false)."""
-    return _assemble(study, [_Constants((), (), None) for _ in study.features])
+    return assemble(study, [Constants((), (), None) for _ in study.features])
 
 
 # --- at the hospital ----------------------------------------------------------------
@@ -178,7 +178,8 @@ def _edges(block: _Block) -> tuple[float, float]:
     return low, (high - low) / block.bins
 
 
-def _middle_and_half(feature: Feature) -> tuple[float, float]:
+def middle_and_half(feature: Feature) -> tuple[float, float]:
+    """Return the middle of a number's range and half its width."""
     if feature.range is None:
         return 0.0, UNRANGED
     low, high = feature.range
@@ -187,7 +188,7 @@ def _middle_and_half(feature: Feature) -> tuple[float, float]:
 
 def _moments(block: _Block, column: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return [present, mean of z, mean of z^2, (fine z^2 | bins...)], each over all rows."""
-    middle, half = _middle_and_half(block.feature)
+    middle, half = middle_and_half(block.feature)
     rows = len(column)
     values = column[~np.isnan(column)]
     z = (values - middle) / half
@@ -211,7 +212,7 @@ def _level_shares(block: _Block, column: NDArray[np.float64]) -> NDArray[np.floa
 
 
 @dataclass(frozen=True, slots=True)
-class _Constants:
+class Constants:
     """One feature's constants; a category has a centre and a scale per level."""
 
     centre: tuple[float, ...]
@@ -219,32 +220,33 @@ class _Constants:
     impute: float | None
 
 
-def _constants(block: _Block, sums: NDArray[np.float64]) -> _Constants:
+def _constants(block: _Block, sums: NDArray[np.float64]) -> Constants:
     if level_count(block.feature):
-        return _category_constants(block.feature, sums)
+        return category_constants(block.feature, sums)
     return _number_constants(block, sums)
 
 
-def _category_constants(feature: Feature, sums: NDArray[np.float64]) -> _Constants:
+def category_constants(feature: Feature, sums: NDArray[np.float64]) -> Constants:
+    """Return a category's constants from what each level's share or count is in the sum."""
     shares = np.maximum(sums, 0.0)
     present = float(shares.sum())
     count = level_count(feature)
     stand_in = float(np.argmax(shares)) if feature.impute == "most-frequent" else None
     if present < _ABSENT:
-        return _Constants((0.0,) * count, (1.0,) * count, stand_in)
+        return Constants((0.0,) * count, (1.0,) * count, stand_in)
     share = shares / present
     spread = np.sqrt(share * (1.0 - share))
     scale = np.where(spread > 0.0, np.maximum(spread, SMALLEST_INDICATOR_SCALE), 1.0)
-    return _Constants(tuple(share.tolist()), tuple(scale.tolist()), stand_in)
+    return Constants(tuple(share.tolist()), tuple(scale.tolist()), stand_in)
 
 
-def _number_constants(block: _Block, sums: NDArray[np.float64]) -> _Constants:
-    middle, half = _middle_and_half(block.feature)
+def _number_constants(block: _Block, sums: NDArray[np.float64]) -> Constants:
+    middle, half = middle_and_half(block.feature)
     present, first, second = (float(value) for value in sums[:_MOMENTS])
     if block.feature.range is None and second * _FINE <= 1.0:
         second = float(sums[_MOMENTS]) / _FINE
     if present < _ABSENT:
-        return _Constants((middle,), (1.0,), _stand_in(block, middle, middle))
+        return Constants((middle,), (1.0,), _stand_in(block, middle, middle))
     mean = first / present
     square = second / present
     variance = square - mean * mean
@@ -253,7 +255,7 @@ def _number_constants(block: _Block, sums: NDArray[np.float64]) -> _Constants:
     scale = spread if spread > _SMALLEST_SCALE else 1.0
     centre = middle + mean * half
     median = _median(block, sums[_MOMENTS:]) if block.bins else centre
-    return _Constants((centre,), (scale,), _stand_in(block, centre, median))
+    return Constants((centre,), (scale,), _stand_in(block, centre, median))
 
 
 def _stand_in(block: _Block, mean: float, median: float) -> float | None:
@@ -275,7 +277,7 @@ def _median(block: _Block, bins: NDArray[np.float64]) -> float:
     shares = np.maximum(bins, 0.0)
     cumulative = np.cumsum(shares)
     if not cumulative[-1] > 0.0:  # only a corrupt input can make such a sum
-        return _middle_and_half(block.feature)[0]
+        return middle_and_half(block.feature)[0]
     half = float(cumulative[-1]) / 2.0
     # A hair below one half, so that rounding does not move an exact half up a bin.
     place = int(np.searchsorted(cumulative, half * (1.0 - 1e-9)))
@@ -287,7 +289,7 @@ def _median(block: _Block, bins: NDArray[np.float64]) -> float:
     return first + width * (place + min(max(inside, 0.0), 1.0))
 
 
-def _assemble(study: Study, found: list[_Constants]) -> Preprocessing:
+def assemble(study: Study, found: list[Constants]) -> Preprocessing:
     """Put the constants in encoded order; `fixed` and `none` bring their own scales."""
     centre: list[float] = []
     scale: list[float] = []
@@ -305,5 +307,8 @@ def _assemble(study: Study, found: list[_Constants]) -> Preprocessing:
         columns=tuple(column.name for column in columns),
         centre=tuple(centre),
         scale=tuple(scale),
-        impute=tuple(constants.impute for constants in found),
+        impute=tuple(
+            feature.centre if feature.impute == "centre" else constants.impute
+            for feature, constants in zip(study.features, found, strict=True)
+        ),
     )

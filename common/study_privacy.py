@@ -7,7 +7,8 @@ the accountant that every hospital's ledger charges (docs/protocol.md, section 9
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Final
 
 from common.config import problem
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from common.privacy.accountant import Rdp
     from common.study import Study
 
+FIGURES: Final = ("statistics", "evaluation")
+"""What a study with differential privacy can pay for beside training: one noised sum each."""
+
 _DEFAULT_ROUNDS: Final = 10
 _DEFAULT_SPARE: Final = 2
 _MOST_ROUNDS: Final = 100_000
 _MOST_DELTA: Final = 0.1
+_MOST_NOISE: Final = 1e9
 _TOLERANCE: Final = 1e-9
 """Of epsilon, relative: what two machines' logarithms may differ by."""
 
@@ -29,7 +34,7 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     """Return a study's raw data with what follows from its privacy terms filled in.
 
     That is equal weights, the one step a round of patient-distributed, and the noise
-    multiplier. Values that are wrong are left as they are: the sections' own checks name
+    multipliers. Values that are wrong are left as they are: the sections' own checks name
     them.
     """
     privacy, federation = data.get("privacy"), data.get("federation", {})
@@ -45,11 +50,25 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     full = {**data, "federation": {"weights": "equal", **federation}}
     if mode == "patient-distributed" and not {"local_steps", "local_epochs"} & train.keys():
         full["train"] = {**train, "local_steps": 1}
-    if terms.get("noise_multiplier") is None:
-        z = _noise_multiplier(terms, federation)
-        if z is not None:
-            full["privacy"] = {**privacy, "dp": {**terms, "noise_multiplier": z}}
+    full["privacy"] = {**privacy, "dp": _with_noise(terms, federation)}
     return full
+
+
+def _with_noise(terms: dict[str, Any], federation: Mapping[str, Any]) -> dict[str, Any]:
+    full = dict(terms)
+    for figure in FIGURES:
+        stated, follows = f"{figure}_epsilon", f"{figure}_noise"
+        if full.get(stated) is not None and full.get(follows) is None:
+            full[follows] = _figure_noise(full, stated)
+    if full.get("noise_multiplier") is None:
+        full["noise_multiplier"] = _noise_multiplier(full, federation)
+    return full
+
+
+def _figure_noise(terms: Mapping[str, Any], key: str) -> float | None:
+    wanted = _number(terms.get(key), 1000)
+    delta = _number(terms.get("delta"), _MOST_DELTA)
+    return None if wanted is None or delta is None else _calibrated(key, wanted, delta, 1)
 
 
 def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -> float | None:
@@ -61,12 +80,37 @@ def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -
     spare = _count(terms.get("spare_rounds", _DEFAULT_SPARE))
     if epsilon is None or delta is None or p is None or not rounds or spare is None:
         return None
-    from common.privacy.calibration import noise_multiplier  # it brings numpy
+    from common.privacy.accountant import epsilon as epsilon_of  # it brings numpy
+
+    paid = [figure for figure in FIGURES if terms.get(f"{figure}_epsilon") is not None]
+    figures = _figures_cost([_number(terms.get(f"{name}_noise"), _MOST_NOISE) for name in paid])
+    if epsilon_of(figures, delta).epsilon >= epsilon:
+        raise problem(
+            f"leaves nothing of epsilon {epsilon:g} for training", "privacy", "dp",
+            f"{paid[-1]}_epsilon",
+        )  # fmt: skip
+    return _calibrated("epsilon", epsilon, delta, rounds + spare, p, figures)
+
+
+def _figures_cost(noises: Iterable[float | None]) -> Rdp:
+    """Return the cost of one noised sum for each noise multiplier that is there."""
+    from common.privacy.accountant import NOTHING, add, step_rdp  # it brings numpy
+
+    costs = (step_rdp(1 / noise) for noise in noises if noise is not None)
+    return reduce(add, costs, NOTHING)
+
+
+def _calibrated(
+    key: str, wanted: float, delta: float, steps: int, p: float = 1.0, besides: Rdp | None = None
+) -> float:
+    """Return the least noise for `wanted`; `besides` is what else the study charges."""
+    from common.privacy.accountant import NOTHING  # it brings numpy
+    from common.privacy.calibration import noise_multiplier
 
     try:
-        return noise_multiplier(epsilon, delta, rounds + spare, p)
+        return noise_multiplier(wanted, delta, steps, p, besides or NOTHING)
     except ConfigError as failure:
-        raise problem(failure.detail, "privacy", "dp", "epsilon") from None
+        raise problem(failure.detail, "privacy", "dp", key) from None
 
 
 def _number(value: object, most: float) -> float | None:
@@ -94,17 +138,18 @@ def charged(study: Study) -> float:
 
 
 def study_cost(study: Study) -> Rdp:
-    """Return the Rényi cost of all rounds that the noise of a study pays for.
+    """Return the Rényi cost of all rounds that the noise of a study pays for, figures too.
 
     Raises:
         ValueError: (a `problem`) the study has no noise.
     """
-    from common.privacy.accountant import step_rdp, times  # it brings numpy
+    from common.privacy.accountant import add, step_rdp, times  # it brings numpy
 
     terms = study.privacy.dp
     if terms.noise_multiplier is None:
         raise problem("is missing", "privacy", "dp", "noise_multiplier")
-    return times(step_rdp(1 / terms.noise_multiplier, terms.sampling or 1.0), steps(study))
+    training = times(step_rdp(1 / terms.noise_multiplier, terms.sampling or 1.0), steps(study))
+    return add(training, _figures_cost((terms.statistics_noise, terms.evaluation_noise)))
 
 
 def check_privacy(study: Study) -> None:
@@ -118,6 +163,7 @@ def check_privacy(study: Study) -> None:
             "is not for studies of kind statistics in this version", "privacy", "dp", "mode",
             name="NOT_SUPPORTED",
         )  # fmt: skip
+    _check_figures(study)
     _check_noise(study)
     _check_constants(study)
     _check_federation(study)
@@ -136,19 +182,53 @@ def _check_noise(study: Study) -> None:
         )  # fmt: skip
 
 
+def _check_figures(study: Study) -> None:
+    terms = study.privacy.dp
+    for figure in FIGURES:
+        stated, follows = f"{figure}_epsilon", f"{figure}_noise"
+        if getattr(terms, follows) is None:
+            continue
+        if getattr(terms, stated) is None:
+            raise problem(f"needs the key '{stated}'", "privacy", "dp", follows)
+        if terms.mode == "hospital":
+            raise problem(
+                "is for the patient modes in this version: remove it",
+                "privacy", "dp", stated, name="NOT_SUPPORTED",
+            )  # fmt: skip
+    if terms.evaluation_noise is not None and study.target.type != "binary":
+        raise problem(
+            "is for binary targets in this version; leave it out, and no figure of the model "
+            "leaves a hospital",
+            "privacy", "dp", "evaluation_epsilon", name="NOT_SUPPORTED",
+        )  # fmt: skip
+
+
 def _check_constants(study: Study) -> None:
-    """Means and scales of patients would be a release of their own: public constants only."""
+    """Means and scales of patients are a release of their own: noised and paid, or constants."""
+    from common import noised_statistics, statistics  # they bring numpy
+
+    if study.privacy.dp.statistics_noise is not None:
+        if not statistics.needed(study):
+            raise problem(
+                "pays for constants that this study does not take from patients: remove it",
+                "privacy", "dp", "statistics_epsilon",
+            )  # fmt: skip
+        wrong = noised_statistics.unsupported(study)
+        if wrong is not None:
+            raise problem(wrong[1], "features", wrong[0])
+        return
     if study.normalise == "federated":
         raise problem(
             "is federated, which sums patients' values without noise; with differential privacy "
-            "use fixed (each numeric feature states centre and scale) or none",
+            "use fixed (each numeric feature states centre and scale) or none, or pay for noised "
+            "sums with privacy.dp.statistics_epsilon",
             "normalise",
         )
     for index, feature in enumerate(study.features):
-        if feature.impute not in ("none", "drop-row"):
+        if feature.impute not in ("none", "drop-row", "centre"):
             raise problem(
                 f"is {feature.impute}, which is computed from patients without noise; with "
-                "differential privacy use none or drop-row",
+                "differential privacy use centre (a public constant), drop-row or none",
                 "features", index, "impute",
             )  # fmt: skip
 

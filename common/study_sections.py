@@ -133,7 +133,8 @@ class Feature(Section):
     their `levels` as text. `missing` lists codes that mean "not measured" besides an empty
     cell: numbers are compared with the value, texts with the cell. `impute: none` (the
     default) makes a missing value an error; `median` needs a `range`, because the federated
-    median is read off a secure histogram over it.
+    median is read off a secure histogram over it; `centre` is the feature's own public
+    constant, which no patient has a part in.
     """
 
     name: Name
@@ -142,7 +143,7 @@ class Feature(Section):
     range: Range | None = None
     levels: Levels | None = None
     missing: Annotated[tuple[Code, ...], Field(max_length=100), AfterValidator(no_repeats)] = ()
-    impute: Literal["mean", "median", "most-frequent", "drop-row", "none"] = "none"
+    impute: Literal["mean", "median", "most-frequent", "centre", "drop-row", "none"] = "none"
     centre: Number | None = None
     scale: Annotated[Number, Field(gt=0)] | None = None
 
@@ -164,11 +165,13 @@ class Feature(Section):
         if self.levels is not None:
             raise problem("belongs to type category, and this is a number", "levels")
         if self.impute == "most-frequent":
-            raise problem("must be mean, median, drop-row or none for a number", "impute")
+            raise problem("must be mean, median, centre, drop-row or none for a number", "impute")
         if self.impute == "median" and self.range is None:
             raise problem("is median, which needs the feature's 'range'", "impute")
         if (self.centre is None) != (self.scale is None):
             raise ValueError("must state both 'centre' and 'scale' or neither")
+        if self.impute == "centre" and self.centre is None:
+            raise problem("is centre, which needs the feature's 'centre' and 'scale'", "impute")
 
     def _check_category(self) -> None:
         if self.levels is None:
@@ -176,7 +179,7 @@ class Feature(Section):
         for key in ("unit", "range", "centre", "scale"):
             if getattr(self, key) is not None:
                 raise problem("belongs to numbers, and this is a category", key)
-        if self.impute in ("mean", "median"):
+        if self.impute in ("mean", "median", "centre"):
             raise problem("must be most-frequent, drop-row or none for a category", "impute")
         for index, code in enumerate(self.missing):
             if not isinstance(code, str):
@@ -450,6 +453,12 @@ class DifferentialPrivacy(Section):
     of one hospital that can ever take part. `spare_rounds`: rounds beyond `rounds` that the
     noise pays for, so that a round that is voided and tried again does not end the run.
     `noise_multiplier` z follows from the others when the study is completed.
+
+    Out of `epsilon`: `statistics_epsilon` is what one noised sum of training patients'
+    features may cost; it gives the constants that the study takes from patients (normalise:
+    federated, impute). `evaluation_epsilon` is what one noised histogram of test patients'
+    scores may cost; without it no figure of the model leaves a hospital. `statistics_noise`
+    and `evaluation_noise`, the noise multipliers of these rounds, follow.
     """
 
     mode: Literal["none", "patient-distributed", "hospital"] = "none"
@@ -461,6 +470,10 @@ class DifferentialPrivacy(Section):
     max_patients: Annotated[int, Field(ge=1, le=2**31)] | None = None
     spare_rounds: Annotated[int, Field(ge=0, le=10_000)] | None = None
     noise_multiplier: Annotated[Number, Field(gt=0, le=1e9)] | None = None
+    statistics_epsilon: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    statistics_noise: Annotated[Number, Field(gt=0, le=1e9)] | None = None
+    evaluation_epsilon: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    evaluation_noise: Annotated[Number, Field(gt=0, le=1e9)] | None = None
 
     @property
     def on(self) -> bool:
@@ -498,8 +511,11 @@ class DifferentialPrivacy(Section):
                 raise problem(f"needs the key '{key}' for mode {self.mode}")
             if value is not None and key not in needed and key != "noise_multiplier":
                 raise problem(f"is not used by dp mode {self.mode}; remove it", key)
-        if not self.on and self.noise_multiplier is not None:
-            raise problem("is not used by dp mode none; remove it", "noise_multiplier")
+        figures = ("statistics", "evaluation")
+        extra = [f"{figure}_{what}" for figure in figures for what in ("epsilon", "noise")]
+        for key in ("noise_multiplier", *extra):
+            if not self.on and getattr(self, key) is not None:
+                raise problem("is not used by dp mode none; remove it", key)
         return self
 
 

@@ -139,6 +139,21 @@ def _decode_hello(m: pb.Hello) -> Hello:
     )
 
 
+def _decode_welcome(m: pb.Welcome) -> Welcome:
+    return Welcome(
+        checked_name(m.federation, "welcome.federation"),
+        m.heartbeat_ms,
+        many(
+            m.noised,
+            "welcome.noised",
+            lambda entry: (
+                printable(entry.dataset, "noised.dataset", MAX_TEXT),
+                whole(entry.sums, "noised.sums"),
+            ),
+        ),
+    )
+
+
 def _decode_decision(m: pb.StudyDecision) -> StudyDecision:
     return StudyDecision(
         run_id=RunId(checked_name(m.run_id, "decision.run_id")),
@@ -295,7 +310,10 @@ def encode_coordinator(  # noqa: PLR0911, PLR0912, C901 - one line a step
     """Encode one step of the coordinator; `task` names the study, empty where none is concerned."""
     match step:
         case Welcome():
-            welcome = pb.Welcome(federation=step.federation, heartbeat_ms=step.heartbeat_ms)
+            noised = [pb.NoisedSums(dataset=name, sums=count) for name, count in step.noised]
+            welcome = pb.Welcome(
+                federation=step.federation, heartbeat_ms=step.heartbeat_ms, noised=noised
+            )
             return pb.CoordinatorMessage(task=task, welcome=welcome)
         case Heartbeat():
             return pb.CoordinatorMessage(task=task, heartbeat=pb.Heartbeat(counter=step.counter))
@@ -373,9 +391,7 @@ def encode_coordinator(  # noqa: PLR0911, PLR0912, C901 - one line a step
 
 
 _COORDINATOR_STEPS: Final[dict[str, Callable[[pb.CoordinatorMessage], CoordinatorStep]]] = {
-    "welcome": lambda m: Welcome(
-        checked_name(m.welcome.federation, "welcome.federation"), m.welcome.heartbeat_ms
-    ),
+    "welcome": lambda m: _decode_welcome(m.welcome),
     "heartbeat": lambda m: Heartbeat(m.heartbeat.counter),
     "study_offer": lambda m: _decode_offer(m.study_offer),
     "begin_epoch": lambda m: _decode_epoch(m.begin_epoch),

@@ -31,6 +31,11 @@ STATEMENT: Final = (
     " one hospital's update, row count or metric. No differential privacy was applied: the sums"
     " themselves, and whoever may choose the models of several rounds, are not bounded."
 )
+PRIVATE_STATEMENT: Final = (
+    "Every update was masked and noised before it left its hospital: this model and every sum"
+    " behind it, figures included, differ by at most the stated epsilon and delta from what they"
+    " would be without any one {unit}, whatever the coordinator did."
+)
 
 
 def make_release(
@@ -99,13 +104,17 @@ def _manifest(
 
 def _privacy(state: RunState) -> PrivacyEntry:
     study = state.study
+    terms = study.privacy.dp
+    unit = "hospital" if terms.mode == "hospital" else "patient of one hospital"
     return PrivacyEntry(
         secure_aggregation=True,
         suite=study.privacy.secure_aggregation.suite,
         colluders=study.colluders(len(state.roster)),
         min_sites=study.federation.min_sites,
-        dp=study.privacy.dp.mode,
-        statement=STATEMENT,
+        dp=terms.mode,
+        epsilon=terms.epsilon,
+        delta=terms.delta,
+        statement=PRIVATE_STATEMENT.format(unit=unit) if terms.on else STATEMENT,
     )
 
 

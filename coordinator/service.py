@@ -59,6 +59,7 @@ from coordinator.run_state import (
 )
 from coordinator.run_step import fewest
 from coordinator.store import StoredRun, StoredStudy
+from coordinator.witness import noised_sums
 
 
 class _Behind:
@@ -304,7 +305,8 @@ class CoordinatorService:
         known = node in self._tasks_with_keys
         self._tasks_with_keys[node] = frozenset(hello.tasks)
         heartbeat_ms = round(self._heartbeat_s * 1000)
-        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms))
+        noised = noised_sums((driver.state for driver in self._drivers.values()), node)
+        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms, noised))
         now = self._shop.clock.monotonic()
         lost_at = None if known else self._link_changed_at.get(node)
         away_s = None if lost_at is None else now - lost_at

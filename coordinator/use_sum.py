@@ -15,7 +15,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from common import evaluation, statistics
+from common import evaluation, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
 from common.ids import HeaderDigest
 from common.layouts import first_model, has_constants, model_schema, round_layout
@@ -62,14 +62,17 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
             sink = Collect(header.d)
             digest = open_sum(opening, sink)
             words = sink.words[: layout.schema.parameters]
-            constants = statistics.pooled(study, words, header.bound)
+            if header.dp.mode is DpMode.NONE:
+                constants = statistics.pooled(study, words, header.bound)
+            else:
+                constants = noised_statistics.pooled(study, words, header.dp)
             model = _store(model_schema(study), first_model(study, constants), objects)
             return SumUsed(hd, digest, model, ())
         case RoundKind.EVALUATE:
             sink = Collect(header.d)
             digest = open_sum(opening, sink)
             words = sink.words[: layout.schema.parameters]
-            return SumUsed(hd, digest, None, _metrics(study, words, header.bound))
+            return SumUsed(hd, digest, None, _metrics(study, command, words))
         case RoundKind.VOTE:
             raise InternalError("no study has vote rounds")
         case _:
@@ -117,8 +120,15 @@ def _server_step(
             assert_never(header.dp.mode)
 
 
-def _metrics(study: Study, words: NDArray[np.int64], bound: int) -> tuple[tuple[str, float], ...]:
-    found = evaluation.pooled(study, words, bound).as_dict(study)
+def _metrics(
+    study: Study, command: OpenSum, words: NDArray[np.int64]
+) -> tuple[tuple[str, float], ...]:
+    header = command.header
+    if header.dp.mode is DpMode.NONE:
+        pooled = evaluation.pooled(study, words, header.bound)
+    else:
+        pooled = noised_evaluation.pooled(words, header.dp, len(command.survivors))
+    found = pooled.as_dict(study)
     return tuple(
         (name, value) for name, value in found.items() if value is not None and math.isfinite(value)
     )

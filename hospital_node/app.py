@@ -175,6 +175,7 @@ def build_node(
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
         store=store,
         desk=desk(setup.policy, setup.site, log, books),
+        witnessed=books.witnessed,
         connect=connect,
         log=log,
         software=software,

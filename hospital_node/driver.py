@@ -13,7 +13,7 @@ steps go to the `Task` of their study.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -70,6 +70,8 @@ class NodeParts:
     release_trust: ReleaseTrust
     store: NodeStore
     desk: Desk
+    witnessed: Callable[[Mapping[str, int]], None]
+    """Hears how many noised sums the coordinator knows of, by data set."""
     connect: Connect
     log: EventLog
     software: str = "fedcare"
@@ -267,7 +269,8 @@ class Node:
             tasks = tuple(sorted(name for name, task in self._tasks.items() if task.confirmed))
             hello = Hello(parts.software, PROTOCOL_VERSION, tasks)
 
-            def welcomed(_: Welcome) -> None:
+            def welcomed(welcome: Welcome) -> None:
+                parts.witnessed(dict(welcome.noised))
                 self._slot.fill(link)
                 self._last_failure = None
                 parts.log.info(Event.LINK_CONNECTED)

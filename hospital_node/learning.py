@@ -191,14 +191,25 @@ class StudyWork:
         from hospital_node.private import contribution as noised  # torch
 
         self._books.charge(self._study, header)
-        weights, rows = self._split(model, "train")
         study, terms, entropy = self._study, header.dp, OsEntropy()
+        part = "test" if header.kind is RoundKind.EVALUATE else "train"
+        if header.kind is RoundKind.STATISTICS:
+            train = self._rows().train
+            listed = self._books.listed(study, part, train.patient)
+            total = noised.statistics_sum(study, train, listed, terms, entropy)
+            return noised.NoisedSource(total, terms, seed)
+        weights, rows = self._split(model, part)
         if terms.mode is DpMode.HOSPITAL:
             total = noised.hospital_step(study, self._site, rows, weights, header.r, terms, entropy)
         else:
-            patients = self._rows().train.patient
-            listed = self._books.listed(study, int(patients.max(initial=-1)) + 1)
-            total = noised.patient_sum(study, rows, patients, weights, listed, terms, entropy)
+            table: Table = getattr(self._rows(), part)
+            listed = self._books.listed(study, part, table.patient)
+            make = (
+                noised.evaluation_sum if header.kind is RoundKind.EVALUATE else noised.patient_sum
+            )
+            total = make(study, rows, table.patient, weights, listed, terms, entropy)
+        if header.kind is RoundKind.EVALUATE:
+            return noised.NoisedSource(total, terms, seed)
         constants = np.zeros(layouts.constant_count(study), np.int64)
         return noised.NoisedSource(np.concatenate([constants, total]), terms, seed)
 

@@ -43,13 +43,17 @@ class Heads(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One round's cost: `rdp` at each of the accountant's orders, and what it follows from."""
+    """One round's cost: `rdp` at each of the accountant's orders, and what it follows from.
+
+    `kind` is the round's: a noised evaluation has an entry of its own beside the training's.
+    """
 
     time: int
     task: str
     session: str
     r: int
     hd: str
+    kind: str
     mode: str
     z: float
     p: float

@@ -98,10 +98,11 @@ class PrivacyBooks(Protocol):
         """
         ...
 
-    def listed(self, study: Study, patients: int) -> NDArray[np.int64]:
-        """Return the numbers of the patients that may take part: at most `max_patients`.
+    def listed(self, study: Study, part: str, patients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of `patients` that may take part: at most `max_patients`, sorted.
 
-        Drawn once per study without looking at the data, and kept.
+        `patients` are the numbers of the patients of one `part` of the table (`train` or
+        `test`). Drawn once per study and part without looking at the data, and kept.
 
         Raises:
             StateError: DISK, STATE_DAMAGED.

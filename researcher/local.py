@@ -30,7 +30,7 @@ from common.clock import Clock, SystemClock
 from common.documents import dump_yaml
 from common.errors import ConfigError, RoundError
 from common.pki import create_ca, issue
-from common.policy import PUBLIC_WEIGHTS, STATISTICS
+from common.policy import PUBLIC_WEIGHTS, STATISTICS, PrivacyRules
 from common.study import Study
 from researcher.processes import FEDCARE, Children, Program
 
@@ -172,6 +172,7 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
         "min_cohort": min(3, study.federation.min_sites),
         "min_sites": study.federation.min_sites,
         "colluders": study.colluders(count),
+        "dp": _privacy_rules(study),
     }
     if two:
         require["allow_two_party"] = True
@@ -194,6 +195,20 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
         },
         "require": require,
         "release": {"site_metrics": study.evaluate.site_metrics},
+    }
+
+
+def _privacy_rules(study: Study) -> dict[str, Any]:
+    """Allow the privacy terms of this study, and in all what a policy allows by default."""
+    terms, usual = study.privacy.dp, PrivacyRules()
+    if not terms.on:
+        return {"modes": [terms.mode]}
+    return {
+        "modes": [terms.mode],
+        "epsilon_per_study": terms.epsilon,
+        "epsilon_total": max(usual.epsilon_total, terms.epsilon or 0.0),
+        "delta": terms.delta,
+        "max_clip": terms.clip,
     }
 
 

@@ -42,6 +42,7 @@ from common.manifest import (
     STUDY_FILE,
     FileEntry,
     Manifest,
+    PrivacyEntry,
 )
 from common.study import Study, config_hash, study_from_canonical
 
@@ -346,6 +347,7 @@ def card_text(manifest: Manifest, study: Study) -> str:
     signed = datetime.fromtimestamp(manifest.signed_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     files = [(entry.name, str(entry.size), entry.sha256) for entry in manifest.files]
     figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))
+    source = "from a noised sum" if "noise_sd" in manifest.metrics else "from masked sums"
     features = ", ".join(escape(feature.name) for feature in study.features)
     privacy = manifest.privacy
     how = f"secure aggregation with suite {privacy.suite}, up to {privacy.colluders} colluding"
@@ -359,14 +361,20 @@ def card_text(manifest: Manifest, study: Study) -> str:
         f"hospitals  {', '.join(manifest.sites)} ({escape(manifest.federation)})",
         f"rounds     {len(manifest.rounds)}, run {escape(manifest.run)}",
         f"signed     {signed}, software {escape(manifest.software)}",
-        f"pooled     {escape(figures) or 'none'} (from masked sums)",
-        f"privacy    {how}; differential privacy: {privacy.dp}",
+        f"pooled     {escape(figures) or 'none'} ({source})",
+        f"privacy    {how}; differential privacy: {_promise(privacy)}",
         f"           {escape(privacy.statement)}",
         f"sha256     {manifest.model_sha256}",
         "",
         table(("file", "bytes", "sha256"), files, right=frozenset({1})),
     ]
     return "\n".join(lines)
+
+
+def _promise(privacy: PrivacyEntry) -> str:
+    if privacy.epsilon is None or privacy.delta is None:
+        return privacy.dp
+    return f"{privacy.dp}, epsilon {privacy.epsilon:g} at delta {privacy.delta:g}"
 
 
 def read_card(folder: Path) -> tuple[Manifest, Study]:

@@ -542,6 +542,7 @@ class World:
             release_trust=SimReleaseTrust((), FEDERATION),
             store=store,
             desk=_Desk(policy, log, books, self.starts[site] if self.vary else 0),
+            witnessed=books.witnessed,
             connect=lambda: self.connect(site),
             log=log,
             clock=self.clock,

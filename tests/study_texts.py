@@ -54,8 +54,8 @@ features: [{name: age, type: float}]
 """
 
 
-def altered(text: str, old: str, new: str) -> str:
-    """Return `text` with its one `old` replaced; fails where there is none or several."""
-    if text.count(old) != 1:
+def altered(text: str, old: str, new: str, count: int = 1) -> str:
+    """Return `text` with its `count` places of `old` replaced; fails where there are others."""
+    if text.count(old) != count:
         raise AssertionError(f"{old!r} stands {text.count(old)} times")
     return text.replace(old, new)

@@ -7,7 +7,7 @@ would pass the hospital's limits or the study's own promise, and says the arithm
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,6 +62,17 @@ class Books:
         self._entropy = entropy
         self._now_unix = now_unix
         self._ledgers: dict[str, Ledger] = {}
+        self._sums: dict[str, int] = {}
+
+    def witnessed(self, sums: Mapping[str, int]) -> None:
+        """Hear how many noised sums with this hospital somebody else knows of, by data set.
+
+        Each was charged before it was uploaded. So a ledger with fewer charges was lost or
+        rolled back together with everything beside it, and counts as spent. Who lies here
+        can stop this hospital's studies, and spend nothing.
+        """
+        for dataset, count in sums.items():
+            self._sums[dataset] = max(count, self._sums.get(dataset, 0))
 
     def admit(self, study: Study, *, accepted: bool) -> None:
         """See `PrivacyBooks`. What an accepted study was promised is not judged again."""
@@ -86,19 +97,21 @@ class Books:
         )
         ledger.append(_entry(study, header, hd, cost, self._now_unix()))
 
-    def listed(self, study: Study, patients: int) -> NDArray[np.int64]:
+    def listed(self, study: Study, part: str, patients: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `PrivacyBooks`. A patient who came to the table later is not on the list."""
-        name = f"{study.id}.patients"
+        name = f"{study.id}.{part}-patients"
+        numbered = np.unique(patients)
         kept = self._store.load_sealed(name)
         if kept is None:
-            drawn = draw_list(patients, study.privacy.dp.max_patients or 0, self._entropy)
+            most = study.privacy.dp.max_patients or 0
+            drawn = numbered[draw_list(numbered.size, most, self._entropy)]
             self._store.save_sealed(name, json.dumps(drawn.tolist()).encode())
             return drawn
         try:
             numbers = np.array(json.loads(kept), np.int64)
         except (ValueError, TypeError, OverflowError) as failure:
             raise StateError("STATE_DAMAGED", f"the patient list of {study.id}") from failure
-        return numbers[numbers < patients]
+        return np.intersect1d(numbers, numbered)
 
     def _ledger(self, dataset: str, *, accepted: bool) -> Ledger:
         if dataset not in self._ledgers:
@@ -106,7 +119,14 @@ class Books:
             self._ledgers[dataset] = Ledger.open(
                 self._store.ledgers, self._node, dataset, self._store, begun
             )
-        return self._ledgers[dataset]
+        ledger, known = self._ledgers[dataset], self._sums.get(dataset, 0)
+        if len(ledger.charges) < known:
+            raise StateError(
+                "LEDGER_ROLLED_BACK",
+                f"the ledger of data set {dataset} has {len(ledger.charges)} charges; the "
+                f"coordinator opened {known} noised sums with this hospital in them",
+            )
+        return ledger
 
     def _check(self, study: Study, ledger: Ledger, cost: Rdp, what: str) -> None:
         terms, limits = study.privacy.dp, self._limits
@@ -146,6 +166,7 @@ def _entry(study: Study, header: Header, hd: str, cost: Rdp, now: int) -> Charge
         session=header.session_id.hex(),
         r=header.r,
         hd=hd,
+        kind=header.kind.value,
         mode=terms.mode.value,
         z=terms.z,
         p=terms.p,

@@ -12,15 +12,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from common import noised_evaluation, noised_statistics
 from common.entropy import Entropy
 from common.errors import InternalError
-from common.features import Encoded
+from common.features import Encoded, Table
 from common.privacy.clipping import integer_sum, secret_uniforms
 from common.privacy.noise import NoiseStream, NoiseTable
 from common.secagg.dp import DpTerms
 from common.secagg.keys import CoefficientSeed
 from common.secagg.ring import Words, signed_view
 from common.study import Study
+from hospital_node.evaluate import predict
 from hospital_node.models import build
 from hospital_node.private.gradients import patient_gradients
 from hospital_node.private.sampling import poisson
@@ -77,6 +79,42 @@ def patient_sum(
     for block in patient_gradients(study, module, features, target, groups.astype(np.int64)):
         total += integer_sum(-block, terms.clip, terms.delta_int, uniforms)
     return total
+
+
+def statistics_sum(
+    study: Study, table: Table, listed: NDArray[np.int64], terms: DpTerms, entropy: Entropy
+) -> NDArray[np.int64]:
+    """Return the summed features of the listed training patients, int64 [words] (section 9.5)."""
+    rows = table.take(np.flatnonzero(np.isin(table.patient, listed)))
+    _, groups = np.unique(rows.patient, return_inverse=True)
+    vectors = noised_statistics.contributions(study, rows, groups.astype(np.int64))
+    return integer_sum(vectors, terms.clip, terms.delta_int, secret_uniforms(entropy))
+
+
+def evaluation_sum(
+    study: Study,
+    data: Encoded,
+    patients: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    listed: NDArray[np.int64],
+    terms: DpTerms,
+    entropy: Entropy,
+) -> NDArray[np.int64]:
+    """Return the histogram of the listed patients' scores, int64 [2 BINS] (section 9.5).
+
+    Arguments as of `patient_sum`, rows of the test part; nobody is left out by chance.
+
+    Raises:
+        Refusal: INPUT_NAN, the model predicts a value that is not finite.
+    """
+    chosen = np.isin(patients, listed)
+    if not chosen.any():
+        return np.zeros(noised_evaluation.layout().words, np.int64)
+    _, groups = np.unique(patients[chosen], return_inverse=True)
+    predictions = predict(study, weights, data.features[chosen])
+    target = data.target[chosen].astype(np.float64)
+    rows = noised_evaluation.contributions(predictions, target, groups.astype(np.int64))
+    return integer_sum(rows, terms.clip, terms.delta_int, secret_uniforms(entropy))
 
 
 def hospital_step(

@@ -22,7 +22,7 @@ from common.secagg.header import Rounding, quant_bound
 from common.secagg.keys import CoefficientSeed
 from common.secagg.ring import signed_view, word_dtype
 from common.vectors import ParameterSchema, TensorSpec, TensorType
-from coordinator.aggregate import SERVER_LR, ModelUpdate
+from coordinator.aggregate import SERVER_LR, ModelUpdate, weighted_mean
 from coordinator.objects import ObjectStore
 from tests.reference import quantiser as reference
 from tests.vectors import inputs
@@ -87,7 +87,7 @@ def test_the_server_step_is_the_equations(name: str, tmp_path: Path) -> None:
     store = ObjectStore(tmp_path)
     address = store.put(model_header(LAYOUT) + model.tobytes())
     with store.open(address) as reader, store.writer() as writer:
-        update = ModelUpdate(LAYOUT, header.ranges, weight_sum, reader, writer)
+        update = ModelUpdate(LAYOUT, weighted_mean(header.ranges, weight_sum), reader, writer)
         later = update.take(0, opened)
         assert later is not None
         later()

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common import statistics
-from common.errors import DataError, InternalError
+from common import layouts, statistics
+from common.errors import ConfigError, DataError, InternalError
 from common.features import Table
 from common.preprocessing import Preprocessing
 from common.quantise import Coding, VectorEncoder
@@ -190,6 +190,29 @@ def test_fixed_and_none_bring_their_own_scales() -> None:
     found = constants(none, [table([[1.0, 3.0]]), table([[5.0]])])
     assert (found.centre, found.scale) == ((0.0,), (1.0,))
     assert found.impute == pytest.approx((3.0,))
+
+
+def test_a_public_constant_stands_in_without_a_sum_over_patients() -> None:
+    own = "\n  - {name: x, type: float, centre: 5, scale: 2, impute: centre}"
+    fixed = study(own, more="normalise: fixed")
+    assert not statistics.needed(fixed)
+    found = statistics.without_statistics(fixed)
+    assert found.impute == (5.0,)
+    assert found.encode(fixed, table([[9.0, math.nan]])).features.tolist() == [[2.0], [0.0]]
+    parts = layouts.split_model(fixed, layouts.first_model(fixed, found))[0]
+    assert parts.impute == (5.0,)
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        "{name: x, type: float, impute: centre}",
+        '{name: x, type: category, levels: ["0", "1"], impute: centre}',
+    ],
+)
+def test_a_feature_without_a_centre_cannot_be_imputed_by_it(feature: str) -> None:
+    with pytest.raises(ConfigError, match="impute"):
+        study(f"\n  - {feature}", more="normalise: fixed")
 
 
 def test_an_empty_hospital_is_refused() -> None:

@@ -47,7 +47,7 @@ class NoBooks:
     def charge(self, study: Study, header: Header) -> None:
         raise AssertionError
 
-    def listed(self, study: Study, patients: int) -> NDArray[np.int64]:
+    def listed(self, study: Study, part: str, patients: NDArray[np.int64]) -> NDArray[np.int64]:
         raise AssertionError
 
 
