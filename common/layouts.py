@@ -21,10 +21,11 @@ from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX
 from common.preprocessing import Preprocessing
-from common.secagg.dp import DpMode, DpPlan, delta_int_of
+from common.secagg.dp import DpMode, DpPlan, codes_ranges, delta_int_of
 from common.secagg.header import Rounding, RoundKind
 from common.secagg.node_state import HeaderExpectation, RangeRule, SessionExpectation
 from common.study import Study, VectorModel
+from common.study_privacy import steps_per_round
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
 TRAIN_RING_BITS: Final = 32
@@ -52,6 +53,12 @@ class RoundLayout:
     ring_bits: int
     ranges: tuple[RangeRule, ...]
     dp: DpPlan | None = None
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """None: the rule of section 7.2. Noised integers were rounded at random (7.3)."""
+        coded = self.dp is None or codes_ranges(self.dp.mode)
+        return None if coded else Rounding.STOCHASTIC
 
 
 def has_constants(study: Study) -> bool:
@@ -121,19 +128,26 @@ def _train_layout(study: Study) -> RoundLayout:
     schema = model_schema(study)
     if study.privacy.dp.on:
         return _noised_layout(study, schema)
-    tensors: list[RangeRule] = [
-        FIRST_RANGE if tensor.name.startswith(CONSTANT_PREFIX) else "free"
-        for tensor in schema.tensors
-    ]
+    tensors = _tensor_ranges(schema)
     rules: dict[str, RangeRule] = {"loss": models.LOSS_LIMIT, "clipped": "count"}
     metrics = [rules[name] for name in schema.metrics]
     return RoundLayout(RoundKind.TRAIN, schema, TRAIN_RING_BITS, (*tensors, *metrics))
 
 
+def _tensor_ranges(schema: ParameterSchema) -> list[RangeRule]:
+    return [
+        FIRST_RANGE if tensor.name.startswith(CONSTANT_PREFIX) else "free"
+        for tensor in schema.tensors
+    ]
+
+
 def _noised_layout(study: Study, schema: ParameterSchema) -> RoundLayout:
-    """No weight word, no metric word, no ranges: sensitivity is what scales (7.1, 7.3)."""
+    """No weight word, no metric word; ranges only where noise came before coding (7.1)."""
     bare = ParameterSchema(schema.tensors, weighted=False)
     plan = dp_plan(study, bare.words)
+    if codes_ranges(plan.mode):
+        ranges = tuple(_tensor_ranges(bare))
+        return RoundLayout(RoundKind.TRAIN, bare, TRAIN_RING_BITS, ranges, plan)
     return RoundLayout(RoundKind.TRAIN, bare, _noised_ring(plan), (), plan)
 
 
@@ -188,6 +202,7 @@ def dp_plan(study: Study, words: int) -> DpPlan:
         delta_int=delta_int_of(words),
         p=float(terms.sampling or 0.0),
         m_max=terms.max_patients or 0,
+        steps=steps_per_round(study) if terms.mode == "patient-local" else 0,
     )
 
 
@@ -210,7 +225,7 @@ def _expectation(study: Study, layout: RoundLayout) -> HeaderExpectation:
         w_max=study.federation.max_weight,
         w=layout.ring_bits,
         s_min=study.federation.min_sites,
-        rounding=None if layout.dp is None else Rounding.STOCHASTIC,
+        rounding=layout.rounding,
         dp=layout.dp,
     )
 

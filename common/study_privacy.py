@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from common.config import problem
 from common.errors import ConfigError
+from common.study_sections import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from common.privacy.accountant import Rdp
@@ -24,6 +25,7 @@ FIGURES: Final = ("statistics", "evaluation")
 _DEFAULT_ROUNDS: Final = 10
 _DEFAULT_SPARE: Final = 2
 _MOST_ROUNDS: Final = 100_000
+_MOST_STEPS: Final = 1_000_000
 _MOST_DELTA: Final = 0.1
 _MOST_NOISE: Final = 1e9
 _TOLERANCE: Final = 1e-9
@@ -33,7 +35,7 @@ _TOLERANCE: Final = 1e-9
 def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     """Return a study's raw data with what follows from its privacy terms filled in.
 
-    That is equal weights, the one step a round of patient-distributed, and the noise
+    That is equal weights, one step a round in the patient modes, and the noise
     multipliers. Values that are wrong are left as they are: the sections' own checks name
     them.
     """
@@ -45,23 +47,26 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(federation, dict) and isinstance(train, dict)):
         return data
     mode = terms.get("mode", "patient-distributed" if terms else "none")
-    if mode not in ("patient-distributed", "hospital"):
+    if mode not in ("patient-distributed", "patient-local", "hospital"):
         return data
     full = {**data, "federation": {"weights": "equal", **federation}}
-    if mode == "patient-distributed" and not {"local_steps", "local_epochs"} & train.keys():
+    if mode != "hospital" and not {"local_steps", "local_epochs"} & train.keys():
         full["train"] = {**train, "local_steps": 1}
-    full["privacy"] = {**privacy, "dp": _with_noise(terms, federation)}
+    per_round = full.get("train", train).get("local_steps") if mode == "patient-local" else 1
+    full["privacy"] = {**privacy, "dp": _with_noise(terms, federation, per_round)}
     return full
 
 
-def _with_noise(terms: dict[str, Any], federation: Mapping[str, Any]) -> dict[str, Any]:
+def _with_noise(
+    terms: dict[str, Any], federation: Mapping[str, Any], per_round: object
+) -> dict[str, Any]:
     full = dict(terms)
     for figure in FIGURES:
         stated, follows = f"{figure}_epsilon", f"{figure}_noise"
         if full.get(stated) is not None and full.get(follows) is None:
             full[follows] = _figure_noise(full, stated)
     if full.get("noise_multiplier") is None:
-        full["noise_multiplier"] = _noise_multiplier(full, federation)
+        full["noise_multiplier"] = _noise_multiplier(full, federation, per_round)
     return full
 
 
@@ -71,14 +76,17 @@ def _figure_noise(terms: Mapping[str, Any], key: str) -> float | None:
     return None if wanted is None or delta is None else _calibrated(key, wanted, delta, 1)
 
 
-def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -> float | None:
-    """Return z for raw terms, None if they are not numbers that have one."""
+def _noise_multiplier(
+    terms: Mapping[str, Any], federation: Mapping[str, Any], per_round: object
+) -> float | None:
+    """Return z for raw terms and noised steps `per_round`, None if no number follows."""
     epsilon = _number(terms.get("epsilon"), 1000)
     delta = _number(terms.get("delta"), _MOST_DELTA)
     p = _number(terms.get("sampling", 1.0), 1)
     rounds = _count(federation.get("rounds", _DEFAULT_ROUNDS))
     spare = _count(terms.get("spare_rounds", _DEFAULT_SPARE))
-    if epsilon is None or delta is None or p is None or not rounds or spare is None:
+    local = _count(per_round, _MOST_STEPS)
+    if epsilon is None or delta is None or p is None or not rounds or spare is None or not local:
         return None
     from common.privacy.accountant import epsilon as epsilon_of  # it brings numpy
 
@@ -89,7 +97,7 @@ def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -
             f"leaves nothing of epsilon {epsilon:g} for training", "privacy", "dp",
             f"{paid[-1]}_epsilon",
         )  # fmt: skip
-    return _calibrated("epsilon", epsilon, delta, rounds + spare, p, figures)
+    return _calibrated("epsilon", epsilon, delta, (rounds + spare) * local, p, figures)
 
 
 def _figures_cost(noises: Iterable[float | None]) -> Rdp:
@@ -119,13 +127,24 @@ def _number(value: object, most: float) -> float | None:
     return float(value)
 
 
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST_ROUNDS else None
+def _count(value: object, most: int = _MOST_ROUNDS) -> int | None:
+    return value if type(value) is int and 0 <= value <= most else None
+
+
+def steps_per_round(study: Study) -> int:
+    """Return how many noised steps each hospital takes in a round: K of mode patient-local."""
+    match study.privacy.dp.mode:
+        case "none":
+            return 0
+        case "patient-local":
+            return study.train.local_steps or 1
+        case _:
+            return 1
 
 
 def steps(study: Study) -> int:
     """Return the noised steps that the study's epsilon pays for."""
-    return study.federation.rounds + (study.privacy.dp.spare_rounds or 0)
+    return (study.federation.rounds + (study.privacy.dp.spare_rounds or 0)) * steps_per_round(study)
 
 
 def charged(study: Study) -> float:
@@ -163,10 +182,12 @@ def check_privacy(study: Study) -> None:
             "is not for studies of kind statistics in this version", "privacy", "dp", "mode",
             name="NOT_SUPPORTED",
         )  # fmt: skip
+    _check_federation(study)
+    if study.privacy.dp.mode == "patient-local":
+        _check_local(study)
     _check_figures(study)
     _check_noise(study)
     _check_constants(study)
-    _check_federation(study)
     if study.privacy.dp.mode == "patient-distributed":
         _check_step(study)
 
@@ -177,7 +198,7 @@ def _check_noise(study: Study) -> None:
     if found > stated * (1 + _TOLERANCE):
         raise problem(
             f"is {terms.noise_multiplier:g}, which charges epsilon {found:.4f} over "
-            f"{steps(study)} rounds; the study states {stated:g}. Leave the key out: it follows",
+            f"{steps(study)} steps; the study states {stated:g}. Leave the key out: it follows",
             "privacy", "dp", "noise_multiplier",
         )  # fmt: skip
 
@@ -190,9 +211,10 @@ def _check_figures(study: Study) -> None:
             continue
         if getattr(terms, stated) is None:
             raise problem(f"needs the key '{stated}'", "privacy", "dp", follows)
-        if terms.mode == "hospital":
+        if terms.mode != "patient-distributed":
             raise problem(
-                "is for the patient modes in this version: remove it",
+                "is for mode patient-distributed in this version, for the hospitals share the "
+                "noise of a figure: remove it",
                 "privacy", "dp", stated, name="NOT_SUPPORTED",
             )  # fmt: skip
     if terms.evaluation_noise is not None and study.target.type != "binary":
@@ -234,13 +256,15 @@ def _check_constants(study: Study) -> None:
 
 
 def _check_federation(study: Study) -> None:
-    federation, terms = study.federation, study.privacy.dp
-    if federation.weight_rule != "equal":
+    rule, mode = study.federation.weight_rule, study.privacy.dp.mode
+    local = mode == "patient-local"
+    if rule != "equal" and not (local and rule == "public"):
+        wanted = "equal (each patient, or hospital, counts the same)"
+        if local:
+            wanted = "equal, or a public number of patients for each site"
         raise problem(
-            f"is {federation.weight_rule}; with dp mode {terms.mode} it must be equal (each "
-            "patient, or hospital, counts the same)",
-            "federation", "weights",
-        )  # fmt: skip
+            f"is {rule}; with dp mode {mode} it must be {wanted}", "federation", "weights"
+        )
     if study.evaluate.site_metrics:
         raise problem(
             "is true, which releases figures without noise; with differential privacy it must be "
@@ -257,3 +281,37 @@ def _check_step(study: Study) -> None:
             "round is one gradient step of the whole federation",
             "train",
         )
+
+
+def _check_local(study: Study) -> None:
+    """Steps are counted, and divided by public numbers only (protocol, section 9.6)."""
+    train, terms, federation = study.train, study.privacy.dp, study.federation
+    if train.optimiser != "sgd" or train.local_steps is None:
+        raise problem(
+            "must be sgd with local_steps: in mode patient-local a round is that many noised "
+            "gradient steps inside each hospital",
+            "train",
+        )
+    if train.batch != DEFAULT_BATCH:
+        raise problem(
+            "is not used by dp mode patient-local, where a batch is a draw of patients; remove it",
+            "train", "batch",
+        )  # fmt: skip
+    if federation.weight_rule == "equal":
+        if terms.batch is None:
+            raise problem("needs the key 'batch' with equal weights", "privacy", "dp")
+        return
+    if terms.batch is not None:
+        raise problem(
+            "is not used where federation.weights states each site's public number of patients "
+            "(a site divides by sampling times its own); remove it",
+            "privacy", "dp", "batch",
+        )  # fmt: skip
+    for site, number in federation.weights.items():
+        if number * (terms.sampling or 1.0) < 1:
+            raise problem(
+                f"gives {site} {number:g}, of which sampling {terms.sampling:g} leaves less than "
+                "one patient a step; in mode patient-local it is the site's public number of "
+                "patients",
+                "federation", "weights", site,
+            )  # fmt: skip

@@ -50,7 +50,7 @@ WEIGHT_RULES: Final = ("size_class", "samples", "equal")
 """`size_class`: rows rounded down to a power of two, masked. `samples`: exact rows, masked."""
 
 DP_MODES: Final = ("none", "patient-distributed", "patient-local", "hospital")
-"""`patient-local` is not supported yet: refused, never ignored."""
+"""See `DifferentialPrivacy`."""
 
 _DP_KEYS: Final = (
     "epsilon", "delta", "clip", "sampling", "batch", "max_patients", "spare_rounds",
@@ -58,15 +58,19 @@ _DP_KEYS: Final = (
 _DP_NEEDED: Final[Mapping[str, frozenset[str]]] = {
     "none": frozenset(),
     "patient-distributed": frozenset(_DP_KEYS),
+    "patient-local": frozenset(_DP_KEYS) - {"batch"},
     "hospital": frozenset({"epsilon", "delta", "clip", "spare_rounds"}),
 }
+_DP_UNNEEDED: Final[Mapping[str, frozenset[str]]] = {"patient-local": frozenset({"batch"})}
+_PATIENT_DEFAULTS: Final[Mapping[str, float]] = {
+    "clip": 1.0,
+    "sampling": 1.0,
+    "max_patients": 10_000,
+    "spare_rounds": 2,
+}
 _DP_DEFAULTS: Final[Mapping[str, Mapping[str, float]]] = {
-    "patient-distributed": {
-        "clip": 1.0,
-        "sampling": 1.0,
-        "max_patients": 10_000,
-        "spare_rounds": 2,
-    },
+    "patient-distributed": _PATIENT_DEFAULTS,
+    "patient-local": _PATIENT_DEFAULTS,
     "hospital": {"spare_rounds": 2},
 }
 
@@ -82,6 +86,7 @@ DEFAULT_METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "multiclass": ("accuracy", "brier"),
     "continuous": ("mse", "r2"),
 }
+DEFAULT_BATCH: Final = 16
 _DEFAULT_LR: Final = {"sgd": 0.02, "adam": 0.001}
 
 DEFAULT_MAX_WEIGHT: Final = 4096
@@ -327,7 +332,7 @@ class Train(Section):
 
     optimiser: Literal["sgd", "adam"] = "sgd"
     lr: Annotated[Number, Field(gt=0, le=1000)] = 0.02
-    batch: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    batch: Annotated[int, Field(ge=1, le=1_000_000)] = DEFAULT_BATCH
     local_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     local_epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
     weight_decay: Annotated[Number, Field(ge=0, le=1000)] = 0.0
@@ -433,6 +438,12 @@ class Federation(Section):
             return None
         return float(self.weights[site] / max(self.weights.values()))
 
+    def public_number(self, site: str) -> float | None:
+        """Return the constant that the study states for a site; None if it states none."""
+        if isinstance(self.weights, str) or site not in self.weights:
+            return None
+        return float(self.weights[site])
+
 
 class SecureAggregation(Section):
     """Always on. `colluders: null` follows the protocol's rule for the roster's size."""
@@ -445,11 +456,14 @@ class DifferentialPrivacy(Section):
     """The guarantee a study gives, and what its noise follows from (docs/protocol.md, 9).
 
     `patient-distributed`: one step of gradient descent a round; every patient's gradient
-    is clipped to `clip`, the hospitals share the noise. `hospital`: a hospital's whole
-    update is clipped and the noise shared. `none`: masks only.
+    is clipped to `clip`, the hospitals share the noise. `patient-local`: each hospital takes
+    `train.local_steps` such steps a round by itself, with full noise in each. `hospital`: a
+    hospital's whole update is clipped and the noise shared. `none`: masks only.
 
-    `sampling` p: each patient takes part in a round with this probability. `batch`: the
-    public number that the summed gradient is divided by. `max_patients`: the most patients
+    `sampling` p: each patient takes part in a step with this probability. `batch`: the
+    public number that the summed gradient is divided by; in mode patient-local it is stated
+    with equal weights only, since public weights are the sites' public numbers of patients
+    and a site divides by p times its own. `max_patients`: the most patients
     of one hospital that can ever take part. `spare_rounds`: rounds beyond `rounds` that the
     noise pays for, so that a round that is voided and tried again does not end the run.
     `noise_multiplier` z follows from the others when the study is completed.
@@ -461,7 +475,7 @@ class DifferentialPrivacy(Section):
     and `evaluation_noise`, the noise multipliers of these rounds, follow.
     """
 
-    mode: Literal["none", "patient-distributed", "hospital"] = "none"
+    mode: Literal["none", "patient-distributed", "patient-local", "hospital"] = "none"
     epsilon: Annotated[Number, Field(gt=0, le=1000)] | None = None
     delta: Annotated[Number, Field(gt=0, lt=0.1)] | None = None
     clip: Annotated[Number, Field(gt=0, le=1e9)] | None = None
@@ -483,7 +497,7 @@ class DifferentialPrivacy(Section):
     @model_validator(mode="before")
     @classmethod
     def complete(cls, data: object) -> object:
-        """Fill in the mode and its defaults; refuse what this version does not have."""
+        """Fill in the mode and its defaults."""
         if not isinstance(data, dict):
             return data
         full = dict(data)
@@ -491,13 +505,6 @@ class DifferentialPrivacy(Section):
         if stated and "mode" not in full:
             full["mode"] = "patient-distributed"
         mode = full.get("mode")
-        if mode == "patient-local":
-            raise problem(
-                "is 'patient-local', which this version does not support; it has none, "
-                "patient-distributed and hospital",
-                "mode",
-                name="NOT_SUPPORTED",
-            )
         defaults: dict[str, float] = dict(_DP_DEFAULTS.get(str(mode), {}))
         return {**defaults, **{key: full[key] for key in full if full[key] is not None}}
 
@@ -509,7 +516,7 @@ class DifferentialPrivacy(Section):
             value = getattr(self, key)
             if value is None and key in needed:
                 raise problem(f"needs the key '{key}' for mode {self.mode}")
-            if value is not None and key not in needed and key != "noise_multiplier":
+            if value is not None and key not in needed | _DP_UNNEEDED.get(self.mode, frozenset()):
                 raise problem(f"is not used by dp mode {self.mode}; remove it", key)
         figures = ("statistics", "evaluation")
         extra = [f"{figure}_{what}" for figure in figures for what in ("epsilon", "noise")]

@@ -110,8 +110,8 @@ class ParameterSchema:
 
     @property
     def range_count(self) -> int:
-        """`L` of the header: one range per tensor and per metric word; none under DP."""
-        return len(self.tensors) + len(self.metrics) if self.weighted else 0
+        """The ranges of a vector coded by 7.2: one for each tensor and each metric word."""
+        return len(self.tensors) + len(self.metrics)
 
     @property
     def byte_size(self) -> int:

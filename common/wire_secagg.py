@@ -126,7 +126,8 @@ def encode_header(h: Header) -> sa.Header:
         d=h.d, w=h.w, c=h.c, q=h.q, s_min=h.s_min, t_h=h.t_h, kappa=h.kappa, ranges=h.ranges,
         w_max=h.w_max, rounding=h.rounding.value, dp_mode=h.dp.mode.value, z=h.dp.z,
         clip=h.dp.clip, delta_int=h.dp.delta_int, sigma_loc=h.dp.sigma_loc,
-        noise_cap=h.dp.noise_cap, p=h.dp.p, m_max=h.dp.m_max, deadline_ms=h.deadline_ms,
+        noise_cap=h.dp.noise_cap, p=h.dp.p, m_max=h.dp.m_max, steps=h.dp.steps,
+        deadline_ms=h.deadline_ms,
     )  # fmt: skip
 
 
@@ -140,6 +141,7 @@ def _decode_dp(h: sa.Header) -> DpTerms:
         noise_cap=whole(h.noise_cap, "header.noise_cap"),
         p=finite(h.p, "header.p"),
         m_max=whole(h.m_max, "header.m_max"),
+        steps=whole(h.steps, "header.steps"),
     )
 
 

@@ -1,10 +1,11 @@
 """From an opened sum to the next model (protocol, section 8).
 
-    next = model + lr * ((sum * R_l) / weight_sum)       without differential privacy
-    next = model + lr * ((sum / s) / m)                  with it, s = Delta_int / C
+    next = model + lr * ((sum * R_l) / weight_sum)       coded words: mode none, patient-local
+    next = model + lr * ((sum / s) / m)                  noised integers, s = Delta_int / C
 
 in float64, in this order, cast once to the tensor's type (ties to even). The first is
-FedAvg (McMahan et al. 2017, algorithm 1) with `lr` 1. In the second `m` is the number of
+FedAvg (McMahan et al. 2017, algorithm 1) with `lr` 1; in mode patient-local, where no weight
+is sent, `weight_sum` is B times the survivors' public weights. In the second `m` is the number of
 survivors and `lr` 1 (mode hospital), or a public batch size and the study's learning rate
 (mode patient-distributed), never the number of patients drawn.
 
@@ -35,7 +36,7 @@ MIN_WEIGHT_SHARE: Final = 2.0**-10
 """Below `s_min * B * MIN_WEIGHT_SHARE` the summed weight voids the round (section 8)."""
 
 
-def check_weight_sum(weight_sum: int, s_min: int, bound: int) -> None:
+def check_weight_sum(weight_sum: float, s_min: int, bound: int) -> None:
     """Refuse a summed weight too small to divide by.
 
     Raises:
@@ -61,8 +62,8 @@ class ServerStep(Protocol):
         ...
 
 
-def weighted_mean(ranges: tuple[float, ...], weight_sum: int) -> ServerStep:
-    """Return the step without differential privacy; `ranges` are `R_l` per tensor."""
+def weighted_mean(ranges: tuple[float, ...], weight_sum: float) -> ServerStep:
+    """Return the step of coded words (7.2); `ranges` are `R_l` per tensor."""
 
     def step(tensor: int, words: SignedWords) -> NDArray[np.float64]:
         return mean_step(words, ranges[tensor], float(weight_sum))

@@ -18,7 +18,7 @@ from common.secagg import coordinator_session as sessions
 from common.secagg import coordinator_state as round_types
 from common.secagg.coordinator_session import SessionState, SetupPhase
 from common.secagg.coordinator_state import RoundPhase, RoundTerms, SessionView
-from common.secagg.header import Rounding, RoundKind, quant_bound
+from common.secagg.header import RoundKind, quant_bound
 from common.secagg.messages import (
     FromCoordinator,
     Ready,
@@ -150,7 +150,7 @@ def _open_round(step: Step, members: set[NodeId]) -> None:
         deadline_ms=round(state.study.federation.round_deadline * 1000),
         s_min=state.study.federation.min_sites,
         w=layout.ring_bits,
-        rounding=None if layout.dp is None else Rounding.STOCHASTIC,
+        rounding=layout.rounding,
         dp=layout.dp,
     )
     step.state = replace(state, round_began=step.ctx.now, sitting_out=frozenset())

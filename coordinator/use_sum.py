@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from common import evaluation, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
-from common.ids import HeaderDigest
+from common.ids import HeaderDigest, site_name
 from common.layouts import first_model, has_constants, model_schema, round_layout
 from common.model_file import model_header
 from common.secagg.dp import DpMode
@@ -25,6 +25,7 @@ from common.secagg.header import RoundKind, sum_bound
 from common.secagg.ring import word_bytes
 from common.study import Study
 from common.vectors import ParameterSchema, model_digest
+from common.weights import public_weight
 from coordinator.aggregate import (
     ModelUpdate,
     ServerStep,
@@ -104,9 +105,9 @@ def _server_step(
     header = command.header
     match header.dp.mode:
         case DpMode.NONE:
-            weight_sum = open_tail(opening, schema.parameters)[0]
-            check_weight_sum(weight_sum, header.s_min, header.bound)
-            return weighted_mean(header.ranges, weight_sum)
+            summed = open_tail(opening, schema.parameters)[0]
+            check_weight_sum(summed, header.s_min, header.bound)
+            return weighted_mean(header.ranges, summed)
         case DpMode.HOSPITAL:
             return noised_mean(header.dp, len(command.survivors), 1.0)
         case DpMode.PATIENT_DISTRIBUTED:
@@ -115,7 +116,10 @@ def _server_step(
                 raise InternalError("a study of patient-distributed has no public batch size")
             return noised_mean(header.dp, batch, study.train.lr)
         case DpMode.PATIENT_LOCAL:
-            raise InternalError("no study has rounds of mode patient-local")
+            weights = (public_weight(study, site_name(node)) for node in command.survivors)
+            weight_sum = float(header.bound) * sum(weights)
+            check_weight_sum(weight_sum, header.s_min, header.bound)
+            return weighted_mean(header.ranges, weight_sum)
         case _:
             assert_never(header.dp.mode)
 

@@ -37,6 +37,7 @@ from common.secagg.ring import Words
 from common.site import Site
 from common.study import Study, VectorModel, study_from_canonical
 from common.vectors import ParameterSchema
+from common.weights import public_batch, public_weight
 from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
 from hospital_node.receive import read_model
@@ -95,6 +96,8 @@ class HospitalDesk:
 
     def _work(self, study: Study, *, accepted: bool) -> StudyWork:
         policy, data = self._policy.value, self._data(study)
+        if study.privacy.dp.mode == "patient-local":
+            public_batch(study, policy.site)  # refuses a study without a number for this site
         if study.privacy.dp.on:
             self._books.admit(study, accepted=accepted)
             _check_delta(study, data)
@@ -163,7 +166,7 @@ class StudyWork:
         if abandoned():
             raise RoundError("RUN_CANCELLED", "the round ended before training began")
         if header.dp.mode is not DpMode.NONE:
-            return self._noised(header, model, seed)
+            return self._noised(header, model, seed, abandoned)
         coding = Coding.of_header(header, seed)
         layout = self._layout(header.kind)
         if isinstance(self._study.model, VectorModel) and header.kind is RoundKind.TRAIN:
@@ -186,11 +189,19 @@ class StudyWork:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
 
-    def _noised(self, header: Header, model: Path | None, seed: CoefficientSeed) -> WordSource:
+    def _noised(
+        self,
+        header: Header,
+        model: Path | None,
+        seed: CoefficientSeed,
+        abandoned: Callable[[], bool],
+    ) -> WordSource:
         """Charge the ledger, then add up what leaves and its noise."""
         from hospital_node.private import contribution as noised  # torch
 
         self._books.charge(self._study, header)
+        if header.dp.mode is DpMode.PATIENT_LOCAL:
+            return self._local(header, model, seed, abandoned)
         study, terms, entropy = self._study, header.dp, OsEntropy()
         part = "test" if header.kind is RoundKind.EVALUATE else "train"
         if header.kind is RoundKind.STATISTICS:
@@ -212,6 +223,28 @@ class StudyWork:
             return noised.NoisedSource(total, terms, seed)
         constants = np.zeros(layouts.constant_count(study), np.int64)
         return noised.NoisedSource(np.concatenate([constants, total]), terms, seed)
+
+    def _local(
+        self,
+        header: Header,
+        model: Path | None,
+        seed: CoefficientSeed,
+        abandoned: Callable[[], bool],
+    ) -> WordSource:
+        """Take the round's noised steps; code their outcome as 7.2 does, by public weights."""
+        from hospital_node import pipeline  # torch
+        from hospital_node.private.local_steps import LocalTraining
+
+        study, site = self._study, self._site
+        weights, rows = self._split(model, "train")
+        patients = self._rows().train.patient
+        listed = self._books.listed(study, "train", patients)
+        training = LocalTraining(study, site, rows, patients, listed, OsEntropy())
+        delta = training.update(weights, header, seed, abandoned)
+        whole = layouts.with_constants(study, delta)
+        source = pipeline.ContributionSource(whole, public_weight(study, site))
+        schema = self._layout(header.kind).schema
+        return source.encoder(schema, header.ranges, Coding.of_header(header, seed))
 
     def report(self, model: Path) -> Mapping[str, object]:
         """See `Work`; nothing to report for a pattern without data."""
@@ -253,7 +286,7 @@ def _check_delta(study: Study, data: SiteData | None) -> None:
     if data is None:
         raise Refusal("DP_WEAK", "a study without data has nothing to protect")
     patients = len(np.unique(data.train.patient))
-    if study.privacy.dp.mode == "patient-distributed" and delta * patients >= 1:
+    if study.privacy.dp.mode != "hospital" and delta * patients >= 1:
         raise Refusal("DP_WEAK", "delta is at least 1/n for this hospital's patients")
 
 

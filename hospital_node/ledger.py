@@ -46,6 +46,7 @@ class Charge:
     """One round's cost: `rdp` at each of the accountant's orders, and what it follows from.
 
     `kind` is the round's: a noised evaluation has an entry of its own beside the training's.
+    `steps`: how many noised steps the round has; `rdp` is the cost of all of them.
     """
 
     time: int
@@ -61,6 +62,7 @@ class Charge:
     sigma_loc: float
     h: int
     rdp: Rdp
+    steps: int = 1
 
 
 class Ledger:

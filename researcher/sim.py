@@ -228,7 +228,11 @@ def _data(
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
         "over_the_wire": dict(view.pooled),
-        "dp": {"mode": study.privacy.dp.mode, "epsilon": None, "delta": None},
+        "dp": {
+            "mode": study.privacy.dp.mode,
+            "epsilon": study.privacy.dp.epsilon,
+            "delta": study.privacy.dp.delta,
+        },
         "privacy": model.manifest.privacy.model_dump(mode="json"),
         "seconds": round(time.monotonic() - began, 3),
     }

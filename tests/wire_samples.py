@@ -105,7 +105,7 @@ HEADER: Final = Header(
     ranges=(1.0, 0.1, 8.0),
     w_max=4096,
     rounding=Rounding.STOCHASTIC,
-    dp=DpTerms(DpMode.NONE, 0.5, 1.5, 3, 2.5, 9, 0.25, 4),
+    dp=DpTerms(DpMode.PATIENT_LOCAL, 0.5, 1.5, 3, 2.5, 9, 0.25, 4, 6),
     deadline_ms=60_000,
 )
 

@@ -25,7 +25,15 @@ from common.ids import (
     SessionId,
     Sha256,
 )
-from common.secagg.dp import NO_DP, DpMode, DpTerms, check_terms, word_bound
+from common.secagg.dp import (
+    NO_DP,
+    DpMode,
+    DpTerms,
+    check_terms,
+    codes_ranges,
+    sharers,
+    word_bound,
+)
 from common.secagg.params import SecAggParams
 from common.secagg.ring import RING_BITS
 
@@ -142,12 +150,17 @@ class Header:
     @property
     def word_bound(self) -> int:
         """`M`: the largest word of one honest hospital (7.2, 7.3)."""
-        return self.bound if self.dp.mode is DpMode.NONE else word_bound(self.dp)
+        return self.bound if codes_ranges(self.dp.mode) else word_bound(self.dp)
 
     @property
     def honest(self) -> int:
-        """`h = s_min - c`: the honest hospitals that every opened sum holds."""
+        """`s_min - c`: the honest hospitals that every opened sum holds."""
         return self.s_min - self.c
+
+    @property
+    def sharers(self) -> int:
+        """`h`: the hospitals whose noise the guarantee counts on (9.1)."""
+        return sharers(self.dp.mode, self.honest)
 
     def nonce_of(self, node: NodeId) -> bytes | None:
         """Return the nonce the header carries for a node, None if it is not a member."""
@@ -182,6 +195,7 @@ class Header:
             *(self.w_max, self.rounding.value),
             *(self.dp.mode.value, float(self.dp.z), float(self.dp.clip), self.dp.delta_int),
             *(float(self.dp.sigma_loc), self.dp.noise_cap, float(self.dp.p), self.dp.m_max),
+            *((self.dp.steps,) if self.dp.mode is DpMode.PATIENT_LOCAL else ()),
             self.deadline_ms,
         )
 
@@ -221,6 +235,7 @@ class Header:
             "Delta_int": self.dp.delta_int,
             "T": self.dp.noise_cap,
             "m_max": self.dp.m_max,
+            "steps": self.dp.steps,
             "deadline_ms": self.deadline_ms,
         }
         for name, value in integers.items():

@@ -23,11 +23,12 @@ from common.privacy.accountant import (
     epsilon,
     inverse_noise,
     step_rdp,
+    times,
 )
 from common.secagg.dp import DpTerms
 from common.secagg.header import Header
 from common.study import Study
-from common.study_privacy import steps, study_cost
+from common.study_privacy import FIGURES, steps, study_cost
 from hospital_node.ledger import Charge, Ledger
 from hospital_node.private.sampling import draw_list
 from hospital_node.store import NodeStore
@@ -91,7 +92,7 @@ class Books:
         check_reserve(
             min(self._limits.epsilon_total, study.privacy.dp.epsilon or 0.0),
             study.privacy.dp.delta or 0.0,
-            rounds=steps(study),
+            rounds=steps(study) + len(FIGURES),
             n=header.n,
             d=header.d,
         )
@@ -146,11 +147,11 @@ class Books:
 
 
 def round_cost(header: Header) -> Rdp:
-    """Return what a round charges, from the noise that its header really orders."""
-    terms = header.dp
-    z = terms.sigma_loc * header.honest**0.5 / terms.delta_int
-    e = inverse_noise(min(z, terms.z), d=header.d, h=header.honest, sigma_loc=terms.sigma_loc)
-    return step_rdp(e, sampling(terms))
+    """Return what a round charges, from the noise and the steps that its header really orders."""
+    terms, h = header.dp, header.sharers
+    z = terms.sigma_loc * h**0.5 / terms.delta_int
+    e = inverse_noise(min(z, terms.z), d=header.d, h=h, sigma_loc=terms.sigma_loc)
+    return times(step_rdp(e, sampling(terms)), terms.noised_steps)
 
 
 def sampling(terms: DpTerms) -> float:
@@ -172,6 +173,7 @@ def _entry(study: Study, header: Header, hd: str, cost: Rdp, now: int) -> Charge
         p=terms.p,
         delta_int=terms.delta_int,
         sigma_loc=terms.sigma_loc,
-        h=header.honest,
+        h=header.sharers,
         rdp=cost,
+        steps=terms.noised_steps,
     )

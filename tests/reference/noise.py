@@ -1,11 +1,15 @@
-"""Section 9.2: the table of the discrete Gaussian and its draws (data for later)."""
+"""Sections 9.2 and 9.6: the table of the discrete Gaussian, its draws, and local steps."""
 
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
 from math import ceil
+from typing import TYPE_CHECKING
 
 from tests.reference.plain import X, keystream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _DIGITS = 120
 
@@ -34,3 +38,31 @@ def draw(seed: bytes, entries: list[int], place: int) -> int:
     u = (word >> 1) << 64 | tie
     t = next(t for t, entry in enumerate(entries) if u < entry)
     return -t if word & 1 else t
+
+
+def of_step(seed: bytes, entries: list[int], step: int, d: int, first: int) -> list[int]:
+    """Return the noise of a local step, 1 .. K, for the words first .. d-1 (9.6)."""
+    return [draw(seed, entries, (step - 1) * d + word) for word in range(first, d)]
+
+
+def local_steps(
+    start: Sequence[float],
+    sums: Sequence[Sequence[int]],
+    eta: Sequence[Sequence[int]],
+    *,
+    s: float,
+    batch: float,
+    lr: float,
+    decay: float,
+) -> list[list[float]]:
+    """Return x_0 .. x_K of 9.6 from each step's integer sum and noise, in binary64."""
+    path = [list(start)]
+    for g, noise in zip(sums, eta, strict=True):
+        x = path[-1]
+        path.append(
+            [
+                w + lr * (float(a + b) / s / batch - decay * w)
+                for w, a, b in zip(x, g, noise, strict=True)
+            ]
+        )
+    return path

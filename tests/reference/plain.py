@@ -223,6 +223,8 @@ def header_items(h: Mapping[str, object]) -> list[Item]:
     items += [len(ranges), *ranges]
     items += [h["W_max"], h["rounding"], h["dp_mode"], float(h["z"]), float(h["C"])]  # type: ignore[arg-type, list-item]
     items += [h["Delta_int"], float(h["sigma_loc"]), h["T"], float(h["p"]), h["m_max"]]  # type: ignore[arg-type, list-item]
+    if h["dp_mode"] == "patient-local":
+        items.append(h["steps"])  # type: ignore[arg-type]
     items.append(h["deadline_ms"])  # type: ignore[arg-type]
     return items
 

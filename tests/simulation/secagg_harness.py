@@ -35,6 +35,7 @@ from common.ids import ConfigHash, Epoch, HeaderDigest, NodeId, RoundNo, Sha256,
 from common.secagg import coordinator as co
 from common.secagg import coordinator_session as cs
 from common.secagg import node as nd
+from common.secagg.dp import DpPlan
 from common.secagg.header import Header, Rounding, RoundKind, sum_bound
 from common.secagg.keys import Suite
 from common.secagg.messages import (
@@ -117,6 +118,7 @@ class Setting:
     seed: int = 1
     deadline_ms: int = 60_000
     max_deadline_ms: int = 600_000
+    dp: DpPlan | None = None
 
     @property
     def ids(self) -> tuple[NodeId, ...]:
@@ -143,6 +145,7 @@ class Setting:
                 rounding=Rounding.EVEN,
                 w=self.w,
                 s_min=self.s_min,
+                dp=self.dp,
             )
             for kind in (RoundKind.TRAIN, RoundKind.EVALUATE)
         )
@@ -170,6 +173,7 @@ class Setting:
             s_min=self.s_min,
             w=self.w,
             rounding=Rounding.EVEN,
+            dp=self.dp,
         )
 
 

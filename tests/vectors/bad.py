@@ -98,6 +98,7 @@ def headers() -> object:
             row("T without a mode", f"{form} DP_WEAK", ["dp.noise_cap", "set", 52]),
             row("p without a mode", f"{form} DP_WEAK", ["dp.p", "set", 0.5]),
             row("m_max without a mode", f"{form} DP_WEAK", ["dp.m_max", "set", 9]),
+            row("steps without a mode", f"{form} DP_WEAK", ["dp.steps", "set", 1]),
             row("no time", form, ["deadline_ms", "set", 0]),
             row("more time than the study gives", form, ["deadline_ms", "set", 600_001]),
         ],
@@ -113,6 +114,65 @@ def headers() -> object:
                 ["s_min", "set", 4],
                 ["t_h", "set", 3],
             ),
+        ],
+    }
+
+
+def local_headers() -> Row:
+    """Return what a node refuses of a good header of mode patient-local (9.7).
+
+    Its terms: z 2, C 1, Delta_int 20,000, sigma_loc 40,000, p 0.25, m_max 300, steps 3.
+    """
+    weak, form = "DP_WEAK", "HEADER_FORM"
+    return {
+        "refused": [
+            row("a step more", weak, ["dp.steps", "add", 1]),
+            row("a step less", weak, ["dp.steps", "add", -1]),
+            row("no steps", weak, ["dp.steps", "set", 0]),
+            row("steps below zero", f"{form} {weak}", ["dp.steps", "set", -3]),
+            row("more steps than the keystream has words", weak, ["dp.steps", "set", 2**62]),
+            row("another p", weak, ["dp.p", "set", 0.5]),
+            row("p of zero", weak, ["dp.p", "set", 0.0]),
+            row("p above one", weak, ["dp.p", "set", 1.5]),
+            row("p that is no number", form, ["dp.p", "set", "float:nan"]),
+            row("a smaller z", weak, ["dp.z", "set", 1.0]),
+            row(
+                "a smaller z and its noise",
+                weak,
+                ["dp.z", "set", 1.0],
+                ["dp.sigma_loc", "set", 20_000.0],
+                ["dp.noise_cap", "set", 260_000],
+            ),
+            row(
+                "noise as if the honest shared it",
+                weak,
+                ["dp.sigma_loc", "set", 23_094.010767585032],
+                ["dp.noise_cap", "set", 300_223],
+            ),
+            row("no noise", weak, ["dp.sigma_loc", "set", 0.0], ["dp.noise_cap", "set", 0]),
+            row("noise cut short", weak, ["dp.noise_cap", "add", -1]),
+            row("a wider clip", weak, ["dp.clip", "set", 2.0]),
+            row("a coarser grid", weak, ["dp.delta_int", "set", 10]),
+            row("a finer grid without its noise", weak, ["dp.delta_int", "set", 40_000]),
+            row("more patients", weak, ["dp.m_max", "add", 1]),
+            row("no patients", weak, ["dp.m_max", "set", 0]),
+            row("more patients than float64 adds up", "OVERFLOW_BOUND", ["dp.m_max", "set", 2**40]),
+            row("no privacy", form, ["dp.mode", "set", "none"]),
+            row("noise by hospital", form, ["dp.mode", "set", "hospital"]),
+            row("shared noise with steps", form, ["dp.mode", "set", "patient-distributed"]),
+            row(
+                "shared noise",
+                weak,
+                ["dp.mode", "set", "patient-distributed"],
+                ["dp.steps", "set", 0],
+            ),
+            row("another rounding", form, ["rounding", "set", "stochastic"]),
+            row("another fixed range", form, ["ranges.1", "set", 2.0]),
+            row("a range less", "LAYOUT", ["ranges", "cut", 1]),
+        ],
+        "accepted": [
+            row("another free range", "", ["ranges.0", "set", 0.25]),
+            row("a larger s_min, which shares no noise", "", ["s_min", "set", 5]),
         ],
     }
 

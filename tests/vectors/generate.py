@@ -51,6 +51,7 @@ PRINTED = {
     "layout_sha256": "34f727e4a3c5a7568dfa58be0a36a6c4733c71834e88ad9da8f9b5f02144d78f",
     "model_sha256": "2a661fda54537cec3b57652d38f1dd5a3133f9dd080bb4573450829e2b3f9f09",
     "header_digest": "0bacec136c717ff046f563fa2cb72367a63a9227f2abf62d4e59c27988a9245e",
+    "local_header_digest": "26a5c9ddda98b026b45bd0ccc2caa7137a96e37e3a8d2767e64955b21beea6f6",
     "tags_hash": "b6cb3c566de4891bbf70cd2c1a94e69ffd762abd6c365acd9fd15f567b783177",
     "B": 53687091,
     "Q": [5368709, -53687091, 53687091, 0],
@@ -136,6 +137,23 @@ def toy_header() -> dict[str, object]:
     }
 
 
+def toy_local_header() -> dict[str, object]:
+    """Return the same of mode patient-local: tensors only, and the mode's own item."""
+    return toy_header() | {
+        "d": 5,
+        "ranges": [0.5],
+        "dp_mode": "patient-local",
+        "z": 2.0,
+        "C": 1.0,
+        "Delta_int": 20_000,
+        "sigma_loc": 40_000.0,
+        "T": 520_000,
+        "p": 0.25,
+        "m_max": 300,
+        "steps": 3,
+    }
+
+
 def section_15() -> object:
     """Return the values of section 15 under its own inputs, each as printed."""
     session = plain.session_id("fed", "task", 7, same(1), same(2))
@@ -168,6 +186,7 @@ def section_15() -> object:
         "layout_sha256": plain.layout_sha256(layout, ["loss"]).hex(),
         "model_sha256": plain.model_sha256(layout, model).hex(),
         "header_digest": plain.header_digest(toy_header()).hex(),
+        "local_header_digest": plain.header_digest(toy_local_header()).hex(),
         "tags_hash": plain.tags_hash(tags).hex(),
         "B": quantiser.levels(10, 32),
         "Q": [quantiser.even(x, 1.0, quantiser.levels(10, 32)) for x in (0.1, -1.0, 2.0, 1e-9)],
@@ -465,9 +484,9 @@ def round_n5_w64() -> object:
     )
 
 
-def noise_later() -> object:
-    """Return draws of section 9.2: DATA FOR LATER, nothing shipped makes noise yet."""
-    out: dict[str, object] = {"note": "data for later: no shipped code draws DP noise yet"}
+def noise_draws() -> object:
+    """Return tables and draws of section 9.2."""
+    out: dict[str, object] = {}
     for sigma, printed in PRINTED_NOISE.items():
         table = noise.table(sigma)
         draws = [noise.draw(same(6), table, k) for k in range(12)]
@@ -480,6 +499,25 @@ def noise_later() -> object:
     return out
 
 
+def local_steps() -> object:
+    """Return a header of mode patient-local, the noise of its steps, and where they lead (9.6)."""
+    header = toy_local_header()
+    table = noise.table(8)
+    first, d, steps = 2, 5, 3
+    eta = [noise.of_step(same(6), table, k, d, first) for k in range(1, steps + 1)]
+    sums = [[1000, -2000, 0], [-1, 2**40, 7], [123_456, -3, -(2**52)]]
+    start = [0.5, -1.25, 3.0]
+    terms = {"s": 20_000.0, "batch": 50.0, "lr": 0.3, "decay": 0.125}
+    path = noise.local_steps(start, sums, eta, **terms)
+    return {
+        "header": _hex(header),
+        "hd": plain.header_digest(header).hex(),
+        "noise": {"a": same(6).hex(), "sigma": 8, "d": d, "first": first, "steps": eta},
+        "training": {"start": start, "sums": sums, "path": path, **terms},
+        **bad.local_headers(),
+    }
+
+
 VECTORS: dict[str, Callable[[], object]] = {
     "section15.json": section_15,
     "primitives.json": primitives,
@@ -490,7 +528,8 @@ VECTORS: dict[str, Callable[[], object]] = {
     "round_n3.json": round_n3,
     "round_n5.json": round_n5,
     "round_n5_w64.json": round_n5_w64,
-    "noise_later.json": noise_later,
+    "noise.json": noise_draws,
+    "local_steps.json": local_steps,
     **bad.VECTORS,
 }
 

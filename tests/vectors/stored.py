@@ -55,6 +55,7 @@ def header_of(tree: dict[str, Any]) -> Header:
             noise_cap=tree["T"],
             p=tree["p"],
             m_max=tree["m_max"],
+            steps=tree.get("steps", 0),
         ),
         group=tree["group"],
         version=tree["version"],

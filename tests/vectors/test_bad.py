@@ -14,6 +14,8 @@ from common.ids import NodeId
 from common.secagg import coordinator as co
 from common.secagg import keys, shamir, transcript
 from common.secagg import node as nd
+from common.secagg.dp import DpMode, DpPlan, DpTerms
+from common.secagg.header import Header
 from common.secagg.messages import (
     Certificate,
     Commit,
@@ -151,6 +153,48 @@ def test_header_that_a_node_may_accept_has_another_digest(row: dict[str, Any]) -
     assert state.session is not None
     assert state.session.open is not None
     assert state.session.open.hd == header.digest() != start.header.digest()
+
+
+LOCAL = dataclasses.replace(
+    SETTING, dp=DpPlan(DpMode.PATIENT_LOCAL, 2.0, 1.0, 20_000, 0.25, 300, 3)
+)
+
+
+def at_local_header() -> tuple[Simulation, Header]:
+    """Return the moment at which the judge gets a header of mode patient-local."""
+    sim = Simulation(LOCAL)
+    sim.open_session()
+    sim.run()
+    sim.open_round()
+    return sim, until(sim, RoundStart).header
+
+
+@pytest.mark.parametrize("row", rows("local_steps.json", "refused"))
+def test_bad_header_of_local_steps(row: dict[str, Any]) -> None:
+    sim, good = at_local_header()
+    bad = altered(good, row["changes"])
+    refused_by_judge(sim, nd.HeaderReceived(bad, good.model_sha256), row["expect"])
+    judged(sim, nd.HeaderReceived(good, good.model_sha256))
+
+
+@pytest.mark.parametrize("row", rows("local_steps.json", "accepted"))
+def test_header_of_local_steps_that_a_node_may_accept(row: dict[str, Any]) -> None:
+    sim, good = at_local_header()
+    header = altered(good, row["changes"])
+    state = judged(sim, nd.HeaderReceived(header, header.model_sha256))
+    assert state.session is not None
+    assert state.session.open is not None
+    assert state.session.open.hd == header.digest() != good.digest()
+
+
+def test_every_privacy_item_of_local_steps_has_a_bad_vector() -> None:
+    changed = {
+        change[0].removeprefix("dp.")
+        for row in load("local_steps.json")["refused"]
+        for change in row["changes"]
+        if change[0].startswith("dp.")
+    }
+    assert changed == {field.name for field in dataclasses.fields(DpTerms)}
 
 
 def test_every_header_field_has_a_bad_vector() -> None:

@@ -26,7 +26,7 @@ from common.vectors import (
     model_digest,
 )
 from tests.reference import plain
-from tests.vectors.generate import same, toy_header
+from tests.vectors.generate import same, toy_header, toy_local_header
 from tests.vectors.stored import header_of, load, unhex
 
 S15 = load("section15.json")
@@ -84,17 +84,27 @@ def test_section_15_layout_model_header_and_tags() -> None:
     assert schema.layout_sha256.hex() == S15["layout_sha256"]
     model = np.arange(5, dtype="<f4").tobytes()
     assert model_digest(schema, model).hex() == S15["model_sha256"]
-    tree = {**toy_header()}
-    stored = {
-        key: value.hex() if isinstance(value, bytes) else value for key, value in tree.items()
-    }
-    stored["members"] = [[i, n.hex()] for i, n in tree["members"]]  # type: ignore[attr-defined]
-    header = header_of(stored)
+    header = header_of(_stored(toy_header()))
     header.check_form()
     assert header.digest().hex() == S15["header_digest"]
     assert (header.d, header.n, len(header.ranges)) == (schema.words, 3, schema.range_count)
     tags = {H3: keys.EdgeTag(bytes([9]) * 16), H2: keys.edge_tag(EDGE)}
     assert transcript.tags_hash(tags).hex() == S15["tags_hash"]
+
+
+def _stored(tree: dict[str, Any]) -> dict[str, Any]:
+    stored = {
+        key: value.hex() if isinstance(value, bytes) else value for key, value in tree.items()
+    }
+    return stored | {"members": [[i, n.hex()] for i, n in tree["members"]]}
+
+
+def test_section_15_header_of_local_steps() -> None:
+    header = header_of(_stored(toy_local_header()))
+    header.check_form()
+    assert header.digest().hex() == S15["local_header_digest"] == load("local_steps.json")["hd"]
+    assert header.sharers == 1
+    assert header.word_bound == header.bound
 
 
 def test_encoding_of_every_type() -> None:

@@ -11,6 +11,7 @@ from common.model_file import is_constant, model_header
 from common.preprocessing import Preprocessing
 from common.secagg.header import RoundKind
 from common.study import Study, parse_study
+from tests import learning
 from tests.run_world import VECTOR
 from tests.study_texts import HEART, STATISTICS, altered
 
@@ -81,8 +82,29 @@ def test_a_received_model_with_a_scale_that_cannot_be_is_refused(bad: float) -> 
     assert refused.value.name == "MODEL_INVALID"
 
 
+def local() -> Study:
+    return learning.study(
+        "\n  - {name: age, type: float}",
+        train="{local_steps: 3}",
+        federation="{weights: {a: 50, b: 40, c: 30}, rounds: 4}",
+        more="normalise: none\nprivacy: {dp: {mode: patient-local, epsilon: 1, delta: 1.0e-5, "
+        "sampling: 0.5, clip: 2, max_patients: 60}}",
+    )
+
+
+def test_local_noise_is_coded_by_ranges_without_a_weight_word() -> None:
+    layout = layouts.round_layout(local(), RoundKind.TRAIN)
+    assert layout.schema.words == layout.schema.parameters
+    assert (layout.ring_bits, layout.rounding) == (32, None)
+    assert layout.ranges.count("free") == 2  # weight and bias
+    assert layout.ranges.count(layouts.FIRST_RANGE) == 3  # the constants
+    assert layout.dp is not None
+    assert (layout.dp.p, layout.dp.clip, layout.dp.m_max, layout.dp.steps) == (0.5, 2.0, 60, 3)
+    assert set(layouts.round_kinds(local())) == {RoundKind.TRAIN}
+
+
 def test_a_round_has_one_rule_for_each_tensor_and_metric() -> None:
-    for study in (STUDY, PATTERN, fixed()):
+    for study in (STUDY, PATTERN, fixed(), local()):
         for kind in set(layouts.round_kinds(study)):
             layout = layouts.round_layout(study, kind)
             assert len(layout.ranges) == layout.schema.range_count

@@ -139,7 +139,7 @@ PLAIN = PRIVACY.replace(", statistics_epsilon: 0.5", "")
         (FEATURES, PRIVACY.replace("0.5", "2.5"), "", "leaves nothing of epsilon 2"),
         (FEATURES, "{mode: none, statistics_epsilon: 0.5}", "", "not used by dp mode none"),
         (FEATURES, PRIVACY.replace("{", "{mode: hospital, clip: 1.0, ").replace(" batch: 400,", ""),
-         "", "for the patient modes"),
+         "", "for mode patient-distributed"),
     ],
 )  # fmt: skip
 def test_constants_without_a_bound_or_a_price_are_refused(

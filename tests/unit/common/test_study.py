@@ -263,7 +263,7 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ("{kind: logistic}", "{kind: mlp, hidden: [0]}", "BAD_VALUE", "model.hidden[0] must be"),
         ("{kind: logistic}", "{}", "BAD_VALUE", "model needs the key 'kind'"),
         ("mode: none", "mode: hospital", "BAD_VALUE", "privacy.dp needs the key 'epsilon'"),
-        ("mode: none", "mode: patient-local, epsilon: 1", "NOT_SUPPORTED", "patient-local"),
+        ("mode: none", "mode: patient-local, epsilon: 1", "BAD_VALUE", "needs the key 'delta'"),
         ("mode: none", "mode: hopsital", "BAD_VALUE", "privacy.dp.mode must be none"),
         ("weights: size_class", "weights: sizeclass", "BAD_VALUE", "did you mean 'size_class'?"),
         ("weights: size_class", "weights: {a: 1, b: 0, c: 1}", "BAD_VALUE", "above 0"),

@@ -31,6 +31,7 @@ def test_every_shipped_study_loads() -> None:
         "heart-disease",
         "heart-disease-flamby",
         "heart-disease-private",
+        "heart-disease-private-local",
         "two-hospitals",
     ]
     assert [shipped(name).id for name in names] == names

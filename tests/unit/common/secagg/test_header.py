@@ -75,6 +75,9 @@ CHANGES: list[dict[str, Any]] = [
     {"dp": DpTerms(noise_cap=1)},
     {"dp": DpTerms(p=1.0)},
     {"dp": DpTerms(m_max=1)},
+    {"dp": DpTerms(mode=DpMode.PATIENT_LOCAL)},
+    {"dp": DpTerms(mode=DpMode.PATIENT_LOCAL, steps=1)},
+    {"dp": DpTerms(mode=DpMode.PATIENT_LOCAL, m_max=1)},
 ]
 
 
@@ -106,6 +109,24 @@ def test_the_digest_lists_the_items_of_section_4_2_in_order() -> None:
         *(3, "h1", b"\x11" * 32, "h2", b"\x12" * 32, "h3", b"\x13" * 32),
         *(7, 32, 1, 3, 3, 2, 2, 2, 0.5, 1.0, 1000, "even"),
         *("hospital", 1.5, 2.5, 20_000, 4.5, 59, 0.25, 7, 600_000),
+    )
+
+
+def test_steps_is_an_item_of_mode_patient_local_and_of_no_other() -> None:
+    for mode in DpMode:
+        dp = DpTerms(mode, 1.5, 2.5, 20_000, 4.5, 59, 0.25, 7)
+        plain, stepped = (replace(HEADER, dp=replace(dp, steps=k)) for k in (0, 5))
+        assert (plain.digest() == stepped.digest()) == (mode is not DpMode.PATIENT_LOCAL)
+        if mode is not DpMode.PATIENT_LOCAL:
+            with pytest.raises(Refusal, match="HEADER_FORM"):
+                stepped.check_form()
+    local = replace(HEADER, dp=DpTerms(DpMode.PATIENT_LOCAL, 1.5, 2.5, 9, 4.5, 59, 0.25, 7, 5))
+    assert local.digest() == hash_label(
+        Label.HEADER,
+        *(1, b"\x01" * 32, 1, "train", 0, b"\x02" * 32, b"\x03" * 32, b"\x04" * 32),
+        *(3, "h1", b"\x11" * 32, "h2", b"\x12" * 32, "h3", b"\x13" * 32),
+        *(7, 32, 1, 3, 3, 2, 2, 2, 0.5, 1.0, 1000, "even"),
+        *("patient-local", 1.5, 2.5, 9, 4.5, 59, 0.25, 7, 5, 600_000),
     )
 
 
@@ -160,6 +181,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dp": DpTerms(DpMode.HOSPITAL, z=math.nan)}, "HEADER_FORM"),
     ({"dp": DpTerms(DpMode.HOSPITAL, p=-0.5)}, "HEADER_FORM"),
     ({"dp": DpTerms(DpMode.HOSPITAL, noise_cap=-5)}, "HEADER_FORM"),
+    ({"dp": DpTerms(DpMode.PATIENT_LOCAL, steps=2**64)}, "HEADER_FORM"),
+    ({"dp": DpTerms(steps=1)}, "HEADER_FORM"),
 ]
 
 
