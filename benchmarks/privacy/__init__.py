@@ -1,6 +1,6 @@
 """Attacks as measurements: what an adversary gets out of FedCare with its protections on, and off.
 
-    python -m benchmarks.privacy                    all of them, and the tables of docs/attacks.md
+    python -m benchmarks.privacy                    all of them, and the tables of README.md
     python -m benchmarks.privacy.NAME [--quick] [--json]
 
     sampler        is the noise the noise that the accountant charges for?

@@ -1,4 +1,4 @@
-"""All attacks, one after another, and the tables and pictures of docs/attacks.md.
+"""All attacks, one after another, and the tables and pictures of README.md.
 
 python -m benchmarks.privacy             measure, then write the page
 python -m benchmarks.privacy --quick     fewer trials; the page stays as it is
@@ -19,7 +19,7 @@ from benchmarks.privacy import differencing, epsilon, inversion, membership, sam
 from benchmarks.privacy.plots import epsilon_picture, inversion_picture
 from benchmarks.privacy.report import BUILD, Report, Table, measured
 
-PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "attacks.md"
+PAGE: Final = Path(__file__).resolve().parent / "README.md"
 SCRIPTS: Final[Mapping[str, Callable[[bool], Sequence[Table]]]] = {
     "sampler": sampler.measure,
     "epsilon": epsilon.measure,
@@ -68,8 +68,8 @@ def write_page(reports: Sequence[Report]) -> None:
     tables = {table.name: table for report in reports for table in report.tables}
     tables["runs"] = runs_table(reports)
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
-    epsilon_picture(tables["epsilon"], PAGE.parent / "attacks-epsilon.svg")
-    inversion_picture(tables["inversion-error"], "mlp 64-64", PAGE.parent / "attacks-inversion.svg")
+    epsilon_picture(tables["epsilon"], PAGE.parent / "epsilon.svg")
+    inversion_picture(tables["inversion-error"], "mlp 64-64", PAGE.parent / "inversion.svg")
 
 
 def main() -> None:

@@ -13,24 +13,27 @@ round.
     hospital_node.private.contribution.NoisedSource (this hospital's noise)
     the sum over the hospitals                      (what a certificate opens)
 
-In mode `hospital` the canary is a hospital whose whole update is clipped; a pass is then
-one trial.
+In mode `patient-local` one hospital's update is observed, after its noised steps
+(`hospital_node.private.local_steps`), with a learning rate so small that the model stays
+where it was; it is seen before it is coded, which is more than a coordinator gets. In mode
+`hospital` the canary is a hospital whose whole update is clipped; a pass is then one trial.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Final
+from typing import Final, TypeAlias
 from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.privacy.bounds import Floats, Scored
+from benchmarks.privacy.releases import header_of
 from common.entropy import CountingEntropy, Entropy
 from common.features import Encoded
 from common.layouts import constant_count, round_layout
@@ -42,9 +45,13 @@ from common.secagg.keys import CoefficientSeed
 from common.study import Study, parse_study
 from common.study_privacy import charged
 from hospital_node.private import contribution
+from hospital_node.private.local_steps import LocalTraining
 
 FAR: Final = 1000.0
 """A canary's value in its own column: next to it the bias hardly counts."""
+
+STILL: Final = 1e-6
+"""Learning rate of mode patient-local: the model hardly moves between its steps."""
 
 _HOSPITAL_COLUMNS: Final = 8
 
@@ -64,7 +71,8 @@ class Fault(StrEnum):
 class Claim:
     """What a study promises, and the shape of the audit.
 
-    `columns` canaries a pass (mode hospital: one); `rows` of each; `honest` hospitals.
+    `columns` canaries a pass (mode hospital: one); `rows` of each; `honest` hospitals;
+    `steps` of a round (mode patient-local).
     """
 
     mode: str
@@ -75,11 +83,13 @@ class Claim:
     columns: int = 400
     rows: int = 1
     honest: int = 2
+    steps: int = 1
 
     @cached_property
     def study(self) -> Study:
         """The study, completed as every hospital completes it: z follows from epsilon."""
-        patient = self.mode == "patient-distributed"
+        patient = self.mode != "hospital"
+        lr = STILL if self.mode == "patient-local" else 1.0
         columns = self.columns if patient else _HOSPITAL_COLUMNS
         features = "\n".join(f"  - {{name: x{k}, type: float}}" for k in range(columns))
         more = f", sampling: {self.sampling}, batch: 1, max_patients: {columns}" if patient else ""
@@ -95,7 +105,7 @@ features:
 target: {{type: binary, name: y}}
 normalise: none
 model: {{kind: logistic}}
-train: {{optimiser: sgd, lr: 1.0, local_steps: 1}}
+train: {{optimiser: sgd, lr: {lr}, local_steps: {self.steps}}}
 federation: {{rounds: {self.rounds}, min_sites: {max(3, self.honest)}}}
 privacy:
   secure_aggregation: {{colluders: {max(3, self.honest) - self.honest}}}
@@ -129,6 +139,10 @@ class Observed:
 
     present: Floats
     absent: Floats
+
+
+Pass: TypeAlias = Callable[[Claim, Fault, Entropy, np.random.Generator], Observed]
+"""Runs a study once."""
 
 
 # --- the mechanism, whole or with a defect -------------------------------------------------------
@@ -189,7 +203,7 @@ def observe(claim: Claim, fault: Fault, passes: int, seed: int) -> Observed:
     """Return what `passes` runs of the study show of their canaries."""
     entropy = CountingEntropy(f"audit/{claim.mode}/{fault}/{seed}".encode())
     rng = np.random.default_rng(seed)
-    one = _patients if claim.mode == "patient-distributed" else _hospital
+    one = _PASSES[claim.mode]
     with _planted(fault):
         found = [one(claim, fault, entropy, rng) for _ in range(passes)]
     return Observed(
@@ -217,6 +231,32 @@ def _patients(claim: Claim, fault: Fault, entropy: Entropy, rng: np.random.Gener
             )
             totals.append(found)
         rounds.append(federation.opened(totals)[: claim.columns])
+    words = np.stack(rounds, axis=1)
+    return Observed(words[present], words[~present])
+
+
+def _local(claim: Claim, fault: Fault, entropy: Entropy, rng: np.random.Generator) -> Observed:
+    """Run the study once at one hospital with canaries that are present by a coin."""
+    present = rng.random(claim.columns) < 0.5  # noqa: PLR2004 - a coin
+    data, owners = _table(claim, np.flatnonzero(present))
+    patients = np.arange(owners.size) if fault is Fault.NO_GROUPING else owners
+    listed = np.arange(int(patients.max(initial=-1)) + 1)
+    header = header_of(claim.study, ("a", "b", "c"))
+    terms = header.dp
+    if fault is Fault.NO_SAMPLING:
+        terms = replace(terms, p=1.0)
+    if fault is Fault.HALF_NOISE:
+        terms = replace(terms, sigma_loc=terms.sigma_loc / 2)
+    header = replace(header, dp=terms)
+    training = LocalTraining(claim.study, "a", data, patients, listed, entropy)
+    weights = np.zeros(layout(claim.study).parameters, np.float32)
+    seed = CoefficientSeed(entropy.take(32))
+    rounds = []
+    for _ in range(claim.rounds):
+        if fault is not Fault.REUSED_NOISE:
+            seed = CoefficientSeed(entropy.take(32))
+        update = training.update(weights, header, seed).astype(np.float64)
+        rounds.append(update[: claim.columns] / (STILL * terms.clip))
     words = np.stack(rounds, axis=1)
     return Observed(words[present], words[~present])
 
@@ -250,6 +290,13 @@ def _hospital(claim: Claim, fault: Fault, entropy: Entropy, rng: np.random.Gener
     return Observed(words[:1], words[1:])
 
 
+_PASSES: Final[Mapping[str, Pass]] = {
+    "patient-distributed": _patients,
+    "patient-local": _local,
+    "hospital": _hospital,
+}
+
+
 # --- what the adversary computes -----------------------------------------------------------------
 
 
@@ -259,7 +306,7 @@ def statistics(claim: Claim, observed: Observed) -> dict[str, Scored]:
     p = claim.sampling
 
     def likelihood(words: Floats) -> Floats:
-        ratio = np.exp(np.clip((2 * words - 1) / (2 * z * z), -600, 600))
+        ratio = np.exp(np.clip((2 * words - claim.steps) / (2 * z * z), -600, 600))
         total: Floats = np.log1p(p * (ratio - 1)).sum(axis=1)
         return total
 

@@ -11,7 +11,8 @@ What the attack is given:
                     checked against the run: the hospitals' vectors add up to the opened sum
     masked          one hospital's upload, from the coordinator's spool
     opened sum      what the coordinator opened
-    with DP         what it opened in a run of mode patient-distributed, epsilon 1
+    with shared DP  what it opened in a run of mode patient-distributed, epsilon 1
+    with local DP   the same of mode patient-local
 
 The attack (`gradients`) knows the model, how many records there are, and each column's
 public centre and spread. Records are matched with their guesses so that the error is
@@ -39,7 +40,6 @@ from benchmarks.privacy.report import Cell, Table, main
 from common.layouts import constant_count, round_layout, with_constants
 from common.models import layer_widths
 from common.quantise import Coding
-from common.secagg.dp import DpMode
 from common.secagg.header import RoundKind
 from common.study import Study, Train
 from hospital_node.pipeline import ContributionSource, make_contribution
@@ -49,7 +49,14 @@ MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
     "logistic": {"kind": "logistic"},
     "mlp 64-64": {"kind": "mlp", "hidden": [64, 64]},
 }
-VIEWS: Final = ("in the clear", "masked", "opened sum", "with DP", "guess: other patients")
+VIEWS: Final = (
+    "in the clear", "masked", "opened sum", "with shared DP", "with local DP",
+    "guess: other patients",
+)  # fmt: skip
+_PRIVATE: Final[Mapping[str, str]] = {
+    "with shared DP": "patient-distributed",
+    "with local DP": "patient-local",
+}
 LR: Final = 0.1
 _USUAL: Final = (
     "model", "what is held", "records", "recovered", "error", "recovered by other patients",
@@ -85,10 +92,12 @@ class Victims:
 def study_of(model: str, mode: str, batch: int) -> Study:
     """Return the study under attack: one step of every hospital on all its rows."""
     terms: dict[str, Any] = {"mode": mode}
-    if mode == DpMode.PATIENT_DISTRIBUTED:
+    train: dict[str, Any] = {"optimiser": "sgd", "lr": LR, "local_steps": 1}
+    if mode == "none":
+        train["batch"] = batch
+    else:
         terms |= {"epsilon": 1.0, "delta": 1e-5, "clip": 1.0, "max_patients": 200}
-        terms |= {"batch": 4 * batch, "spare_rounds": 0}
-    train = {"optimiser": "sgd", "lr": LR, "batch": batch, "local_steps": 1}
+        terms |= {"batch": 4 * batch if mode == "patient-distributed" else batch, "spare_rounds": 0}
     return hearts.study(
         model=dict(MODELS[model]),
         train=train,
@@ -141,7 +150,7 @@ def gradient(who: Victims, kept: Kept, words: Words, hospitals: int) -> Network:
     """Return the mean gradient that the sum of so many hospitals' words stands for."""
     study, header = who.study, kept.header
     part = weight_words(study, words).astype(np.float64)
-    if header.dp.mode is DpMode.NONE:
+    if header.ranges:
         scales = _scales(study, header.ranges)
         step = part * scales / (header.bound * hospitals) / LR
     else:
@@ -182,7 +191,7 @@ def score(truth: Floats, guesses: Floats, spread: tuple[Floats, Floats]) -> Resu
 
 
 def views(model: str, batch: int, seed: int) -> Iterator[tuple[str, Result]]:
-    """Run the two federations of one batch size and attack everything that is held."""
+    """Run the federations of one batch size and attack everything that is held."""
     who = victims(model, "none", batch, seed)
     kept = _round(who)
     clear = checked_clear_words(who, kept)
@@ -191,9 +200,10 @@ def views(model: str, batch: int, seed: int) -> Iterator[tuple[str, Result]]:
         yield "masked", attack(who, kept, kept.masked[site], [site], seed)
     yield "opened sum", attack(who, kept, kept.opened, kept.survivors, seed)
     yield "guess: other patients", _guess(who, kept.survivors, seed)
-    private = victims(model, DpMode.PATIENT_DISTRIBUTED.value, batch, seed)
-    kept = _round(private)
-    yield "with DP", attack(private, kept, kept.opened, kept.survivors, seed)
+    for view, mode in _PRIVATE.items():
+        private = victims(model, mode, batch, seed)
+        kept = _round(private)
+        yield view, attack(private, kept, kept.opened, kept.survivors, seed)
 
 
 def _round(who: Victims) -> Kept:

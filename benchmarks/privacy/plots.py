@@ -1,4 +1,4 @@
-"""The two pictures of docs/attacks.md, in the style of the demo's report."""
+"""The two pictures of README.md, in the style of the demo's report."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def inversion_picture(table: Table, model: str, path: Path) -> None:
         "in the clear": COLOURS[1],
         "opened sum": COLOURS[4],
         "masked": ACCENT,
-        "with DP": COLOURS[2],
+        "with shared DP": COLOURS[2],
+        "with local DP": COLOURS[3],
         "guess: other patients": GREY,
     }
 

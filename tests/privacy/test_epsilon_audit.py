@@ -16,7 +16,7 @@ from benchmarks.privacy.bounds import Errors
 from benchmarks.privacy.canaries import Claim, Fault
 from benchmarks.privacy.epsilon import Audit, audit
 
-PATIENT, HOSPITAL = "patient-distributed", "hospital"
+PATIENT, LOCAL, HOSPITAL = "patient-distributed", "patient-local", "hospital"
 
 WHOLE = [
     (Audit(Claim(PATIENT, 4.0, rounds=2), Fault.NONE, 8), 0.4),
@@ -24,6 +24,7 @@ WHOLE = [
     (Audit(Claim(PATIENT, 8.0, rounds=4, sampling=0.2), Fault.NONE, 6), 0.04),
     (Audit(Claim(PATIENT, 1.0, rounds=4, sampling=0.05), Fault.NONE, 4), 0.0),
     (Audit(Claim(PATIENT, 4.0, rows=20, columns=100), Fault.NONE, 12), 0.1),
+    (Audit(Claim(LOCAL, 4.0, rounds=2, steps=3), Fault.NONE, 8), 0.4),
     (Audit(Claim(HOSPITAL, 4.0), Fault.NONE, 450), 0.15),
 ]
 
@@ -33,6 +34,8 @@ BROKEN = [
     Audit(Claim(PATIENT, 1.0, rounds=4, sampling=0.05), Fault.NO_SAMPLING, 4),
     Audit(Claim(PATIENT, 1.0, rows=20, columns=100), Fault.NO_GROUPING, 4),
     Audit(Claim(PATIENT, 1.0, rounds=2, sampling=0.5), Fault.REUSED_NOISE, 4),
+    Audit(Claim(LOCAL, 4.0, steps=4), Fault.HALF_NOISE, 10),
+    Audit(Claim(LOCAL, 1.0, rows=20, columns=100), Fault.NO_GROUPING, 4),
     Audit(Claim(HOSPITAL, 4.0), Fault.HALF_NOISE, 400),
     Audit(Claim(HOSPITAL, 1.0), Fault.NO_CLIP, 60),
 ]
