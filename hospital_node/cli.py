@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from common.commands import JsonFlag, Outcome, command, group
+from hospital_node.approval.cli import app as approvals
 
 app = group("Serve one hospital; show its state.")
+app.add_typer(approvals, name="approvals")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", help="The node's file (fedcare.node/v1).", show_default=True)

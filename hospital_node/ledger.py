@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from common.errors import StateError
+from common.errors import InternalError, StateError
 from common.privacy.accountant import NOTHING, ORDERS, Rdp, add
 from hospital_node import files
 
@@ -196,6 +196,36 @@ class Ledger:
             raise StateError(
                 "LEDGER_DAMAGED", f"{self._path}, line {count}: is not the one that was sealed"
             )
+
+
+def read_charges(folder: Path, node: str, dataset: str) -> tuple[Charge, ...]:
+    """Return a ledger's charges for a forecast, beside a node that serves: nothing is written.
+
+    The sealed head is not looked at, and a last line that is still being written is left out;
+    whether a round may be charged only the node itself says.
+
+    Raises:
+        StateError: LEDGER_DAMAGED, DISK.
+    """
+    ledger = Ledger(folder, node, dataset, _Unsealed())
+    raw = _read(ledger._path)  # noqa: SLF001 - of this very module
+    whole = (raw or b"").rpartition(b"\n")[0]
+    head = _START
+    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+        head = ledger._take(number, line, head)  # noqa: SLF001
+    return ledger.charges
+
+
+class _Unsealed:
+    """Heads of a ledger that is only read."""
+
+    def save_sealed(self, name: str, plain: bytes) -> None:
+        """See `Heads`."""
+        raise InternalError(f"a ledger that is only read wrote {name}, {len(plain)} bytes")
+
+    def load_sealed(self, name: str) -> bytes | None:
+        """See `Heads`."""
+        raise InternalError(f"a ledger that is only read asked for {name}")
 
 
 def _charge(body: dict[str, Any]) -> Charge:

@@ -147,7 +147,9 @@ class World:
     async def run(self, *, wait_s: float = 300, of: Study | None = None) -> Ran:
         patience = Patience(wait_s, self.clock, self.screen, self._pause)
         errand = Errand(of or study(), self.out, self.authority.ca)
-        return await errand.run(self.desk, patience)
+        found = await errand.run(self.desk, patience)
+        assert isinstance(found, Ran)
+        return found
 
 
 @pytest.fixture
