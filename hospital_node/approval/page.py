@@ -167,9 +167,9 @@ def _protected(study: Study, members: int) -> list[str]:
     return [
         *found,
         (
-            f"Differential privacy ({terms.mode}): whoever sees the results can hardly tell whether "
-            f"one {whom} was in the data. Epsilon {_number(terms.epsilon)} for the whole study, delta "
-            f"{_number(terms.delta)}: the smaller, the stronger."
+            f"Differential privacy ({terms.mode}): whoever sees the results can hardly tell "
+            f"whether one {whom} was in the data. Epsilon {_number(terms.epsilon)} for the whole "
+            f"study, delta {_number(terms.delta)}: the smaller, the stronger."
         ),
         (
             f"Each {whom}'s part is cut to the length {_number(terms.clip)}; noise of "
@@ -189,10 +189,10 @@ def _not_protected(study: Study) -> list[str]:
                 "about a patient who is unlike all others."
             ),
             (
-                "A malicious coordinator, or whoever chooses the models, can send models that differ "
-                "slightly from round to round and subtract the sums; over many rounds that may "
-                "isolate what one patient or hospital contributed. Where the coordinator is not "
-                "trusted, ask for differential privacy."
+                "A malicious coordinator, or whoever chooses the models, can send models that "
+                "differ slightly from round to round and subtract the sums; over many rounds that "
+                "may isolate what one patient or hospital contributed. Where the coordinator is "
+                "not trusted, ask for differential privacy."
             ),
         ]
     elif terms.mode == "hospital":
@@ -300,8 +300,8 @@ def _budget_lines(budget: Mapping[str, float] | None) -> list[str]:
     return [
         f"epsilon spent on this data set so far: {budget['spent']:.4g}",
         (
-            f"with the whole of this study: {budget['after']:.4g} of {budget['limit_total']:.4g}, at "
-            f"delta {budget['delta']:.4g}{over}"
+            f"with the whole of this study: {budget['after']:.4g} of "
+            f"{budget['limit_total']:.4g}, at delta {budget['delta']:.4g}{over}"
         ),
         f"this study alone: {budget['study']:.4g} of {budget['limit_study']:.4g} for one study",
     ]

@@ -29,6 +29,7 @@ FOLDER: Final = "approvals"
 MOST_RECORDS: Final = 5000
 """Files in the folder; with more of them nothing counts as approved."""
 
+_SHOWN: Final = 160
 _NAME: Final = re.compile(r"([0-9a-f]{64})\.([0-9]{13})\.([a-z0-9][a-z0-9._-]{0,62})\.json")
 
 
@@ -112,7 +113,7 @@ class ApprovalFolder:
             if file_name(statement) != file:
                 raise _bad("holds a statement that belongs under another name")
         except PolicyRefusal as refusal:
-            detail = f"{FOLDER}/{show(file)[1:-1]}: {refusal.detail}"
+            detail = f"{FOLDER}/{show(file, _SHOWN)[1:-1]}: {refusal.detail}"
             named = PolicyRefusal(refusal.name, detail, fix=refusal.fix)
             if found is None:
                 return Rejected(file, named)

@@ -146,8 +146,7 @@ def _voice(
     own = [one for one in said if one.name == name]
     if not own:
         return Voice(name)
-    # Of two statements of one second the stricter counts.
-    last = max(own, key=lambda one: (one.time, one.word is not Word.GRANT))
+    last = own[-1]  # no two are of one second: they would be one file
     if last.word is not Word.GRANT:
         no = Said.DENIED if last.word is Word.DENY else Said.WITHDRAWN
         return Voice(name, no, last.reason, last.time)
