@@ -505,7 +505,7 @@ class World:
         self.unreachable: dict[str, int] = {}
         """How many of a site's first dials find nobody."""
         self.more_policy: dict[str, str] = {}
-        """Further lines of a site's policy."""
+        """Further keys of a site's `require`."""
         self.dials: list[str] = []
         self.slept: list[tuple[str, float]] = []
         self.log = io.StringIO()
@@ -534,7 +534,8 @@ class World:
         entropy = CountingEntropy(f"{site}/{self.starts[site]}".encode())
         log = make_log(self.log, form="json", level="debug", clock=self.clock)
         text = POLICY.replace("SITE", site).replace("PIN", "ab" * 32)
-        policy = parse_policy(text + self.more_policy.get(site, ""))
+        more = self.more_policy.get(site, "")
+        policy = parse_policy(text.replace("colluders: 1}", f"colluders: 1{more}}}"))
         own = node_id(site)
         store = NodeStore.open(self.state_dir(site), entropy)
         limits = limits_of(policy.value)

@@ -66,7 +66,7 @@ def test_a_statement_is_read_as_it_was_signed(statement: Statement) -> None:
         ("reason", "because"),
     ],
 )
-def test_a_signature_binds_every_field(field: str, value: object) -> None:
+def test_a_signature_binds_every_field(field: str, value: Any) -> None:  # noqa: ANN401
     found = parse(sign(GRANT, KEY))
     altered = replace(found, statement=replace(found.statement, **{field: value}))
     with pytest.raises(PolicyRefusal) as caught:
