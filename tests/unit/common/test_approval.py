@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +47,13 @@ def test_what_is_signed_is_the_encoding_of_the_page() -> None:
     assert GRANT.encoded().hex() == ENCODED
     signature = json.loads(sign(GRANT, KEY))["signature"]
     KEY.public_key().verify(bytes.fromhex(signature), bytes.fromhex(ENCODED))
+
+
+def test_the_vector_of_the_page_is_ours() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text("utf-8")
+    section = page[page.index("### 10.8") : page.index("## 11. ")]
+    assert f"| SHA-256 of the statement | `{sha256(GRANT.encoded()).hexdigest()}` |" in section
+    assert f"| Ed25519 | `{KEY.sign(GRANT.encoded()).hex()}` |" in section
 
 
 @pytest.mark.parametrize("statement", [GRANT, DENY, replace(DENY, word=Word.WITHDRAW)])
