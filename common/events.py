@@ -165,7 +165,7 @@ class Event(Enum):
         "both",
         "info",
         "study run site config_hash",
-        "A hospital's policy allows the study.",
+        "A hospital's policy allows the study; at the coordinator: its people do as well.",
     )
     STUDY_REFUSED = (
         "study.refused",

@@ -107,6 +107,8 @@ class Node:
         self._status_at = float("-inf")
         self._writes = True
         self._dials = 0
+        self._answers = 0
+        """Answers to offers that were given anew, because people changed their minds."""
         self._offers = OfferBook(
             parts.store,
             parts.desk,
@@ -218,7 +220,7 @@ class Node:
             task.tick()
         store.keep_spools(frozenset(open_rounds))
         for run in decided.values():
-            if not run.ended and self._offers.answer(run).accepted:
+            if not run.ended and self._offers.agreed(run):
                 self._accepted(run)
 
     async def _end(self) -> None:
@@ -335,7 +337,8 @@ class Node:
             elif name in self._tasks and self._tasks[name].run.run_id == record.run_id:
                 found = decision.objections[0]
                 self._tasks[name].put(ConsentLost(PolicyRefusal(found.code, found.detail)))
-            key = f"answer {record.run_id}"
+            self._answers += 1
+            key = f"answer {self._answers}"
             self._errands[key] = asyncio.create_task(self._logged(self._tell(name, decision)))
 
     async def _tell(self, name: str, decision: StudyDecision) -> None:

@@ -56,8 +56,9 @@ class OfferBook:
         self._gate = gate
         self._clock = clock
         self._log = log
-        self._said: dict[RunId, StudyDecision] = {}
-        """The last answer to each offer of this process' life."""
+        self._said: dict[RunId, tuple[Standing, StudyDecision]] = {}
+        """The last answer to each offer of this process' life, and what it follows from."""
+        self._ids: dict[ConfigHash, str] = {}
         self._known: dict[RunId, DecisionRecord] = {}
         self._turned_away: deque[DecisionRecord] = deque(maxlen=SHOWN)
         self._turn = asyncio.Lock()
@@ -73,7 +74,9 @@ class OfferBook:
 
     def task_of(self, record: DecisionRecord) -> str:
         """Return the task an accepted run belongs to: its study's id."""
-        return _study_id(record.study)
+        if record.config_hash not in self._ids:
+            self._ids[record.config_hash] = _study_id(record.study)
+        return self._ids[record.config_hash]
 
     async def consider(self, offer: StudyOffer) -> tuple[StudyDecision, DecisionRecord | None]:
         """Return the answer to an offer, and its record unless it was malformed.
@@ -99,17 +102,14 @@ class OfferBook:
         record = self._record(offer, objections)
         self._store.save_decision(record)
         self._known[record.run_id] = record
-        if not record.accepted:
-            self._say(record)
+        self._say(record)
         return self._say_again(record), record
 
     # --- the people's word ---------------------------------------------------------------
 
-    def answer(self, record: DecisionRecord) -> StudyDecision:
-        """Return what this hospital says to a study now: its policy's word, then its people's."""
-        if not record.accepted:
-            return _refusal(record)
-        return self._answer(record, self._gate.standing(record.config_hash))
+    def agreed(self, record: DecisionRecord) -> bool:
+        """Whether policy and people allow a study now."""
+        return record.accepted and self._gate.standing(record.config_hash).open
 
     def objection(self, record: DecisionRecord) -> PolicyRefusal | None:
         """Return what speaks against a next step of an accepted study, at this very moment."""
@@ -121,24 +121,32 @@ class OfferBook:
 
         Each change is returned, and logged, once.
         """
-        open_runs = [run for run in self._known.values() if run.accepted and not run.ended]
+        known = (self._known.get(run) for run in self._said)
+        open_runs = [run for run in known if run is not None and not run.ended]
+        standings = self._gate.standings({run.config_hash for run in open_runs})
         found = []
         for record in open_runs:
-            before = self._said.get(record.run_id)
-            if before is not None and (now := self._say_again(record)) != before:
+            _, before = self._said[record.run_id]
+            now = self._answer_of(record, standings[record.config_hash])
+            if now != before:
                 found.append((record, now))
         return found
 
     def _say_again(self, record: DecisionRecord) -> StudyDecision:
-        """Return the answer of now, and log it if it is not the last one."""
+        """Return the answer of now: the policy's word, then the people's."""
         if not record.accepted:
             return _refusal(record)
-        standing = self._gate.standing(record.config_hash)
+        return self._answer_of(record, self._gate.standing(record.config_hash))
+
+    def _answer_of(self, record: DecisionRecord, standing: Standing) -> StudyDecision:
+        """Return the answer that follows from a standing, and log it if it is not the last one."""
+        last = self._said.get(record.run_id)
+        if last is not None and last[0] == standing:
+            return last[1]
         answer = self._answer(record, standing)
-        before = self._said.get(record.run_id)
-        if before != answer:
-            self._said[record.run_id] = answer
-            self._say_standing(record, answer, standing, before)
+        self._said[record.run_id] = standing, answer
+        if last is None or last[1] != answer:
+            self._say_standing(record, answer, standing, None if last is None else last[1])
         return answer
 
     def _answer(self, record: DecisionRecord, standing: Standing) -> StudyDecision:
@@ -157,12 +165,12 @@ class OfferBook:
     def _former(self, record: DecisionRecord) -> ConfigHash | None:
         """Return the hash of another version of the study that was once approved."""
         name = self.task_of(record)
-        for other in self._known.values():
-            if other.config_hash == record.config_hash or not other.accepted:
-                continue
-            if self.task_of(other) == name and self._gate.ever_approved(other.config_hash):
-                return other.config_hash
-        return None
+        others = {
+            other.config_hash
+            for other in self._known.values()
+            if other.accepted and self.task_of(other) == name
+        }
+        return self._gate.approved_last(others - {record.config_hash})
 
     def _record(self, offer: StudyOffer, objections: tuple[Objection, ...]) -> DecisionRecord:
         return DecisionRecord(
@@ -213,12 +221,13 @@ class OfferBook:
     def _approval(self, record: DecisionRecord) -> dict[str, object] | None:
         """Return how a study stands with the people, None where nobody is asked any more."""
         said = self._said.get(record.run_id)
-        if said is None or not record.accepted or record.ended:
+        if said is None or record.ended:
             return None
+        answer = said[1]
         return {
-            "verdict": said.verdict.value,
-            "waiting_for": list(said.waiting_for),
-            "reasons": [str(objection) for objection in said.objections],
+            "verdict": answer.verdict.value,
+            "waiting_for": list(answer.waiting_for),
+            "reasons": [str(objection) for objection in answer.objections],
         }
 
     def tally(self) -> tuple[int, int]:
@@ -236,13 +245,13 @@ class OfferBook:
         standing: Standing,
         before: StudyDecision | None,
     ) -> None:
-        """Log the people's word, which has changed; or the policy's, if nobody is asked."""
+        """Log the people's word if it is another one than `before` in this process' life."""
+        if standing.stand is Stand.FREE:
+            return
         log = self._log.bind(study=self.task_of(record), run=record.run_id)
         digest = record.config_hash.hex()
         why = "; ".join(map(str, answer.objections))
-        if standing.stand is Stand.FREE:
-            log.info(Event.STUDY_ACCEPTED, config_hash=digest)
-        elif standing.open:
+        if standing.open:
             people, until = standing.granted_by, stamp(standing.until)
             log.info(Event.STUDY_APPROVED, config_hash=digest, people=people, until=until)
         elif before is not None and before.accepted:
@@ -254,6 +263,8 @@ class OfferBook:
 
     def _say(self, record: DecisionRecord) -> None:
         log = self._log.bind(run=record.run_id)
+        if record.accepted:
+            log.info(Event.STUDY_ACCEPTED, config_hash=record.config_hash.hex())
         for objection in record.objections:
             log.warning(Event.STUDY_REFUSED, code=objection.code, detail=objection.detail)
 

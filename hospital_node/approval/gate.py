@@ -6,6 +6,7 @@ record, and a statement counts from the moment its file is there.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from common.clock import Clock
@@ -20,14 +21,18 @@ from hospital_node.approval.standing import FREE, Standing, blocked, ever_approv
 
 
 class Gate(Protocol):
-    """Says whether the people of the policy let a study run. Blocks for a moment at most."""
+    """Says whether the people of the policy let studies run. Blocks for a moment, never raises."""
 
     def standing(self, config_hash: ConfigHash) -> Standing:
-        """Return how a study stands now; never raises."""
+        """Return how a study stands now."""
         ...
 
-    def ever_approved(self, config_hash: ConfigHash) -> bool:
-        """Whether a quorum once granted the study of that hash."""
+    def standings(self, hashes: Collection[ConfigHash]) -> dict[ConfigHash, Standing]:
+        """Return how several studies stand at one moment; the folder is read once."""
+        ...
+
+    def approved_last(self, hashes: Collection[ConfigHash]) -> ConfigHash | None:
+        """Return which of the studies a quorum granted last, whatever was said since."""
         ...
 
 
@@ -39,10 +44,14 @@ class OpenGate:
         del config_hash
         return FREE
 
-    def ever_approved(self, config_hash: ConfigHash) -> bool:
+    def standings(self, hashes: Collection[ConfigHash]) -> dict[ConfigHash, Standing]:
         """See `Gate`."""
-        del config_hash
-        return False
+        return dict.fromkeys(hashes, FREE)
+
+    def approved_last(self, hashes: Collection[ConfigHash]) -> ConfigHash | None:
+        """See `Gate`."""
+        del hashes
+        return None
 
 
 class ApprovalGate:
@@ -59,19 +68,27 @@ class ApprovalGate:
 
     def standing(self, config_hash: ConfigHash) -> Standing:
         """See `Gate`."""
+        return self.standings((config_hash,))[config_hash]
+
+    def standings(self, hashes: Collection[ConfigHash]) -> dict[ConfigHash, Standing]:
+        """See `Gate`."""
         try:
             records = self._read()
         except PolicyRefusal as refusal:
             self._tell((refusal,))
-            return blocked(self._approval, Objection(refusal.name, refusal.kind.meaning))
-        return standing(self._approval, records, config_hash, int(self._clock.unix()))
+            why = Objection(refusal.name, refusal.kind.meaning)
+            return dict.fromkeys(hashes, blocked(self._approval, why))
+        now = int(self._clock.unix())
+        return {digest: standing(self._approval, records, digest, now) for digest in hashes}
 
-    def ever_approved(self, config_hash: ConfigHash) -> bool:
+    def approved_last(self, hashes: Collection[ConfigHash]) -> ConfigHash | None:
         """See `Gate`."""
         try:
-            return ever_approved(self._approval, self._read(), config_hash) > 0
+            records = self._read()
         except PolicyRefusal:
-            return False
+            return None
+        dated = {digest: ever_approved(self._approval, records, digest) for digest in hashes}
+        return max((one for one in dated if dated[one]), key=lambda one: dated[one], default=None)
 
     def _read(self) -> Records:
         records = self._folder.read()

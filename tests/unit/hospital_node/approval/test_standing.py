@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_read_or_holds_too_much_lets_nothing_run(
     monkeypatch.setattr(folder_module, "MOST_RECORDS", 0)
     blocked = hospital.stands()
     assert (blocked.stand, blocked.waiting_for) == (Stand.WAITING, (WEBER,))
-    assert not hospital.gate.ever_approved(DIGEST)
+    assert hospital.gate.approved_last((DIGEST,)) is None
     monkeypatch.undo()
     assert hospital.stands().open
 
@@ -278,11 +278,11 @@ def test_what_is_being_written_is_not_looked_at(hospital: Hospital) -> None:
 def test_a_version_counts_as_once_approved_whatever_was_said_since(tmp_path: Path) -> None:
     found = Hospital(tmp_path, approval(WEBER, ITO, quorum=2))
     found.say(WEBER, Word.GRANT)
-    assert not found.gate.ever_approved(DIGEST)
+    assert found.gate.approved_last((DIGEST, OTHER)) is None
     found.say(ITO, Word.GRANT)
     at = int(found.now)
     found.say(ITO, Word.WITHDRAW)
-    assert found.gate.ever_approved(DIGEST)
+    assert found.gate.approved_last((OTHER, DIGEST)) == DIGEST
     assert ever_approved(found.rules, found.folder.read(), DIGEST) == at
 
 
