@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,8 @@ async def test_a_withdrawal_between_rounds_ends_the_hospitals_part(clinic: Clini
     refused = clinic.own(Refused)
     assert {one.code for one in refused} == {"APPROVAL_WITHDRAWN"}
     assert clinic.phase() is None
+    # The second header was refused before anything of its model was fetched.
+    assert [node for node, _ in clinic.downloads].count(node_id(SITE)) == 1
     await clinic.stop()
 
 
@@ -296,6 +300,33 @@ async def test_a_withdrawal_during_training_leaves_the_round_before_anything_is_
     ((_, survivors, _),) = clinic.coordinator.opened
     assert node_id(SITE) not in survivors
     assert node_id(SITE) not in [node for node, _ in clinic.uploads]
+    await clinic.stop()
+
+
+async def test_training_that_a_withdrawal_makes_pointless_is_abandoned_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic = Clinic(tmp_path, size=100_000, rounds=1)  # large enough for a thread of its own
+    office = await running(clinic, WEBER)
+    loop, write = asyncio.get_running_loop(), contribution.write_masked
+    abandoned: list[bool] = []
+
+    def slow(path: Path, source: Any, plan: Any, gone: Callable[[], bool]) -> Any:  # noqa: ANN401
+        if SITE in str(path) and not abandoned:
+            office.say(WEBER, Word.WITHDRAW, clinic.clock.unix() + 1)
+            loop.call_soon_threadsafe(clinic.nodes[SITE]._tick)
+            pause = threading.Event()
+            abandoned.append(any(gone() or pause.wait(0.005) for _ in range(2000)))
+        return write(path, source, plan, gone)
+
+    monkeypatch.setattr(jobs, "write_masked", slow)
+    await clinic.until(lambda: clinic.own(Refused))
+    assert clinic.phase() is None
+    await clinic.until(lambda: clinic.coordinator.opened)
+    ((_, survivors, _),) = clinic.coordinator.opened
+    assert node_id(SITE) not in survivors
+    assert abandoned == [True]
+    assert not list((clinic.state_dir(SITE) / "spool").glob("*.y"))
     await clinic.stop()
 
 
