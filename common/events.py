@@ -165,7 +165,7 @@ class Event(Enum):
         "both",
         "info",
         "study run site config_hash",
-        "A hospital's policy allows the study.",
+        "A hospital's policy allows the study; at the coordinator: its people do as well.",
     )
     STUDY_REFUSED = (
         "study.refused",
@@ -173,6 +173,41 @@ class Event(Enum):
         "warning",
         f"study run round site {_ERROR} reasons",
         "A hospital's policy refuses the study; says the policy line.",
+    )
+    STUDY_WAITING = (
+        "study.waiting",
+        "both",
+        "info",
+        f"study run site {_ERROR} people",
+        "A hospital's policy allows the study, and people that it names have yet to approve it.",
+    )
+    STUDY_APPROVED = (
+        "study.approved",
+        "node",
+        "info",
+        "study run site config_hash people until",
+        "The people that the policy names have approved the study; says who, and for how long.",
+    )
+    STUDY_DENIED = (
+        "study.denied",
+        "both",
+        "warning",
+        f"study run site {_ERROR}",
+        "Somebody that the hospital's policy names has denied the study; says the reason.",
+    )
+    STUDY_WITHDRAWN = (
+        "study.withdrawn",
+        "both",
+        "warning",
+        f"study run round site {_ERROR}",
+        "A hospital takes back its consent: it takes part in no further round of the study.",
+    )
+    APPROVAL_REFUSED = (
+        "approval.refused",
+        "node",
+        "warning",
+        f"site {_ERROR}",
+        "A record in the folder of approvals does not count; says which and why.",
     )
     RUN_STARTED = (
         "run.started",
@@ -185,7 +220,7 @@ class Event(Enum):
         "run.paused",
         "coordinator",
         "warning",
-        "study run need present seconds since then until waiting_for",
+        "study run need people present seconds since then until waiting_for",
         "Too few hospitals are connected: says whom the run waits for and how many it needs.",
     )
     RUN_FINISHED = (
@@ -245,7 +280,7 @@ class Event(Enum):
         "round.waiting",
         "coordinator",
         "info",
-        "study run round seconds since then until waiting_for what",
+        "study run round people seconds since then until waiting_for what",
         "Says for whom, since when, until when, and what happens then.",
     )
     ROUND_TRAINING = (
@@ -376,6 +411,7 @@ EVENTS: Final = {event.value: event for event in Event}
 
 LIMITED: Final = frozenset(
     {
+        Event.APPROVAL_REFUSED,
         Event.CALL_FAILED,
         Event.CALL_REFUSED,
         Event.INTERNAL_ERROR,
@@ -386,7 +422,10 @@ LIMITED: Final = frozenset(
         Event.MODEL_REFUSED,
         Event.PROTOCOL_REFUSED,
         Event.STATE_FAILED,
+        Event.STUDY_DENIED,
         Event.STUDY_REFUSED,
+        Event.STUDY_WAITING,
+        Event.STUDY_WITHDRAWN,
     }
 )
 """What a peer, or a fault that repeats itself, can provoke as often as it likes.

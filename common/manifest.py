@@ -58,6 +58,29 @@ class RoundEntry(Section):
     chain: Hex
 
 
+class WithdrawnEntry(Section):
+    """A hospital's people took its consent back. `at`: Unix seconds; `after_round`: 0 for none.
+
+    Why, only the hospital knows.
+    """
+
+    after_round: Annotated[int, Field(ge=0)]
+    at: Annotated[int, Field(ge=0)]
+
+
+class ParticipationEntry(Section):
+    """In how many of the rounds a hospital's vector was summed, in which first and last.
+
+    `withdrawn` is its latest withdrawal; a `last` beyond it means that it came back.
+    """
+
+    site: str
+    first: Annotated[int, Field(ge=1)]
+    last: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=1)]
+    withdrawn: WithdrawnEntry | None = None
+
+
 class StudyEntry(Section):
     """Which study, by the hash that every hospital accepted."""
 
@@ -85,7 +108,11 @@ class PrivacyEntry(Section):
 
 
 class Manifest(Section):
-    """See the module. `signed_at` is in Unix seconds; `sites` contributed at least once."""
+    """See the module. `signed_at` is in Unix seconds; `sites` contributed at least once.
+
+    `participation` has an entry for each of `sites`, or none: then it was signed by a version
+    that did not write it down.
+    """
 
     schema_: Annotated[Literal["fedcare.model/v1"], Field(alias="schema")] = SCHEMA
     federation: str
@@ -93,6 +120,7 @@ class Manifest(Section):
     study: StudyEntry
     signed_at: int
     sites: tuple[str, ...]
+    participation: tuple[ParticipationEntry, ...] = ()
     rounds: tuple[RoundEntry, ...]
     files: tuple[FileEntry, ...]
     model_sha256: Hex

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from common.ids import ConfigHash, Epoch, HeaderDigest, RunId, Sha256
@@ -71,14 +72,31 @@ class Objection:
         return f"{self.code}: {self.detail}"  # `fedcare explain CODE` says more
 
 
+class Verdict(StrEnum):
+    """A hospital's word on an offer. WAITING: its policy allows it, its people have to answer."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    WAITING = "waiting"
+
+
 @dataclass(frozen=True, slots=True)
 class StudyDecision:
-    """What a hospital says to an offer."""
+    """What a hospital says to an offer, and says anew when its people change their minds.
+
+    `waiting_for`: the people of its policy who have yet to answer; only where it waits.
+    """
 
     run_id: RunId
     config_hash: ConfigHash
-    accepted: bool
-    objections: tuple[Objection, ...]
+    verdict: Verdict
+    objections: tuple[Objection, ...] = ()
+    waiting_for: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the hospital takes part."""
+        return self.verdict is Verdict.ACCEPTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,8 @@
 
 The schema is `fedcare.policy/v1`. The file belongs to the hospital and its node enforces
 it (docs/protocol.md, section 10.1); a coordinator may be stricter, never laxer. What is
-not listed under `allow` is not allowed. `require.approval` comes with a later version and
-is refused as POLICY_UNSUPPORTED when set: a rule that is not enforced must not look as if
-it were.
+not listed under `allow` is not allowed. `require.approval` names the people who have to
+approve a study before it runs here (section 10.8); without approvers nobody is asked.
 
 Defaults of `require`: `min_cohort` and `min_sites` 3 (2 in a federation of two that
 `allow_two_party`), `colluders` by the protocol's rule for the number of members: 0 for
@@ -17,9 +16,21 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from common.config import Label, Loaded, Number, Section, Text, load, no_repeats, problem, validate
+from common.approval_keys import approver_key
+from common.config import (
+    Label,
+    Loaded,
+    Number,
+    Seconds,
+    Section,
+    Text,
+    load,
+    no_repeats,
+    problem,
+    validate,
+)
 from common.documents import dump_yaml, parse_yaml
 from common.ids import ConfigHash
 from common.site import MAX_SITES, SiteId
@@ -40,6 +51,11 @@ STATISTICS: Final = "statistics"
 
 PUBLIC_WEIGHTS: Final = "public"
 """What `allow.weights` lists to allow a public constant per site."""
+
+MOST_APPROVERS: Final = 64
+SHORTEST_APPROVAL_S: Final = 3600.0
+LONGEST_APPROVAL_S: Final = 5 * 365 * 86_400.0
+"""An approval lasts at least an hour and at most five years."""
 
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _ADDRESS: Final = re.compile(
@@ -99,18 +115,7 @@ def _study_hash(value: str) -> str:
     return value
 
 
-def _unsupported(value: object) -> object:
-    if value is not None:
-        raise problem(
-            "is set, but this version cannot enforce it yet; remove it, or wait for the version "
-            "that does (it is refused, not ignored)",
-            name="POLICY_UNSUPPORTED",
-        )
-    return value
-
-
 Distinct = AfterValidator(no_repeats)
-Unsupported = Annotated[None, BeforeValidator(_unsupported)]
 
 
 class PinnedFederation(Section):
@@ -180,6 +185,47 @@ class PrivacyRules(Section):
     min_noise_multiplier: Annotated[Number, Field(ge=0)] = 0.0
 
 
+class Approver(Section):
+    """A person who may approve studies here: a name, and the public half of that person's key."""
+
+    name: Label
+    key: Annotated[str, AfterValidator(approver_key)]
+
+
+class Approval(Section):
+    """Who approves a study before it runs: `quorum` of `approvers`, each for `expires` seconds.
+
+    Without approvers nobody is asked.
+    """
+
+    quorum: Annotated[int, Field(ge=1, le=MOST_APPROVERS)] = 1
+    approvers: Annotated[tuple[Approver, ...], Field(max_length=MOST_APPROVERS)] = ()
+    expires: Annotated[Seconds, Field(ge=SHORTEST_APPROVAL_S, le=LONGEST_APPROVAL_S)] = (
+        90 * 86_400.0
+    )
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse a quorum that nobody can reach, and one person under two names."""
+        for key in ("name", "key"):
+            seen: set[str] = set()
+            for index, approver in enumerate(self.approvers):
+                value: str = getattr(approver, key)
+                if value in seen:
+                    words = f"is {show(value)}, as an earlier approver's is"
+                    raise problem(words, "approvers", index, key, name="DUPLICATE_KEY")
+                seen.add(value)
+        if self.approvers and self.quorum > len(self.approvers):
+            raise problem(
+                f"is {self.quorum}, but {len(self.approvers)} approvers are named", "quorum"
+            )
+        return self
+
+    def key_of(self, name: str) -> str | None:
+        """Return the key of the approver of that name, if the policy names one."""
+        return next((one.key for one in self.approvers if one.name == name), None)
+
+
 class Require(Section):
     """The least the hospital insists on. Completed by `Policy`, so that no value is open."""
 
@@ -188,7 +234,7 @@ class Require(Section):
     colluders: Annotated[int, Field(ge=0, le=10_000)] = 1
     allow_two_party: bool = False
     dp: PrivacyRules = PrivacyRules()
-    approval: Unsupported = None
+    approval: Approval = Approval()
 
 
 class Release(Section):
@@ -276,13 +322,10 @@ def load_policy(path: Path) -> Loaded[Policy]:
 
     Raises:
         ConfigError: the file is missing or wrong.
-        PolicyRefusal: POLICY_UNSUPPORTED, a rule is set that this version cannot enforce.
     """
     return load(path, Policy, SCHEMA)
 
 
 def policy_yaml(policy: Policy) -> str:
     """Return the completed policy as YAML; it reads back as an equal policy."""
-    data = policy.model_dump(mode="json", by_alias=True)
-    del data["require"]["approval"]
-    return dump_yaml(data)
+    return dump_yaml(policy.model_dump(mode="json", by_alias=True))

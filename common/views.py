@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from common.ids import ConfigHash, RunId, SiteName, StudyId
+
+APPROVAL: Final = "approval"
+"""What hospitals owe while their people have yet to answer (`WaitView.what`)."""
 
 
 class RunPhase(StrEnum):
@@ -51,6 +55,8 @@ class SiteView:
     objection: str
     since_s: float | None = None
     """Seconds since its stream came or went; None: it was never there, or nobody asked."""
+    people: tuple[str, ...] = ()
+    """The hospital's approvers whose word is missing; none unless it waits for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,11 @@ class WaitView:
     left_s: float | None
     """None: only the hospitals themselves end the wait."""
     then: str
+
+    @property
+    def for_people(self) -> bool:
+        """Whether nothing but people's approval can end it."""
+        return self.what == APPROVAL and self.left_s is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from common.messages import (
     UploadAck,
     UploadChunk,
     UploadStart,
+    Verdict,
     Welcome,
 )
 from common.secagg.messages import (
@@ -77,6 +78,8 @@ from common.wire_checks import (
     exact,
     header_digest,
     many,
+    member,
+    people,
     printable,
     whole,
 )
@@ -155,10 +158,15 @@ def _decode_welcome(m: pb.Welcome) -> Welcome:
 
 
 def _decode_decision(m: pb.StudyDecision) -> StudyDecision:
+    verdict = member(Verdict, m.verdict, "decision.verdict")
+    if (verdict is Verdict.WAITING) != bool(m.waiting_for):
+        raise bad("decision.waiting_for", "does not fit the verdict")
+    if verdict is Verdict.ACCEPTED and m.objections:
+        raise bad("decision.objections", "do not fit the verdict")
     return StudyDecision(
         run_id=RunId(checked_name(m.run_id, "decision.run_id")),
         config_hash=ConfigHash(exact(m.config_hash, "decision.config_hash", 32)),
-        accepted=m.accepted,
+        verdict=verdict,
         objections=many(
             m.objections,
             "decision.objections",
@@ -167,6 +175,7 @@ def _decode_decision(m: pb.StudyDecision) -> StudyDecision:
             ),
             64,
         ),
+        waiting_for=people(m.waiting_for, "decision.waiting_for"),
     )
 
 
@@ -231,8 +240,9 @@ def encode_node(task: str, step: NodeStep) -> pb.NodeMessage:  # noqa: PLR0911 -
             decision = pb.StudyDecision(
                 run_id=step.run_id,
                 config_hash=step.config_hash,
-                accepted=step.accepted,
+                verdict=step.verdict.value,
                 objections=[pb.Objection(code=o.code, detail=o.detail) for o in step.objections],
+                waiting_for=step.waiting_for,
             )
             return pb.NodeMessage(task=task, study_decision=decision)
         case KeyAdvert():

@@ -28,10 +28,12 @@ MAX_CERT_BYTES: Final = 8 << 10
 MAX_CHAIN: Final = 4
 MAX_SIGNATURE: Final = 72
 MAX_TEXT: Final = 1000
+MAX_PEOPLE: Final = 64
 MAX_RANGES: Final = 100_000
 MAX_WHOLE: Final = (1 << 63) - 1
 
 _NODE_ID = re.compile(rf"spiffe://{NAME_PATTERN}/hospital/{NAME_PATTERN}")
+_PERSON = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _T = TypeVar("_T")
 _P = TypeVar("_P")
 _E = TypeVar("_E", bound=StrEnum)
@@ -102,6 +104,20 @@ def many(
     if len(listed) > limit:
         raise bad(field, f"has {len(listed)} entries, more than {limit}")
     return tuple(convert(item) for item in listed)
+
+
+def people(names: Iterable[str], field: str) -> tuple[str, ...]:
+    """Return names of a policy's approvers: few, short, of one narrow alphabet, each once."""
+    found = many(names, field, lambda name: _person(name, field), MAX_PEOPLE)
+    if len(set(found)) != len(found):
+        raise bad(field, "names somebody twice")
+    return found
+
+
+def _person(name: str, field: str) -> str:
+    if not _PERSON.fullmatch(name):
+        raise bad(field, "is not a name of a policy's approver")
+    return name
 
 
 def digest32(value: bytes, field: str) -> Sha256:

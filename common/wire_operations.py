@@ -32,6 +32,7 @@ from common.wire_checks import (
     exact,
     finite,
     many,
+    people,
     printable,
 )
 from fedcare.v1 import operations_pb2 as pb
@@ -164,6 +165,7 @@ def _encode_site(view: SiteView) -> pb.SiteView:
         waiting_for=view.waiting_for,
         objection=view.objection[:MAX_VIEW_TEXT],
         since_s=view.since_s,
+        people=view.people,
     )
 
 
@@ -175,6 +177,7 @@ def _decode_site(view: pb.SiteView) -> SiteView:
         printable(view.waiting_for, "site.waiting_for", MAX_VIEW_TEXT),
         printable(view.objection, "site.objection", MAX_VIEW_TEXT),
         finite(view.since_s, "site.since_s") if view.HasField("since_s") else None,
+        people(view.people, "site.people"),
     )
 
 

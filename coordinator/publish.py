@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from common.identity import Identity, sign_manifest
-from common.ids import NodeId, site_name
+from common.ids import NodeId, hospital_id, site_name
 from common.layouts import has_constants, model_schema, split_model
 from common.manifest import (
     MODEL_FILE,
@@ -14,9 +14,11 @@ from common.manifest import (
     STUDY_FILE,
     FileEntry,
     Manifest,
+    ParticipationEntry,
     PrivacyEntry,
     RoundEntry,
     StudyEntry,
+    WithdrawnEntry,
     chained,
 )
 from common.model_file import model_header
@@ -81,6 +83,7 @@ def _manifest(
 ) -> Manifest:
     study = state.study
     opened = [record for record in state.history if record.opened]
+    sites = _names({node for record in opened for node in record.survivors})
     return Manifest(
         federation=state.federation,
         run=state.run_id,
@@ -91,7 +94,8 @@ def _manifest(
             config_hash=state.config_hash.hex(),
         ),
         signed_at=now_unix,
-        sites=_names({node for record in opened for node in record.survivors}),
+        sites=sites,
+        participation=tuple(_participation(state, opened, site) for site in sites),
         rounds=_entries(opened),
         files=files,
         model_sha256=model.model_sha256.hex(),
@@ -99,6 +103,21 @@ def _manifest(
         metrics=dict(state.pooled),
         privacy=_privacy(state),
         software=VERSION,
+    )
+
+
+def _participation(state: RunState, opened: list[RoundRecord], site: str) -> ParticipationEntry:
+    node = hospital_id(state.federation, site)
+    rounds = [record.position for record in opened if node in record.survivors]
+    left = next((entry for entry in state.withdrawn if entry.node == node), None)
+    return ParticipationEntry(
+        site=site,
+        first=rounds[0],
+        last=rounds[-1],
+        rounds=len(rounds),
+        withdrawn=None
+        if left is None
+        else WithdrawnEntry(after_round=left.after_round, at=int(left.unix)),
     )
 
 

@@ -24,6 +24,8 @@ from coordinator.run_state import (
     RunFact,
     RunState,
     SessionStep,
+    TakenBack,
+    Withdrew,
     Witnessed,
 )
 
@@ -31,13 +33,8 @@ from coordinator.run_state import (
 def apply(state: RunState, fact: RunFact) -> RunState:
     """Return the state after a fact."""
     match fact:
-        case Decided():
-            others = (entry for entry in state.decisions if entry[0] != fact.node)
-            return replace(
-                state,
-                decisions=(*others, (fact.node, fact.decision)),
-                decided=(*state.decided, fact.node),
-            )
+        case Decided() | TakenBack() | Withdrew():
+            return _apply_word(state, fact)
         case SessionStep():
             return _apply_session(state, fact)
         case RoundStep():
@@ -57,6 +54,17 @@ def apply(state: RunState, fact: RunFact) -> RunState:
             return replace(state, phase=fact.phase, reason=fact.reason, ended_unix=fact.unix)
         case _:
             assert_never(fact)
+
+
+def _apply_word(state: RunState, fact: Decided | TakenBack | Withdrew) -> RunState:
+    """What a hospital said to the study; the later word stands."""
+    if isinstance(fact, Withdrew):
+        earlier = (entry for entry in state.withdrawn if entry.node != fact.node)
+        return replace(state, withdrawn=(*earlier, fact))
+    decisions = tuple(entry for entry in state.decisions if entry[0] != fact.node)
+    if isinstance(fact, Decided):
+        decisions = (*decisions, (fact.node, fact.decision))
+    return replace(state, decisions=decisions, decided=(*state.decided, fact.node))
 
 
 def _apply_session(state: RunState, fact: SessionStep) -> RunState:

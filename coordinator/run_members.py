@@ -12,7 +12,7 @@ from typing import Final, assert_never
 from common.errors import Refusal
 from common.events import Event
 from common.ids import NodeId, site_name
-from common.messages import BeginEpoch, RunEnded, StudyDecision, StudyOffer
+from common.messages import BeginEpoch, RunEnded, StudyDecision, StudyOffer, Verdict
 from common.secagg import coordinator as rounds
 from common.secagg import coordinator_session as sessions
 from common.secagg.coordinator_session import SessionState, SetupPhase
@@ -32,6 +32,9 @@ from coordinator.run_state import (
     Send,
     SendRelease,
     SessionStep,
+    TakenBack,
+    Waiting,
+    Withdrew,
 )
 from coordinator.run_step import (
     ENROLMENT,
@@ -45,6 +48,7 @@ from coordinator.run_step import (
     names,
     round_is_open,
     session_context,
+    too_few,
 )
 from coordinator.run_words import tell_pause
 
@@ -94,7 +98,12 @@ def _tell_again(step: Step, node: NodeId) -> None:
     """Repeat to a hospital whose stream is new whatever it may still need."""
     state = step.state
     session = state.session
-    if session is None or node not in state.accepted:
+    if session is None:
+        return
+    if node not in state.accepted:
+        # Who withdrew after its upload still owes the open round its signature and seeds.
+        if round_is_open(state):
+            to_round(step, rounds.MemberBack(node))
         return
     if session.phase is SetupPhase.ADVERTS and node in session.invited:
         if node not in session.members:
@@ -125,8 +134,8 @@ def enrol(step: Step) -> None:
     """Begin once every hospital has decided, or enough have and the others were waited for."""
     state = step.state
     need = fewest(state)
-    if len(state.accepted | state.undecided) < need:
-        end(step, RunPhase.FAILED, _enrolment_failure(state, need))
+    if (why := too_few(state)) is not None:
+        end(step, RunPhase.FAILED, why)
     elif len(state.accepted & state.connected) < need:
         return
     elif not state.undecided:
@@ -134,15 +143,6 @@ def enrol(step: Step) -> None:
         ask_epoch(step)
     elif ENROLMENT not in state.timers:
         step.timer(ENROLMENT, step.ctx.timing.enrolment_grace)
-
-
-def _enrolment_failure(state: RunState, need: int) -> str:
-    said = [
-        f"{site_name(node)}: {'; '.join(map(str, decision.objections))}"
-        for node, decision in state.decisions
-        if not decision.accepted
-    ]
-    return f"ENROLMENT: {need} hospitals are needed; refused by {' | '.join(said)}"
 
 
 def take_decision(step: Step, node: NodeId, step_: StudyDecision) -> None:
@@ -154,16 +154,66 @@ def take_decision(step: Step, node: NodeId, step_: StudyDecision) -> None:
     state = step.state
     if step_.config_hash != state.config_hash or node not in state.roster:
         raise Refusal("CONFIG_HASH", "the decision is on another study than this run's")
-    decision = Decision(step_.accepted, step_.objections)
-    if dict(state.decisions).get(node) == decision:
+    if step_.verdict is Verdict.WAITING:
+        _take_waiting(step, node, Waiting(step_.waiting_for, step_.objections))
         return
+    decision = Decision(step_.verdict is Verdict.ACCEPTED, step_.objections)
+    known = dict(state.decisions).get(node)
+    if known == decision:
+        return
+    _check_count(state, node)
+    step.record(Decided(node, decision))
+    step.state = replace(step.state, waiting=_others(state, node))
+    if known is not None and known.accepted and not state.phase.final:
+        step.record(Withdrew(node, state.position, step.ctx.unix_s))
+    _tell_decision(step, node, decision, before=known)
+    _go_on(step)
+
+
+def _check_count(state: RunState, node: NodeId) -> None:
     if state.decided.count(node) >= MOST_DECISIONS:
         raise Refusal("OUT_OF_TURN", "the hospital has changed its mind too often")
-    step.record(Decided(node, decision))
-    event = Event.STUDY_ACCEPTED if decision.accepted else Event.STUDY_REFUSED
-    reasons = tuple(map(str, decision.objections))
-    step.tell(event, site=site_name(node), reasons=reasons or None, warning=not decision.accepted)
+
+
+def _others(state: RunState, node: NodeId) -> tuple[tuple[NodeId, Waiting], ...]:
+    return tuple(entry for entry in state.waiting if entry[0] != node)
+
+
+def _take_waiting(step: Step, node: NodeId, waiting: Waiting) -> None:
+    """A hospital's people have to answer: it is undecided, however often it says for whom.
+
+    Only taking back a decision is a fact; whom it waits for, it says again when it connects.
+    """
+    state = step.state
+    if state.phase.final or dict(state.waiting).get(node) == waiting:
+        return
+    if node in dict(state.decisions):
+        _check_count(state, node)
+        step.record(TakenBack(node))
+    step.state = replace(step.state, waiting=(*_others(state, node), (node, waiting)))
+    step.tell(
+        Event.STUDY_WAITING,
+        site=site_name(node),
+        people=waiting.people,
+        detail="; ".join(map(str, waiting.objections)) or None,
+    )
     _go_on(step)
+
+
+def _tell_decision(
+    step: Step, node: NodeId, decision: Decision, *, before: Decision | None
+) -> None:
+    site, reasons = site_name(node), tuple(map(str, decision.objections))
+    if decision.accepted:
+        step.tell(Event.STUDY_ACCEPTED, site=site)
+    elif before is not None and before.accepted:
+        detail = "; ".join(reasons)
+        number = step.state.position + 1
+        step.tell(Event.STUDY_WITHDRAWN, site=site, round=number, detail=detail, warning=True)
+    elif any(found.code == "APPROVAL_DENIED" for found in decision.objections):
+        step.tell(Event.STUDY_DENIED, site=site, detail="; ".join(reasons), warning=True)
+    else:
+        step.tell(Event.STUDY_REFUSED, site=site, reasons=reasons or None, warning=True)
 
 
 def open_epoch(step: Step, event: EpochReserved) -> None:
@@ -174,6 +224,9 @@ def open_epoch(step: Step, event: EpochReserved) -> None:
         return
     invited = (state.accepted & state.connected) - state.sitting_out
     need = fewest(state)
+    if (why := too_few(state)) is not None:
+        end(step, RunPhase.FAILED, why)
+        return
     if len(invited) < need:
         step.timer(RETRY, step.ctx.timing.setup)
         step.state = replace(step.state, phase=RunPhase.SETTING_UP, paused=True)

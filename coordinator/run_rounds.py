@@ -58,6 +58,7 @@ from coordinator.run_step import (
     names,
     round_is_open,
     session_context,
+    too_few,
 )
 from coordinator.run_words import tell_end, tell_fact, tell_gone, tell_summed
 
@@ -73,6 +74,8 @@ def gather(step: Step) -> None:
     if kind is None:
         step.state = replace(state, phase=RunPhase.RELEASING)
         step.do(MakeRelease())
+    elif (why := too_few(state)) is not None and not round_is_open(state):
+        end(step, RunPhase.FAILED, why)
     elif session.phase is not SetupPhase.READY or round_is_open(state):
         return
     elif kind is not RoundKind.STATISTICS and state.model is None:
@@ -123,13 +126,15 @@ def _open_when_ready(step: Step) -> None:
     if state.round is None or state.epoch_asked:
         return
     ready = {node for node, _ in state.round.ready} & state.connected
-    expected = set(live(state).confirmed)
+    expected = set(live(state).confirmed) & state.accepted  # some may have withdrawn since
     if len(expected - state.sitting_out) >= fewest(state):
         expected -= state.sitting_out
     ready &= expected
+    if len(ready) < fewest(state):
+        return
     if ready == expected:
         _open_round(step, ready)
-    elif len(ready) >= fewest(state) and gather_timer(state) not in state.timers:
+    elif gather_timer(state) not in state.timers:
         step.timer(gather_timer(state), step.ctx.timing.gather)
 
 
@@ -321,7 +326,9 @@ def gathered(step: Step) -> None:
     if state.round is None or state.round.phase is not RoundPhase.COLLECTING or state.epoch_asked:
         return
     ready = {node for node, _ in state.round.ready} & state.connected
-    away = set(live(state).confirmed) - ready
+    expected = set(live(state).confirmed) & state.accepted
+    ready &= expected
+    away = expected - ready
     if len(ready) >= fewest(state):
         tell_gone(step, away, "the round opens without them")
         _open_round(step, ready)

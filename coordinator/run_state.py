@@ -73,6 +73,14 @@ class Decision:
     objections: tuple[Objection, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Whose approval a hospital waits for, by their names in its policy, and why."""
+
+    people: tuple[str, ...]
+    objections: tuple[Objection, ...]
+
+
 # --- facts ----------------------------------------------------------------------------------
 
 
@@ -82,6 +90,25 @@ class Decided:
 
     node: NodeId
     decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """A hospital that had decided waits for its people again: its approval ran out, say."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrew:
+    """A hospital that had accepted refuses from now on; it goes on the model's card.
+
+    `after_round`: the last round that had closed by then, 0 for none; `unix`: when.
+    """
+
+    node: NodeId
+    after_round: int
+    unix: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +178,8 @@ class Ended:
 
 RunFact: TypeAlias = (
     Decided
+    | TakenBack
+    | Withdrew
     | SessionStep
     | RoundStep
     | ModelMade
@@ -206,6 +235,8 @@ class RunState:
     decisions: tuple[tuple[NodeId, Decision], ...] = ()
     decided: tuple[NodeId, ...] = ()
     """Who said so, once for each change of mind."""
+    withdrawn: tuple[Withdrew, ...] = ()
+    """The latest withdrawal of each hospital that ever withdrew, also if it came back."""
     session: SessionState | None = None
     next_r: RoundNo = FIRST_ROUND
     edges: EdgeRecord = NO_DISPUTES
@@ -224,6 +255,8 @@ class RunState:
     reason: str = ""
     ended_unix: float | None = None
 
+    waiting: tuple[tuple[NodeId, Waiting], ...] = field(default=(), compare=False)
+    """Hospitals whose people have yet to answer; each says so again when it connects."""
     connected: frozenset[NodeId] = field(default=frozenset(), compare=False)
     timers: Mapping[str, Span] = field(default_factory=dict, compare=False)
     """The timers that run, by name."""
@@ -256,7 +289,7 @@ class RunState:
 
     @property
     def undecided(self) -> frozenset[NodeId]:
-        """Hospitals that have not said anything yet."""
+        """Hospitals that have not said yes or no; some of them wait for their people."""
         return frozenset(self.roster) - self.accepted - self.refused
 
 

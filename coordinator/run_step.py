@@ -121,6 +121,19 @@ def fewest(state: RunState) -> int:
     return roster + 1
 
 
+def too_few(state: RunState) -> str | None:
+    """Return why the run cannot go on, if too many hospitals have refused."""
+    need = fewest(state)
+    if len(state.accepted | state.undecided) >= need:
+        return None
+    said = [
+        f"{site_name(node)}: {'; '.join(map(str, decision.objections))}"
+        for node, decision in state.decisions
+        if not decision.accepted
+    ]
+    return f"ENROLMENT: {need} hospitals are needed; refused by {' | '.join(said)}"
+
+
 def live(state: RunState) -> SessionState:
     """Return the run's epoch.
 

@@ -24,6 +24,7 @@ from common.secagg.coordinator_facts import (
 )
 from common.secagg.header import Header
 from common.secagg.ring import word_bytes
+from common.views import APPROVAL
 from coordinator.run_state import At, RoundRecord, Shown, Tell
 from coordinator.run_step import WAITING, Step, fewest, names
 from coordinator.waits import Wait, stage_of, wait_of
@@ -164,6 +165,16 @@ def tell_pause(step: Step) -> None:
         tell_wait(step, wait)
 
 
+def _people(step: Step, wait: Wait) -> dict[str, Shown]:
+    """Return the approvers that a wait is for, each with the hospital; nothing for other waits."""
+    if wait.what != APPROVAL:
+        return {}
+    waiting = ((node, one) for node, one in step.state.waiting if node in wait.nodes)
+    return {
+        "people": tuple(f"{site_name(at)}/{name}" for at, one in waiting for name in one.people)
+    }
+
+
 def tell_wait(step: Step, wait: Wait) -> None:
     """Tell of a wait: of the open round, of a paused run, or of the run between rounds."""
     state, now = step.state, step.ctx.now
@@ -174,6 +185,7 @@ def tell_wait(step: Step, wait: Wait) -> None:
         "until": until,
         "seconds": now - wait.since,
         "then": wait.then,
+        **_people(step, wait),
     }
     if state.paused:
         here = names((state.accepted & state.connected) - state.sitting_out)

@@ -83,6 +83,9 @@ class _Behind:
 ROUND_RECORD_BYTES: Final = 700
 """More than a round takes in a manifest, but for its hospitals' names."""
 
+SITE_RECORD_BYTES: Final = 320
+"""More than a hospital's rounds and withdrawal take in it."""
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -501,7 +504,8 @@ class CoordinatorService:
     def _check_manifest_fits(self, study: Study) -> None:
         """Refuse a run whose record of rounds would outgrow what a hospital reads."""
         names = sum(len(site_name(node)) + 6 for node in self._roster)
-        most = (MAX_MANIFEST_BYTES - (64 << 10)) // (ROUND_RECORD_BYTES + names)
+        room = MAX_MANIFEST_BYTES - (64 << 10) - SITE_RECORD_BYTES * len(self._roster)
+        most = room // (ROUND_RECORD_BYTES + names)
         if len(round_kinds(study)) > most:
             raise ConfigError(
                 "BAD_VALUE",

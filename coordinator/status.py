@@ -75,6 +75,7 @@ def _run_data(run: RunView) -> dict[str, Any]:
                 "state": site.state,
                 "waiting_for": site.waiting_for,
                 "objection": site.objection,
+                "people": list(site.people),
             }
             for site in run.sites
         ],

@@ -6,8 +6,9 @@ from common.ids import NodeId, SiteName, site_name
 from common.layouts import round_kinds
 from common.secagg.coordinator_session import SetupPhase
 from common.secagg.coordinator_state import RoundPhase, RoundState
-from common.views import RoundView, RunPhase, RunView, SiteView, WaitView
-from coordinator.run_state import RoundRecord, RunState
+from common.text import listed
+from common.views import APPROVAL, RoundView, RunPhase, RunView, SiteView, WaitView
+from coordinator.run_state import RoundRecord, RunState, Waiting
 from coordinator.run_step import current_kind, round_is_open
 from coordinator.waits import wait_of
 
@@ -79,24 +80,28 @@ def site_view(state: RunState, node: NodeId) -> SiteView:
     said = dict(state.decisions).get(node)
     objection = "; ".join(map(str, said.objections)) if said is not None else ""
     trouble = dict(state.trouble).get(node, "")
+    held = dict(state.waiting).get(node)
     doing, waiting = _doing(state, node)
     return SiteView(
         site=site_name(node),
         connected=node in state.connected,
         state=doing,
         waiting_for=waiting,
-        objection=objection or trouble,
+        objection=objection or ("" if held is not None else trouble),
+        people=() if held is None or state.phase.final else held.people,
     )
 
 
 def _doing(state: RunState, node: NodeId) -> tuple[str, str]:
     """Return (state, what it waits for) in words."""
     if node in state.refused:
-        return "refused", "" if state.phase.final else "nobody: its policy decided"
+        withdrew = node in {entry.node for entry in state.withdrawn}
+        word, who = ("withdrawn", "people") if withdrew else ("refused", "policy")
+        return word, "" if state.phase.final else f"nobody: its {who} decided"
     if state.phase.final:
         return state.phase.value, ""
     if node in state.undecided:
-        return "offered", f"{site_name(node)}'s decision"
+        return _undecided(state, node)
     if node not in state.connected:
         return "away", "its connection"
     if state.phase is RunPhase.RELEASING:
@@ -112,6 +117,19 @@ def _doing(state: RunState, node: NodeId) -> tuple[str, str]:
     if node not in session.confirmed:
         return "joining", "the next epoch"
     return _in_round(state.round, node)
+
+
+def _undecided(state: RunState, node: NodeId) -> tuple[str, str]:
+    waiting = dict(state.waiting).get(node)
+    if waiting is None:
+        return "offered", f"{site_name(node)}'s decision"
+    return "waiting", _approval(waiting)
+
+
+def _approval(waiting: Waiting) -> str:
+    """Say whose approval is missing; and why, where it is not simply the first time."""
+    why = [found.code for found in waiting.objections if found.code != "APPROVAL_MISSING"]
+    return f"{APPROVAL} by {listed(waiting.people)}" + (f" ({', '.join(why)})" if why else "")
 
 
 def _in_round(current: RoundState | None, node: NodeId) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from common.ids import NodeId
 from common.secagg.coordinator_session import SessionState, SetupPhase
 from common.secagg.coordinator_state import RoundPhase, RoundState
 from common.secagg.header import Header
-from common.views import RunPhase
+from common.views import APPROVAL, RunPhase
 from coordinator.run_state import RunState, Span
 from coordinator.run_step import ENROLMENT, RELEASE, RETRY, ROUND, SESSION, fewest, gather_timer
 
@@ -63,11 +63,11 @@ def wait_of(state: RunState) -> Wait | None:
     elif state.phase is RunPhase.RELEASING:
         found = _release(state)
     elif state.paused or session is None:
-        found = _pause(state)
+        found = _consents(state) or _pause(state)
     elif session.phase is not SetupPhase.READY:
         found = _keys(state, session)
     elif current is None or current.header is None:
-        found = _readiness(state, session)
+        found = _consents(state) or _readiness(state, session)
     else:
         found = _in_round(state, current, current.header)
     return found if found is not None and found.nodes else None
@@ -84,11 +84,27 @@ def _enrolment(state: RunState) -> Wait:
     need = fewest(state)
     here = state.accepted & state.connected
     if len(here) >= need:
-        span = state.timers.get(ENROLMENT)
-        return _made(state, state.undecided, "decision", span, "the run begins without them")
+        span, owed = state.timers.get(ENROLMENT), _owed(state, state.undecided)
+        return _made(state, state.undecided, owed, span, "the run begins without them")
     missing = frozenset(state.roster) - state.refused - here
-    what = "decision" if missing & state.connected else "connection"
-    return _made(state, missing, what, None, f"the run begins once {need} hospitals have accepted")
+    then = f"the run begins once {need} hospitals have accepted"
+    return _made(state, missing, _owed(state, missing), None, then)
+
+
+def _owed(state: RunState, missing: frozenset[NodeId]) -> str:
+    """Say what hospitals owe that have not accepted: their people's word, theirs, or a stream."""
+    if missing <= {node for node, _ in state.waiting}:
+        return APPROVAL
+    return "decision" if missing & state.connected else "connection"
+
+
+def _consents(state: RunState) -> Wait | None:
+    """Return the wait of a run that had begun, and of which too few hospitals still consent."""
+    need = fewest(state)
+    if len(state.accepted) >= need:
+        return None
+    then = f"the run goes on once {need} hospitals have accepted"
+    return _made(state, state.undecided, _owed(state, state.undecided), None, then)
 
 
 def _pause(state: RunState) -> Wait:
@@ -114,7 +130,7 @@ def _keys(state: RunState, session: SessionState) -> Wait:
 
 def _readiness(state: RunState, session: SessionState) -> Wait:
     need = fewest(state)
-    expected = frozenset(session.confirmed)
+    expected = frozenset(session.confirmed) & state.accepted
     if len(expected - state.sitting_out) >= need:
         expected -= state.sitting_out
     ready = frozenset(node for node, _ in state.round.ready) if state.round is not None else set()

@@ -50,7 +50,7 @@ EXIT_CODES: Final = {
     ExitCode.DEADLINE: "a deadline passed, or too few hospitals",
     ExitCode.BAD_INPUT: "wrong arguments or files",
     ExitCode.INTERNAL: "our bug",
-    ExitCode.WAITING: "waiting for a person (later versions)",
+    ExitCode.WAITING: "waiting for a person",
 }
 
 WHO: Final = {

@@ -31,6 +31,8 @@ from common.policy import Policy, load_policy
 from common.secagg.node_state import NodeRules
 from common.site import Site, read_site
 from common.state_folder import Owner
+from hospital_node.approval.gate import gate_of
+from hospital_node.approval.records import ApprovalFolder
 from hospital_node.config import NodeConfig
 from hospital_node.data.headings import check_tables
 from hospital_node.driver import Node, NodeParts
@@ -70,7 +72,6 @@ def load_setup(config: NodeConfig, clock: Clock) -> NodeSetup:
         ConfigError: a file is missing or wrong, or two files contradict each other.
         DataError: a table is empty, or lacks a column that the manifest names.
         IdentityError: the certificate is not this hospital's, or not of the pinned CA.
-        PolicyRefusal: POLICY_UNSUPPORTED.
     """
     policy = load_policy(config.path(config.policy))
     identity = load_identity(
@@ -164,12 +165,16 @@ def build_node(
     anchor = None if config.ledger_anchor is None else config.path(config.ledger_anchor)
     limits = Limits.of(setup.policy)
     books = Books(store, identity.node_id, limits, entropy, lambda: int(clock.unix()), anchor)
+    approvals = ApprovalFolder(
+        store.root, policy.site, policy.federation.id, policy.require.approval
+    )
     parts = NodeParts(
         federation=policy.federation.id,
         signer=identity,
         trust=ChainTrust(identity.ca_der, members(policy), policy.federation.id),
         rules=rules_of(policy),
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
+        gate=gate_of(approvals, policy.require.approval, clock, log),
         store=store,
         desk=desk(setup.policy, setup.site, log, books),
         witnessed=books.witnessed,

@@ -9,9 +9,11 @@ import typer
 
 from common.commands import JsonFlag, Outcome, command, group
 from hospital_node import budget_cli
+from hospital_node.approval import cli as approval_cli
 
 app = group("Serve one hospital; show its state.")
 app.add_typer(budget_cli.app, name="budget")
+app.add_typer(approval_cli.app, name="approvals")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", help="The node's file (fedcare.node/v1).", show_default=True)

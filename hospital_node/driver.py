@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from common.clock import Clock, SystemClock
 from common.entropy import Entropy, OsEntropy
-from common.errors import FedError, InternalError, StateError
+from common.errors import FedError, InternalError, PolicyRefusal, StateError
 from common.events import Event
 from common.ids import NodeId, site_name
 from common.logs import EventLog
@@ -30,6 +30,7 @@ from common.messages import (
     Hello,
     ReleaseNotice,
     RunEnded,
+    StudyDecision,
     StudyOffer,
     Welcome,
 )
@@ -37,6 +38,7 @@ from common.secagg import node as machine
 from common.secagg.messages import Refused, ResumeState
 from common.secagg.node_state import NodeContext, NodeRules, NodeState, Restarted, decode_state
 from common.secagg.session import Signer, Trust
+from hospital_node.approval.gate import Gate
 from hospital_node.backoff import Backoff, os_jitter
 from hospital_node.jobs import Surroundings
 from hospital_node.link import Connect, CoordinatorOut
@@ -47,7 +49,7 @@ from hospital_node.round import Handle, opened
 from hospital_node.session import Connection, Ears, LinkSlot, Sleep
 from hospital_node.shelf import ModelShelf
 from hospital_node.store import DecisionRecord, NodeStore
-from hospital_node.task import RunOver, Task
+from hospital_node.task import ConsentLost, RunOver, Task
 from hospital_node.transfer import Road
 from hospital_node.work import Desk
 from hospital_node.worker import Worker
@@ -68,6 +70,8 @@ class NodeParts:
     trust: Trust
     rules: NodeRules
     release_trust: ReleaseTrust
+    gate: Gate
+    """Whether the people of the policy agree."""
     store: NodeStore
     desk: Desk
     witnessed: Callable[[Mapping[str, int]], None]
@@ -105,8 +109,15 @@ class Node:
         self._status_at = float("-inf")
         self._writes = True
         self._dials = 0
+        self._answers = 0
+        """Answers to offers that were given anew, because people changed their minds."""
         self._offers = OfferBook(
-            parts.store, parts.desk, parts.release_trust.verify_owner, parts.clock, parts.log
+            parts.store,
+            parts.desk,
+            parts.release_trust.verify_owner,
+            parts.gate,
+            parts.clock,
+            parts.log,
         )
         road = Road(self._slot, parts.sleep, self._new_backoff)
         self._around = Surroundings(
@@ -122,6 +133,7 @@ class Node:
             handle=parts.handle,
             worker=self._worker,
             ended=self._offers.ended,
+            objection=self._objection,
             trouble=self._on_trouble,
         )
         self._releases = ReleaseKeeper(
@@ -210,7 +222,7 @@ class Node:
             task.tick()
         store.keep_spools(frozenset(open_rounds))
         for run in decided.values():
-            if run.accepted and not run.ended:
+            if not run.ended and self._offers.agreed(run):
                 self._accepted(run)
 
     async def _end(self) -> None:
@@ -308,7 +320,33 @@ class Node:
     def _tick(self) -> None:
         for task in self._tasks.values():
             task.tick()
+        self._review()
         self._write_status()
+
+    def _objection(self, run: DecisionRecord) -> PolicyRefusal | None:
+        """See `Surroundings`; what a task comes upon first, the coordinator is told at once."""
+        found = self._offers.objection(run)
+        if found is not None:
+            asyncio.get_running_loop().call_soon(self._review)
+        return found
+
+    def _review(self) -> None:
+        """See whether people changed their minds: say so, and take work up or drop it."""
+        for record, decision in self._offers.changed():
+            name = self._offers.task_of(record)
+            if decision.accepted:
+                self._accepted(record)
+                self._tasks[name].put(Restarted())
+            elif name in self._tasks and self._tasks[name].run.run_id == record.run_id:
+                found = decision.objections[0]
+                self._tasks[name].put(ConsentLost(PolicyRefusal(found.code, found.detail)))
+            self._answers += 1
+            key = f"answer {self._answers}"
+            self._errands[key] = asyncio.create_task(self._logged(self._tell(name, decision)))
+
+    async def _tell(self, name: str, decision: StudyDecision) -> None:
+        self._write_status(final=True)
+        await self._slot.send(name, decision)
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -378,7 +416,7 @@ class Node:
 
     async def _consider(self, name: str, offer: StudyOffer) -> None:
         decision, record = await self._offers.consider(offer)
-        if record is not None and record.accepted and not record.ended:
+        if record is not None and decision.accepted and not record.ended:
             self._accepted(record)
         self._write_status(final=True)
         await self._slot.send(name, decision)

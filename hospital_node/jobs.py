@@ -21,6 +21,7 @@ from common.errors import (
     FedError,
     IdentityError,
     InternalError,
+    PolicyRefusal,
     Refusal,
     StateError,
 )
@@ -72,6 +73,8 @@ class Surroundings:
     """Training jobs of all tasks take turns."""
     ended: Callable[[DecisionRecord], None]
     """Told when a run ended here."""
+    objection: Callable[[DecisionRecord], PolicyRefusal | None]
+    """Says what speaks against a run's next step: whether the people of the policy agree *now*."""
     trouble: Callable[[FedError], None]
     """Told when state could not be written: the connection is dropped, and dialled anew."""
 
@@ -145,6 +148,13 @@ class RoundJobs:
                 if kind == "input":
                     self._abandon()
         self._around.store.drop_spool(hd)
+
+    def stop_upload(self, hd: HeaderDigest) -> None:
+        """Send nothing more of a round's masked vector; the round itself stays open."""
+        known = self._jobs.get("upload")
+        if known is not None and known[0] == hd:
+            del self._jobs["upload"]
+            known[1].cancel()
 
     async def stop(self) -> None:
         """Stop everything."""

@@ -66,9 +66,22 @@ def describe(status: Mapping[str, Any], now_unix: float) -> str:
         for decision in status["decisions"]
         if not decision["accepted"]
     )
+    for decision in status["decisions"]:
+        lines += _people(decision)
     if not status["tasks"]:
         lines.append("  no accepted study; waiting for offers")
     return "\n".join(lines)
+
+
+def _people(decision: Mapping[str, Any]) -> list[str]:
+    """Say where the people of the policy have yet to approve, or said no."""
+    approval = decision.get("approval")
+    if approval is None or approval["verdict"] == "accepted":
+        return []
+    if approval["verdict"] == "waiting":
+        names = ", ".join(approval["waiting_for"])
+        return [f"  run {decision['run']} waits for approval by {names}"]
+    return [f"  run {decision['run']} stopped: {'; '.join(approval['reasons'])}"]
 
 
 def _link(status: Mapping[str, Any]) -> str:

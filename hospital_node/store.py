@@ -8,6 +8,7 @@
     models/<hex>.safetensors the last models received, by `model_sha256`
     spool/<hd>.y             the masked vector of the open round
     ledger/                  privacy ledgers, their sealed heads, lists of patients
+    approvals/               what people said to studies, signed (`hospital_node.approval`)
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
     status.json              what `fedcare node status` shows; never read back
 
@@ -42,7 +43,16 @@ KEY_NAME: Final = "node.key"
 MODELS_KEPT: Final = 2
 """Models kept per task: the current one and the one before."""
 
-_PARTS: Final = ("sessions", "decisions", "models", "spool", "releases", "reports", "ledger")
+_PARTS: Final = (
+    "sessions",
+    "decisions",
+    "models",
+    "spool",
+    "releases",
+    "reports",
+    "ledger",
+    "approvals",
+)
 STATE_NAMES: Final = frozenset(
     {
         state_folder.MARKER, KEY_NAME, f"{KEY_NAME}{files.TEMPORARY}", "lock", "health.sock",
@@ -111,7 +121,8 @@ class NodeStore:
         try:
             for part in _PARTS:
                 files.make_directory(root / part)
-                if part != "models":  # a broken download goes on where it stopped
+                # A broken download goes on where it stopped; a command may be writing.
+                if part not in ("models", "approvals"):
                     files.sweep(root / part)
             files.sweep(root)
             store = cls(root, Vault(_key(root, key_file, entropy), entropy), lock)

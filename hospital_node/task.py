@@ -16,6 +16,11 @@ Durable steps of a round, each before what it protects:
   4. set signed          one set per round: before the commit leaves
   5. certificate         bound to the set: before the seeds leave
   6. result, next Ready  the round's secrets are gone (one write for both)
+
+Before a Ready, an epoch, a header, training and an upload the task asks whether the people
+whom the policy names still agree (section 10.8). Once they do not, nothing new begins: a
+round in training is left, an upload is broken off. A vector that had left before belongs
+to its round, which is finished: signing and seeds are then owed to the other hospitals.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from common.errors import (
     ConnectError,
     FedError,
     InternalError,
+    PolicyRefusal,
     Refusal,
 )
 from common.events import Event
@@ -54,6 +60,7 @@ from common.secagg.node import mask_plan
 from common.secagg.node_state import (
     BeginEpoch,
     HeaderReceived,
+    InputFailed,
     LocalTimeout,
     NodeCommand,
     NodeEvent,
@@ -99,7 +106,14 @@ class RunOver:
     reason: str
 
 
-Item: TypeAlias = NodeEvent | FromCoordinator | wire.BeginEpoch | RunOver
+@dataclass(frozen=True, slots=True)
+class ConsentLost:
+    """The people of the policy agree no more: drop what has not left yet."""
+
+    refusal: PolicyRefusal
+
+
+Item: TypeAlias = NodeEvent | FromCoordinator | wire.BeginEpoch | RunOver | ConsentLost
 
 
 class Task:
@@ -251,6 +265,10 @@ class Task:
                 self._heard_refusal(item)
             case RunOver():
                 await self._end_run(item)
+            case ConsentLost():
+                await self._stop_short(item.refusal)
+            case HeaderReceived() if (refusal := self._objection()) is not None:
+                await self._refuse(item, refusal)
             case RoundResult():
                 self._jobs.cancel(item.hd)
                 await self._step(item)
@@ -266,7 +284,7 @@ class Task:
         around = self._around
         try:
             new, commands = advance(
-                around.handle, self._state, event, around.context(), willing=not self.run.ended
+                around.handle, self._state, event, around.context(), willing=self._willing()
             )
         except Refusal as refusal:
             await self._refuse(event, refusal)
@@ -277,6 +295,13 @@ class Task:
         self._adopt(new)
         for command in commands:
             await self._do(command)
+
+    def _objection(self) -> PolicyRefusal | None:
+        return self._around.objection(self.run)
+
+    def _willing(self) -> bool:
+        """Whether this node takes further rounds of the run."""
+        return not self.run.ended and self._objection() is None
 
     def _adopt(self, new: NodeState) -> None:
         before, after = opened(self._state), opened(new)
@@ -291,6 +316,8 @@ class Task:
                 pass
             case Send():
                 await self._send(command.message)
+            case PrepareInput() | StartUpload() if (refusal := self._objection()) is not None:
+                await self._stop_short(refusal)
             case PrepareInput():
                 self._prepare(command)
             case StartUpload():
@@ -321,9 +348,30 @@ class Task:
                 meaning=f"{others[0]} and this hospital can each compute the other's update",
             )
 
+    async def _stop_short(self, refusal: PolicyRefusal) -> None:
+        """Let nothing more of the open round leave; what has left already is not taken back.
+
+        An upload that is broken off leaves the round open: if it arrived after all and the
+        set was fixed with it, the others' sum cannot do without this hospital's signature.
+        """
+        found = opened(self._state)
+        if found is None:
+            return
+        match found.phase:
+            case Phase.STARTED:
+                self._jobs.cancel(found.hd)
+                self._fail(Event.MEMBER_GONE, refusal)
+                await self._step(InputFailed(found.hd, refusal.name, refusal.detail))
+            case Phase.UPLOADING:
+                self._jobs.stop_upload(found.hd)
+                self._fail(Event.MEMBER_GONE, refusal)
+                await self._tell_refusal(found.hd, refusal.name, refusal.detail)
+            case Phase.UPLOADED | Phase.COMMITTED | Phase.RELEASED:
+                pass
+
     # --- refusals -----------------------------------------------------------------------
 
-    async def _refuse(self, event: NodeEvent, refusal: Refusal) -> None:
+    async def _refuse(self, event: NodeEvent, refusal: Refusal | PolicyRefusal) -> None:
         """Log a refusal, and tell the coordinator if it was its message."""
         kind = event.header.kind.value if isinstance(event, HeaderReceived) else None
         self._logger().failure(Event.PROTOCOL_REFUSED, refusal, kind=kind)
@@ -357,6 +405,11 @@ class Task:
             return
         if run.run_id != self.run.run_id:
             self._switch(run)
+        refusal = self._objection()
+        if refusal is not None:
+            self._fail(Event.PROTOCOL_REFUSED, refusal)
+            await self._tell_refusal(b"", refusal.name, refusal.detail)
+            return
         try:
             terms = (await self.open_work()).terms
         except FedError as failure:
@@ -407,6 +460,10 @@ class Task:
         shelf = self._around.shelf
         if open_digest(self._state) == hd:
             return  # its jobs are running; after a restart `Restarted` started them
+        refusal = self._objection()
+        if refusal is not None:  # nothing is fetched either
+            await self._refuse(HeaderReceived(header, header.model_sha256), refusal)
+            return
         if header.kind is RoundKind.STATISTICS:
             await self._step(HeaderReceived(header, EMPTY_MODEL))
         elif shelf.holds(header.model_sha256):
@@ -441,4 +498,4 @@ class Task:
         self._logger().failure(event, failure)
 
 
-__all__ = ["Item", "Restarted", "RunOver", "Task"]
+__all__ = ["ConsentLost", "Item", "Restarted", "RunOver", "Task"]

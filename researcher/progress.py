@@ -22,6 +22,8 @@ _BAR_WIDTH: Final = 40
 _GOOD: Final = frozenset({"CLOSED", "OPENED"})
 _STATE_STYLES: Final = {
     "refused": "red",
+    "withdrawn": "red",
+    "waiting": "yellow",
     "dropped": "red",
     "away": "red",
     "training": "yellow",
@@ -101,8 +103,12 @@ class LineDisplay:
 
     def _note(self, site: SiteView) -> None:
         """Say when a hospital comes, goes or objects; not each step of each round."""
-        if site.objection:
+        if site.state == "withdrawn":
+            words = f"withdrawn: {escape(site.objection)}"
+        elif site.objection:
             words = f"refused: {escape(site.objection)}"
+        elif site.people:
+            words = f"waits for {escape(site.waiting_for)}"
         else:
             words = "connected" if site.connected else "not connected"
         if self._sites.get(site.site) != words:

@@ -11,7 +11,8 @@
 4. the study is canonical and its hash the one that every hospital accepted;
 5. the model has the study's layout, finite values, and the protocol's `model_sha256`;
 6. the constants of preprocessing are those inside the model;
-7. the last training round of the chain made this model, and every round had enough sites.
+7. the last training round of the chain made this model, every round had enough sites, and
+   what the manifest says of each hospital's part is what the chain says.
 
 `pull` writes into a folder beside the wanted one, goes on where an earlier attempt broke
 off, verifies, and renames: `DIR` appears complete and verified, or not at all.
@@ -191,6 +192,30 @@ def _check_rounds(manifest: Manifest) -> None:
                 "MODEL_INVALID", f"round {entry.position} had fewer sites than the study allows"
             )
 
+    _check_participation(manifest)
+
+
+def _check_participation(manifest: Manifest) -> None:
+    """Hold each hospital's rounds and withdrawal against the chain of rounds.
+
+    A release of a version that did not write them down says nothing about them.
+    """
+    stated = manifest.participation
+    if not stated:
+        return
+    if tuple(entry.site for entry in stated) != manifest.sites:
+        raise StateError("MODEL_INVALID", "the manifest leaves a hospital's part out")
+    end = max(entry.position for entry in manifest.rounds)
+    for entry in stated:
+        part = [one.position for one in manifest.rounds if entry.site in one.survivors]
+        if (part[0], part[-1], len(part)) != (entry.first, entry.last, entry.rounds):
+            raise StateError(
+                "MODEL_INVALID", f"the rounds of {entry.site} are not those of the chain"
+            )
+        left = entry.withdrawn
+        if left is not None and (left.after_round > end or left.at > manifest.signed_at):
+            raise StateError("MODEL_INVALID", f"the withdrawal of {entry.site} is out of order")
+
 
 def read_weights(folder: Path, study: Study) -> Weights:
     """Return the whole flat model, constants first, of a folder whose model was checked.
@@ -327,6 +352,7 @@ def card_data(manifest: Manifest) -> dict[str, object]:
         "federation": manifest.federation,
         "study": manifest.study.model_dump(mode="json"),
         "sites": list(manifest.sites),
+        "participation": [entry.model_dump(mode="json") for entry in manifest.participation],
         "rounds": len(manifest.rounds),
         "model_sha256": manifest.model_sha256,
         "signed_at": manifest.signed_at,
@@ -339,12 +365,10 @@ def card_data(manifest: Manifest) -> dict[str, object]:
 
 def card_text(manifest: Manifest, study: Study) -> str:
     """Return a model card for people."""
-    from datetime import UTC, datetime
-
     from common.tables import table
     from common.text import escape
 
-    signed = datetime.fromtimestamp(manifest.signed_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    signed = _moment(manifest.signed_at)
     files = [(entry.name, str(entry.size), entry.sha256) for entry in manifest.files]
     figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))
     source = "from a noised sum" if "noise_sd" in manifest.metrics else "from masked sums"
@@ -360,6 +384,7 @@ def card_text(manifest: Manifest, study: Study) -> str:
         f"features   {features}",
         f"hospitals  {', '.join(manifest.sites)} ({escape(manifest.federation)})",
         f"rounds     {len(manifest.rounds)}, run {escape(manifest.run)}",
+        *_part_lines(manifest),
         f"signed     {signed}, software {escape(manifest.software)}",
         f"pooled     {escape(figures) or 'none'} ({source})",
         f"privacy    {how}; differential privacy: {_promise(privacy)}",
@@ -375,6 +400,26 @@ def _promise(privacy: PrivacyEntry) -> str:
     if privacy.epsilon is None or privacy.delta is None:
         return privacy.dp
     return f"{privacy.dp}, epsilon {privacy.epsilon:g} at delta {privacy.delta:g}"
+
+
+def _part_lines(manifest: Manifest) -> list[str]:
+    """Return a line for each hospital that was not in every round, or withdrew."""
+    lines = []
+    for entry in manifest.participation:
+        left = entry.withdrawn
+        if entry.rounds == len(manifest.rounds) and left is None:
+            continue
+        words = f"{entry.site} in {entry.rounds} of them, {entry.first} to {entry.last}"
+        if left is not None:
+            words += f"; WITHDRAWN after round {left.after_round} on {_moment(left.at)}"
+        lines.append(f"           {words}")
+    return lines
+
+
+def _moment(unix: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def read_card(folder: Path) -> tuple[Manifest, Study]:

@@ -18,6 +18,15 @@ app = group("Watch, show and cancel runs.")
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", show_default=False)]
 
 
+NoWaitFlag = Annotated[
+    bool,
+    typer.Option(
+        "--no-wait",
+        help="End with exit code 6 once only people's approval at hospitals is missing.",
+    ),
+]
+
+
 @app.command()
 @command
 def watch(
@@ -26,13 +35,14 @@ def watch(
     coordinator: CoordinatorOption,
     tls: TlsOption,
     proxy: ProxyOption = None,
+    no_wait: NoWaitFlag = False,
     as_json: JsonFlag = False,
 ) -> Outcome:
     """Follow a run until it ends; fails if the run does."""
     del as_json
     from researcher.client import require_finished
     from researcher.progress import display
-    from researcher.show import run_data, run_text
+    from researcher.show import run_data, run_text, waiting, waits_for_people
 
     with display(f"run {run}") as screen:
 
@@ -41,9 +51,13 @@ def watch(
             async for view in client.watch(run):
                 screen.show(view)
                 last = view
+                if no_wait and waits_for_people(view):
+                    break
             return _ended(last)
 
         view = Connection(coordinator, tls, proxy).ask(follow)
+    if not view.state.final:
+        return waiting(view)
     require_finished(view)
     return Outcome(run_data(view), run_text(view))
 

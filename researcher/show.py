@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.commands import Outcome
+from common.errors import ExitCode
 from common.tables import table
 from common.text import escape
 from common.views import RoundView, RunPhase, RunView, SiteView, StudyView
@@ -32,6 +34,7 @@ def site_data(view: SiteView) -> dict[str, object]:
         "state": view.state,
         "waiting_for": view.waiting_for,
         "objection": view.objection,
+        "people": list(view.people),
     }
 
 
@@ -63,9 +66,31 @@ def run_data(view: RunView) -> dict[str, object]:
         "metrics": {"pooled": dict(view.pooled)},
         "model_sha256": view.model_sha256,
         "reason": view.reason,
+        "waiting_for_people": waits_for_people(view),
         "seconds": round(view.seconds, 3),
         "seconds_to_first_round": round(view.seconds_to_first_round, 3),
     }
+
+
+def waits_for_people(view: RunView) -> bool:
+    """Whether nothing can go on before people at hospitals have approved the study."""
+    return view.wait is not None and view.wait.for_people
+
+
+def people_text(view: RunView) -> str:
+    """Name, hospital by hospital, the people whose approval a run waits for."""
+    parts = [
+        f"{escape(', '.join(site.people))} at {escape(site.site)}"
+        for site in view.sites
+        if site.people
+    ]
+    return "; ".join(parts)
+
+
+def waiting(view: RunView) -> Outcome:
+    """Return how a command ends that was told not to wait for people: with exit code 6."""
+    text = f"run {escape(view.run_id)} waits for approval by {people_text(view)}"
+    return Outcome(run_data(view), text, ExitCode.WAITING)
 
 
 def studies_text(views: Sequence[StudyView]) -> str:

@@ -17,6 +17,7 @@ from researcher.connection import (
     SeedOption,
     TlsOption,
 )
+from researcher.run_cli import NoWaitFlag
 
 app = group("Check, plan, submit and list studies.")
 
@@ -117,7 +118,7 @@ def submit(
 
 @app.command()
 @command
-def run(
+def run(  # noqa: PLR0913 - a command's options
     study: Annotated[
         str,
         typer.Argument(
@@ -139,22 +140,26 @@ def run(
             help="How long to wait for a coordinator that does not answer, such as 5m.",
         ),
     ] = "5m",  # type: ignore[assignment] # the parser's input
+    no_wait: NoWaitFlag = False,
     as_json: JsonFlag = False,
 ) -> Outcome:
     """Run a study to its end and fetch the verified model; goes on where it was."""
     del as_json
     from common.clock import SystemClock
     from researcher.progress import display
+    from researcher.show import waiting
     from researcher.studies import named, with_seed
-    from researcher.study_run import Errand, Patience, ran_data, ran_text
+    from researcher.study_run import Errand, OnlyPeople, Patience, ran_data, ran_text
 
     wanted = with_seed(named(study), seed)
     connection = Connection(coordinator, tls, proxy)
     connection.require_owner(wanted.owner.organisation)
-    errand = Errand(wanted, out, tls / "ca.crt")
+    errand = Errand(wanted, out, tls / "ca.crt", for_people=not no_wait)
     with display(f"study {wanted.id}") as screen:
         patience = Patience(wait, SystemClock(), screen)
         ran = connection.ask(lambda client: errand.run(client, patience))
+    if isinstance(ran, OnlyPeople):
+        return waiting(ran.view)
     return Outcome(ran_data(ran), ran_text(ran))
 
 

@@ -14,6 +14,9 @@ meant follows from the study's hash alone:
 A submission's id is made from the hash and the number of runs it has had, so two calls at
 the same time begin one run: the coordinator gives the same id the same run.
 
+A run that waits for people's approval at hospitals is waited for as well, or left (it goes on
+without us; the same command later finds it) if `for_people` is False.
+
 A coordinator that does not answer is waited for: `wait_s` bounds how long without any
 contact. A refusal, a wrong certificate and a failed run end it at once.
 """
@@ -42,7 +45,7 @@ from common.wire_operations import Submitted
 from researcher.client import require_finished
 from researcher.progress import Display
 from researcher.release import Source, VerifiedModel, pull, verify
-from researcher.show import run_data
+from researcher.show import run_data, waits_for_people
 
 T = TypeVar("T")
 
@@ -90,6 +93,13 @@ class Ran:
     view: RunView
     model: VerifiedModel
     pulled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyPeople:
+    """A run that goes on once people at hospitals have approved the study."""
+
+    view: RunView
 
 
 @dataclass(slots=True)
@@ -143,8 +153,10 @@ class Errand:
     study: Study
     out: Path
     ca: Path
+    for_people: bool = True
+    """Whether a run that only waits for people is waited for."""
 
-    async def run(self, desk: Desk, patience: Patience) -> Ran:
+    async def run(self, desk: Desk, patience: Patience) -> Ran | OnlyPeople:
         """Do all of it; see the module.
 
         Raises:
@@ -157,7 +169,9 @@ class Errand:
         if begin is Begin.FINISHED:
             view = await patience.ask(lambda: desk.run(run_id))
         else:
-            view = await _watched(desk, run_id, patience)
+            view = await self._watched(desk, run_id, patience)
+            if not view.state.final:
+                return OnlyPeople(view)
         require_finished(view)
         async with _alone(self.out):
             model, pulled = await self._model(desk, run_id, patience)
@@ -173,6 +187,19 @@ class Errand:
             return await asyncio.to_thread(self._verify, folder), False
         patience.screen.step("fetching the model and verifying it")
         return await patience.ask(lambda: pull(desk, run_id, folder, self.ca)), True
+
+    async def _watched(self, desk: Desk, run_id: str, patience: Patience) -> RunView:
+        """Show a run until it ends, however often the coordinator goes away in between."""
+        while True:
+            try:
+                async for view in desk.watch(run_id):
+                    patience.contact()
+                    patience.screen.show(view)
+                    if view.state.final or (not self.for_people and waits_for_people(view)):
+                        return view
+                raise InternalError("a run was watched and its end was not seen")
+            except FedError as error:
+                await patience.missed(error)
 
     async def _begin(self, desk: Desk, patience: Patience) -> tuple[Begin, RunId]:
         past = await patience.ask(lambda: self._runs(desk))
@@ -240,20 +267,6 @@ def _choose(past: Sequence[RunView]) -> RunView | None:
     finished = [view for view in past if view.state is RunPhase.FINISHED]
     open_runs = [view for view in past if not view.state.final]
     return next(iter([*reversed(finished), *reversed(open_runs)]), None)
-
-
-async def _watched(desk: Desk, run_id: str, patience: Patience) -> RunView:
-    """Show a run until it ends, however often the coordinator goes away in between."""
-    while True:
-        try:
-            async for view in desk.watch(run_id):
-                patience.contact()
-                patience.screen.show(view)
-                if view.state.final:
-                    return view
-            raise InternalError("a run was watched and its end was not seen")
-        except FedError as error:
-            await patience.missed(error)
 
 
 @asynccontextmanager

@@ -90,6 +90,8 @@ from common.wire import (
     encode_piece,
     encode_upload,
 )
+from hospital_node.approval.gate import gate_of
+from hospital_node.approval.records import ApprovalFolder
 from hospital_node.driver import Node, NodeParts
 from hospital_node.learning import HospitalDesk, StudyWork
 from hospital_node.private.books import Books
@@ -502,6 +504,8 @@ class World:
         self.lose: Callable[[NodeId, NodeStep], bool] = lambda _node, _message: False
         self.unreachable: dict[str, int] = {}
         """How many of a site's first dials find nobody."""
+        self.more_policy: dict[str, str] = {}
+        """Further keys of a site's `require`."""
         self.dials: list[str] = []
         self.slept: list[tuple[str, float]] = []
         self.log = io.StringIO()
@@ -529,7 +533,9 @@ class World:
         self.starts[site] = self.starts.get(site, 0) + 1
         entropy = CountingEntropy(f"{site}/{self.starts[site]}".encode())
         log = make_log(self.log, form="json", level="debug", clock=self.clock)
-        policy = parse_policy(POLICY.replace("SITE", site).replace("PIN", "ab" * 32))
+        text = POLICY.replace("SITE", site).replace("PIN", "ab" * 32)
+        more = self.more_policy.get(site, "")
+        policy = parse_policy(text.replace("colluders: 1}", f"colluders: 1{more}}}"))
         own = node_id(site)
         store = NodeStore.open(self.state_dir(site), entropy)
         books = Books(store, own, Limits.of(policy), entropy, lambda: int(self.clock.unix()))
@@ -539,6 +545,12 @@ class World:
             trust=self.trust,
             rules=NodeRules(colluders=1, min_cohort=3, s_min=3),
             release_trust=SimReleaseTrust((), FEDERATION),
+            gate=gate_of(
+                ApprovalFolder(store.root, site, FEDERATION, policy.value.require.approval),
+                policy.value.require.approval,
+                self.clock,
+                log,
+            ),
             store=store,
             desk=_Desk(policy, log, books, self.starts[site] if self.vary else 0),
             witnessed=books.witnessed,

@@ -24,7 +24,7 @@ from common import messages as wire
 from common.errors import Refusal
 from common.ids import Epoch, HeaderDigest, NodeId, RunId, Sha256
 from common.layouts import session_expectation
-from common.messages import Objection, ReleaseReceipt, RunEnded, StudyDecision, StudyOffer
+from common.messages import Objection, ReleaseReceipt, RunEnded, StudyDecision, StudyOffer, Verdict
 from common.secagg import node as nd
 from common.secagg.coordinator_state import RoundPhase
 from common.secagg.keys import Suite
@@ -322,8 +322,8 @@ class RunWorld:
     def _decide(self, node: NodeId) -> None:
         objections = self.says[node]
         if objections is not None:
-            accepted = not objections
-            self.hear(node, StudyDecision(RUN, config_hash(self.study), accepted, objections))
+            verdict = Verdict.REFUSED if objections else Verdict.ACCEPTED
+            self.hear(node, StudyDecision(RUN, config_hash(self.study), verdict, objections))
 
     def _be_ready(self, node: NodeId) -> None:
         session = self.nodes[node].state.session

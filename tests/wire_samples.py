@@ -31,6 +31,7 @@ from common.messages import (
     UploadAck,
     UploadChunk,
     UploadStart,
+    Verdict,
     Welcome,
 )
 from common.secagg.dp import DpMode, DpTerms
@@ -132,7 +133,7 @@ CERTIFICATE: Final = Certificate(HD, DIGESTS, ((A, fill(64, 20)), (B, fill(64, 2
 NODE_STEPS: Final[tuple[NodeStep, ...]] = (
     Hello("fedcare 1.0", 1, ("heart-disease", "tiny")),
     Heartbeat(17),
-    StudyDecision(RUN, CONFIG, accepted=False, objections=(Objection("RERUN", "line 3: no"),)),
+    StudyDecision(RUN, CONFIG, Verdict.REFUSED, objections=(Objection("RERUN", "line 3: no"),)),
     advert(A, 30),
     Kem(A, (KemItem(B, fill(1088, 31), fill(64, 32)),)),
     Confirm(SESSION, fill(64, 33)),
@@ -143,6 +144,7 @@ NODE_STEPS: Final[tuple[NodeStep, ...]] = (
     Resume(HD),
     Refused(HD, "RERUN", "header of round 7"),
     ReleaseReceipt(RUN, sha(41)),
+    StudyDecision(RUN, CONFIG, Verdict.WAITING, waiting_for=("dr-weber", "dr_ito.2")),
 )
 
 COORDINATOR_STEPS: Final[tuple[CoordinatorStep, ...]] = (

@@ -25,7 +25,7 @@ from common.errors import FedError
 from common.identity import Identity, load_identity, sign_study
 from common.ids import hospital_id
 from common.layouts import session_expectation
-from common.messages import BeginEpoch, Hello, StudyDecision, StudyOffer
+from common.messages import BeginEpoch, Hello, StudyDecision, StudyOffer, Verdict
 from common.pki import issue
 from common.secagg import node as nd
 from common.secagg.keys import Suite
@@ -323,7 +323,7 @@ async def test_a_hospital_cannot_send_keys_or_ciphertexts_as_another(tmp_path: P
         await link.send("", Hello("fedcare", 1, ()))
         await fed.submit()
         offer = await impostor.wait_for(StudyOffer)
-        accepted = StudyDecision(offer.run_id, offer.config_hash, accepted=True, objections=())
+        accepted = StudyDecision(offer.run_id, offer.config_hash, Verdict.ACCEPTED)
         await impostor.send(accepted)
         advert = impostor.begin(await impostor.wait_for(BeginEpoch))
         va = hospital_id(NAME, "va")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.messages import Hello, Objection, StudyDecision, StudyOffer
+from common.messages import Hello, Objection, StudyDecision, StudyOffer, Verdict
 from common.secagg.messages import Ready, Refused
 from common.study import config_hash
 from coordinator import driver as module
@@ -66,7 +66,7 @@ def test_a_hospital_that_keeps_changing_its_mind_fills_no_disk() -> None:
     before = len(world.facts)
     for number in range(100):
         objections = (Objection("BUSY", str(number)),)
-        decision = StudyDecision(RUN, config_hash(world.study), False, objections)  # noqa: FBT003
+        decision = StudyDecision(RUN, config_hash(world.study), Verdict.REFUSED, objections)
         world.hear(world.at(0), decision)
     assert len(world.facts) <= before + run_members.MOST_DECISIONS
     assert world.refused[-1].name == "OUT_OF_TURN"

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError, FedError, PolicyRefusal
+from common.errors import ConfigError, FedError
 from common.policy import Policy, load_policy, parse_policy, policy_yaml
 from tests.policy_texts import PIN, POLICY, SHORTEST_POLICY
 from tests.study_texts import altered
+
+KEY = "ed25519:" + "a7" * 32
+ONE = f'{{name: dr-weber, key: "{KEY}"}}'
 
 
 def policy(old: str = "", new: str = "", text: str = POLICY) -> Policy:
@@ -56,18 +59,62 @@ def test_what_is_not_listed_is_not_allowed_by_default() -> None:
     assert allow.weights == ("size_class", "equal")
 
 
+def approving(value: str) -> Policy:
+    text = altered(POLICY, "  colluders: 1\n", f"  colluders: 1\n  approval: {value}\n")
+    return parse_policy(text, "policy.yaml").value
+
+
+def test_without_approvers_nobody_has_to_approve() -> None:
+    assert policy().require.approval.approvers == ()
+    assert approving("{}") == policy()
+    assert approving("{quorum: 1, approvers: [], expires: 90d}") == policy()
+
+
+def test_approvers_are_read_and_written_as_they_stand() -> None:
+    found = approving(
+        f'{{quorum: 2, expires: 30d, approvers: [{{name: dr-weber, key: "{KEY}"}},'
+        f' {{name: dr-ito, key: "{KEY[:-1]}0"}}]}}'
+    )
+    rules = found.require.approval
+    assert (rules.quorum, rules.expires) == (2, 30 * 86_400)
+    assert (rules.key_of("dr-weber"), rules.key_of("dr-rossi")) == (KEY, None)
+    assert parse_policy(policy_yaml(found)).value == found
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("value", "name", "words"),
     [
-        ("approval", "{quorum: 1, approvers: [], expires: 90d}"),
-        ("approval", "false"),
+        ("false", "BAD_VALUE", "require.approval must be keys and values"),
+        ("{quorum: 0}", "BAD_VALUE", "require.approval.quorum must be at least 1"),
+        (f"{{quorum: 2, approvers: [{ONE}]}}", "BAD_VALUE", "but 1 approvers are named"),
+        (f"{{approvers: [{ONE}, {ONE}]}}", "DUPLICATE_KEY", "approvers[1].name is 'dr-weber', as"),
+        (
+            f"{{approvers: [{ONE}, {ONE.replace('weber', 'ito')}]}}",
+            "DUPLICATE_KEY",
+            "approvers[1].key is 'ed25519:",
+        ),
+        (f"{{approvers: [{ONE.replace('a7', 'A7')}]}}", "BAD_VALUE", "node approvals key FILE"),
+        (
+            '{approvers: [{name: a, key: "ed25519:' + "0" * 64 + '"}]}',
+            "BAD_VALUE",
+            "approvers[0].key is a key under which anybody can sign",
+        ),
+        ("{approvers: [{name: Dr Weber, key: x}]}", "BAD_VALUE", "approvers[0].name must be 1 to"),
+        ("{approvers: [{name: dr-weber}]}", "BAD_VALUE", "'require.approval.approvers[0].key'"),
+        ("{approvers: [dr-weber]}", "BAD_VALUE", "must be keys and values"),
+        ("{expires: 90}", "BAD_VALUE", "needs a unit"),
+        ("{expires: 59m}", "BAD_VALUE", "expires must be at least 3600"),
+        ("{expires: 1826d}", "BAD_VALUE", "expires must be at most"),
+        ("{approver: []}", "UNKNOWN_KEY", "did you mean 'approvers'?"),
     ],
 )
-def test_a_rule_this_version_cannot_enforce_is_refused_with_its_line(key: str, value: str) -> None:
-    text = altered(POLICY, "  colluders: 1\n", f"  colluders: 1\n  {key}: {value}\n")
-    with pytest.raises(PolicyRefusal, match=rf"policy.yaml:19: require.{key} is set") as caught:
-        parse_policy(text, "policy.yaml")
-    assert caught.value.name == "POLICY_UNSUPPORTED"
+def test_a_wrong_rule_of_approval_is_refused_with_its_line(
+    value: str, name: str, words: str
+) -> None:
+    with pytest.raises(FedError, match=r"policy\.yaml:19: ") as caught:
+        approving(value)
+    assert caught.value.name == name
+    assert words in caught.value.detail
     assert int(caught.value.kind.exit_code) == 4
 
 

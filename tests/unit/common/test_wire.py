@@ -423,6 +423,30 @@ def test_a_header_with_a_word_or_number_of_no_meaning_is_refused(path: str, valu
     _refused(start, spot.spoiled(start.message, value), spot)
 
 
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"verdict": ""}, "decision.verdict"),
+        ({"verdict": "perhaps"}, "decision.verdict"),
+        ({"verdict": "waiting"}, "decision.waiting_for does not fit"),
+        ({"verdict": "accepted", "waiting_for": ["dr-weber"]}, "decision.waiting_for does not fit"),
+        ({"verdict": "refused", "waiting_for": ["dr-weber"]}, "decision.waiting_for does not fit"),
+        (
+            {"verdict": "accepted", "objections": [pb.Objection(code="RERUN", detail="no")]},
+            "decision.objections do not fit",
+        ),
+        ({"verdict": "waiting", "waiting_for": ["Dr Weber"]}, "is not a name"),
+        ({"verdict": "waiting", "waiting_for": ["a", "a"]}, "names somebody twice"),
+        ({"verdict": "waiting", "waiting_for": [f"dr-{n}" for n in range(65)]}, "65 entries"),
+    ],
+)
+def test_a_decision_that_contradicts_itself_is_refused(change: dict[str, Any], field: str) -> None:
+    plain = pb.StudyDecision(run_id="run-1", config_hash=bytes(32), **change)
+    with pytest.raises(Refusal, match=re.escape(field)) as caught:
+        wire.decode_node(pb.NodeMessage(task="t", study_decision=plain))
+    assert caught.value.name == "BAD_MESSAGE"
+
+
 def test_a_code_outside_the_catalogue_is_refused() -> None:
     for case in CASES:
         for spot in _spots(case.message):

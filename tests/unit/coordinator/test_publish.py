@@ -17,6 +17,7 @@ from common.identity import Identity, load_identity
 from common.ids import Sha256
 from common.layouts import first_model, model_schema
 from common.manifest import Manifest, RoundEntry, chained
+from common.messages import Objection
 from common.model_file import model_header
 from common.pki import create_ca, issue
 from common.preprocessing import Preprocessing
@@ -25,9 +26,9 @@ from common.vectors import model_digest
 from coordinator.driver import chain_of, notice_of
 from coordinator.objects import ObjectStore
 from coordinator.publish import make_release
-from coordinator.run_state import ModelRef, RunState
+from coordinator.run_state import ModelRef, OpenSum, RunState
 from coordinator.store import StoredRelease
-from tests.run_world import RunWorld
+from tests.run_world import VECTOR, RunWorld
 from tests.study_texts import HEART
 
 NOW = 1_800_000_000
@@ -105,6 +106,36 @@ def test_the_manifest_tells_the_run_as_it_was(made: Made) -> None:
     assert manifest.privacy.secure_aggregation
     assert (manifest.privacy.colluders, manifest.privacy.min_sites) == (1, 3)
     assert manifest.signed_at == NOW
+
+
+def test_the_card_says_who_took_part_in_which_rounds_and_who_withdrew(
+    tmp_path: Path, coordinator: Identity
+) -> None:
+    world = RunWorld(VECTOR.replace("rounds: 2", "rounds: 3"))
+    world.hold = {OpenSum}
+    world.begin()
+    why = (Objection("APPROVAL_WITHDRAWN", "withdrawn by dr-weber: a reason of its own"),)
+    held, world.held = world.held, []
+    for command in held:
+        world._work(command)
+    world.decide(3, why)  # in round 2, which its vector had reached
+    world.release_held()
+    made = Made(tmp_path, world.state, coordinator)
+    entries = {entry.site: entry for entry in made.manifest.participation}
+    assert [entries[site].rounds for site in made.manifest.sites] == [3, 3, 3, 2]
+    left = entries["h0003"]
+    assert (left.first, left.last) == (1, 2)
+    assert left.withdrawn is not None
+    assert left.withdrawn.after_round == 1
+    assert all(entry.withdrawn is None for site, entry in entries.items() if site != "h0003")
+    assert b"dr-weber" not in made.release.manifest  # why, and who, the hospital knows
+
+
+def test_a_manifest_of_a_version_before_is_still_read(made: Made) -> None:
+    def forget(tree: dict[str, Any]) -> None:
+        del tree["participation"]
+
+    assert Manifest.from_json(_changed(made.release, forget)).participation == ()
 
 
 def test_every_file_lies_under_its_digest(made: Made) -> None:

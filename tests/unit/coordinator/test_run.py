@@ -9,7 +9,7 @@ import pytest
 from common.errors import StateError
 from common.events import Event
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
-from common.messages import Objection, ReleaseReceipt, RunEnded, StudyDecision, StudyOffer
+from common.messages import Objection, ReleaseReceipt, RunEnded, StudyDecision, StudyOffer, Verdict
 from common.secagg import node as nd
 from common.secagg.coordinator_state import DoubleCommit
 from common.secagg.messages import (
@@ -165,7 +165,7 @@ def test_a_decision_on_another_study_is_refused() -> None:
     world.says[world.at(0)] = None
     world.begin()
     other = config_hash(parse_study(altered(VECTOR, "size: 5", "size: 6")))
-    wrong = StudyDecision(RUN, other, accepted=True, objections=())
+    wrong = StudyDecision(RUN, other, Verdict.ACCEPTED)
     world.hear(world.at(0), wrong)
     assert [refusal.name for refusal in world.refused] == ["CONFIG_HASH"]
     assert world.at(0) not in world.state.accepted

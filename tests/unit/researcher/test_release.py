@@ -8,10 +8,10 @@ import pytest
 
 from common.errors import ConfigError, FedError, StateError
 from common.ids import Sha256
-from common.manifest import Manifest, chained
+from common.manifest import Manifest, ParticipationEntry, WithdrawnEntry, chained
 from common.messages import DownloadChunk
 from common.pki import Role
-from researcher.release import card_text, pull, read_card, verify
+from researcher.release import card_data, card_text, pull, read_card, verify
 from tests import release_factory as factory
 from tests.release_factory import Authority, MemorySource, Release
 
@@ -98,6 +98,61 @@ def test_every_changed_byte_of_the_manifest_is_noticed(folder: Path, authority: 
         (folder / "manifest.json").write_bytes(changed)
         with pytest.raises(StateError):
             verify(folder, authority.ca)
+
+
+PART = tuple(ParticipationEntry(site=site, first=1, last=3, rounds=3) for site in factory.SITES)
+GONE = WithdrawnEntry(after_round=3, at=1_700_000_000)
+
+
+def with_part(place: int, **changes: object) -> tuple[ParticipationEntry, ...]:
+    """Return everybody's part, one of them altered."""
+    entry = PART[place].model_copy(update=changes)
+    return (*PART[:place], entry, *PART[place + 1 :])
+
+
+def test_a_withdrawal_stands_on_the_verified_card(
+    tmp_path: Path, authority: Authority, coordinator: Path
+) -> None:
+    made = rewrite(factory.release(), participation=with_part(1, withdrawn=GONE))
+    made.write(tmp_path / "m", coordinator)
+    model = verify(tmp_path / "m", authority.ca)
+    text = card_text(model.manifest, model.study)
+    assert "hungarian in 3 of them, 1 to 3; WITHDRAWN after round 3 on 2023-11-14" in text
+    assert "cleveland in" not in text  # nothing to tell of who was there all the time
+    entries = card_data(model.manifest)["participation"]
+    assert isinstance(entries, list)
+    assert entries[1]["withdrawn"] == {"after_round": 3, "at": 1_700_000_000}
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (PART[:2], "leaves a hospital's part out"),
+        ((PART[1], PART[0], PART[2]), "leaves a hospital's part out"),
+        (with_part(0, first=2), "rounds of cleveland are not those of the chain"),
+        (with_part(0, last=2), "rounds of cleveland are not those of the chain"),
+        (with_part(2, rounds=2), "rounds of va are not those of the chain"),
+        (
+            with_part(2, withdrawn=WithdrawnEntry(after_round=4, at=1)),
+            "withdrawal of va is out of order",
+        ),
+        (
+            with_part(2, withdrawn=WithdrawnEntry(after_round=1, at=10**11)),
+            "withdrawal of va is out of order",
+        ),
+    ],
+)
+def test_a_part_that_the_chain_of_rounds_denies_is_refused(
+    tmp_path: Path,
+    authority: Authority,
+    coordinator: Path,
+    part: tuple[ParticipationEntry, ...],
+    words: str,
+) -> None:
+    rewrite(factory.release(), participation=part).write(tmp_path / "m", coordinator)
+    with pytest.raises(StateError, match=words) as caught:
+        verify(tmp_path / "m", authority.ca)
+    assert caught.value.name == "MODEL_INVALID"
 
 
 def test_a_hospitals_signature_is_not_a_coordinators(tmp_path: Path, authority: Authority) -> None:

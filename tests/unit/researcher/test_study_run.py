@@ -18,9 +18,20 @@ from common.ids import ConfigHash, RunId, Sha256, SiteName, StudyId
 from common.messages import DownloadChunk, ReleaseNotice
 from common.pki import Role
 from common.study import Study, canonical_json, config_hash
-from common.views import RoundView, RunPhase, RunView, SiteView, StudyView
+from common.views import RoundView, RunPhase, RunView, SiteView, StudyView, WaitView
 from common.wire_operations import Submitted
-from researcher.study_run import Begin, Errand, Patience, Ran, ran_data, ran_text, rounds_text
+from researcher.progress import LineDisplay
+from researcher.show import waiting
+from researcher.study_run import (
+    Begin,
+    Errand,
+    OnlyPeople,
+    Patience,
+    Ran,
+    ran_data,
+    ran_text,
+    rounds_text,
+)
 from tests.release_factory import SITES, Authority, MemorySource, Release, release, study
 
 RUN = "small-study-1"  # the run that `release()` is of
@@ -85,6 +96,7 @@ class Desk:
     requests: list[str | None] = field(default_factory=list)
     before_submit: list[RunView] = field(default_factory=list)
     other: list[RunView] = field(default_factory=list)
+    first: RunView | None = None
     final: RunView = field(default_factory=view)
     breaks: list[FedError] = field(default_factory=list)
     watched: int = 0
@@ -116,7 +128,7 @@ class Desk:
 
     async def watch(self, run_id: str) -> AsyncIterator[RunView]:
         self.watched += 1
-        yield replace(self.final, state=RunPhase.RUNNING)
+        yield self.first or replace(self.final, state=RunPhase.RUNNING)
         if self.breaks:
             raise self.breaks.pop(0)
         yield self.final
@@ -147,7 +159,9 @@ class World:
     async def run(self, *, wait_s: float = 300, of: Study | None = None) -> Ran:
         patience = Patience(wait_s, self.clock, self.screen, self._pause)
         errand = Errand(of or study(), self.out, self.authority.ca)
-        return await errand.run(self.desk, patience)
+        found = await errand.run(self.desk, patience)
+        assert isinstance(found, Ran)
+        return found
 
 
 @pytest.fixture
@@ -360,3 +374,50 @@ def test_rounds_that_are_alike_share_a_phrase() -> None:
     assert rounds_text(history) == (
         "1 to 2: 3 hospitals; 3: 2 hospitals without va; 4: voided (too few); 5: 3 hospitals"
     )
+
+
+# --- people --------------------------------------------------------------------------------------
+
+
+def held_up(*, only_people: bool = True) -> RunView:
+    """A run that waits for people at one hospital."""
+    site = replace(
+        view().sites[2],
+        state="waiting",
+        waiting_for="approval by dr-weber",
+        people=("dr-weber",),
+    )
+    left_s = None if only_people else 3.0
+    wait = WaitView((site.site,), "approval", 60.0, left_s, "the run begins")
+    found = view(state=RunPhase.ENROLLING)
+    return replace(found, sites=(*found.sites[:2], site), wait=wait)
+
+
+async def test_a_run_that_only_waits_for_people_is_left_when_told_so(world: World) -> None:
+    patience = Patience(300, world.clock, world.screen)
+    world.desk.first = held_up()
+    errand = Errand(study(), world.out, world.authority.ca, for_people=False)
+    found = await errand.run(world.desk, patience)
+    assert isinstance(found, OnlyPeople)
+    outcome = waiting(found.view)
+    assert int(outcome.exit_code) == 6
+    assert outcome.text == f"run {RUN} waits for approval by dr-weber at va"
+    assert outcome.data["waiting_for_people"] is True
+    assert not world.out.exists()
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_run_that_waits_otherwise_is_waited_for(world: World, told: bool) -> None:
+    patience = Patience(300, world.clock, world.screen)
+    world.desk.first = held_up(only_people=not told)
+    errand = Errand(study(), world.out, world.authority.ca, for_people=not told)
+    assert isinstance(await errand.run(world.desk, patience), Ran)
+
+
+def test_a_line_is_said_of_each_hospital_that_waits_for_its_people(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = LineDisplay()
+    for _ in range(2):
+        screen.show(held_up())
+    assert capsys.readouterr().out.count("hospital va waits for approval by dr-weber\n") == 1
