@@ -105,6 +105,7 @@ _ROWS: Final = (
     ErrorKind("FC-1104", "DATA_EMPTY", _IN, _PRE, _HOSP, "A hospital has no usable row for the study.", "Check the file, the study's rules for missing values and its split."),
     ErrorKind("FC-1105", "DATA_CHECKSUM", _IN, Status.DATA_LOSS, _CALLER, "A data file's SHA-256 is not the expected one.", "Install the data package again at the pinned version."),
     ErrorKind("FC-1106", "ACCOUNTANT", _BUG, _PRE, Whose.PROJECT, "Two independent computations of a study's epsilon differ by more than 1 %.", "Do not run the study; please report it with the study's privacy terms."),
+    ErrorKind("FC-1111", "PATIENT_KEY", _IN, _PRE, _RES, "The hospital's table holds several rows of one patient, and the study does not group them.", "State `patient_key` in the study; where each row is a patient of its own, the hospital says so in its manifest (`patient: null`)."),
     # --- connections and identity -------------------------------------------------
     ErrorKind("FC-2001", "UNREACHABLE", _CON, Status.UNAVAILABLE, _PEER, "No connection to the coordinator.", "Check that it runs, the address, and the outbound firewall port."),
     ErrorKind("FC-2002", "PORT_IN_USE", _IN, _PRE, _CALLER, "The address to listen on is taken.", "Stop the other program or choose another port."),
@@ -181,6 +182,10 @@ _ROWS: Final = (
     ErrorKind("FC-5012", "POLICY_DP", _NO, _DENY, _RES, "The study protects patients less than the hospital's policy demands.", "Use a mode, an epsilon, a delta and a clip within the policy, or ask the hospital."),
     ErrorKind("FC-5013", "POLICY_HOURS", _NO, _DENY, _HOSP, "The hospital takes part only at the hours of its policy.", "Wait for the hour that the message names."),
     ErrorKind("FC-5014", "POLICY_LIMITS", _NO, _DENY, _RES, "The study is larger than the hospital's policy lets one be.", "Use a smaller model or fewer rounds, or ask the hospital."),
+    ErrorKind("FC-5021", "POLICY_MIN_CELL", _NO, _DENY, _HOSP, "The hospital has fewer patients for the study than its policy lets be counted.", "The hospital decides: more data, or a smaller `release.min_cell`; the others may run without it."),
+    ErrorKind("FC-5022", "POLICY_TASK", _NO, _DENY, _RES, "The study's id is not among those that the hospital lists.", "Ask the hospital to add the id to `allow.tasks`."),
+    ErrorKind("FC-5023", "POLICY_LAYOUT", _NO, _DENY, _RES, "The model's tensors are none of the layouts that the hospital lists.", "Use a model of a listed layout, or ask the hospital."),
+    ErrorKind("FC-5024", "POLICY_PROTOCOL", _NO, _DENY, _RES, "The study's key suite or ring is not allowed at the hospital.", "Use a suite and a ring that the policy lists."),
     # --- rounds and runs --------------------------------------------------------------------------
     ErrorKind("FC-6001", "ROUND_VOID", _DL, Status.DEADLINE_EXCEEDED, _OPER, "A round was voided below its quorum; the model is unchanged.", "See which hospitals were missing; the run goes on when they return."),
     ErrorKind("FC-6002", "RUN_FAILED", _NO, _PRE, _OPER, "A run ended without a model.", "`fedcare run show` says which round failed and why."),

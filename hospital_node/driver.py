@@ -35,9 +35,11 @@ from common.messages import (
 )
 from common.secagg import node as machine
 from common.secagg.messages import Refused, ResumeState
-from common.secagg.node_state import NodeContext, NodeRules, NodeState, Restarted, decode_state
+from common.secagg.node_state import NodeContext, NodeState, Restarted, decode_state
+from common.secagg.rules import NodeRules
 from common.secagg.session import Signer, Trust
 from hospital_node.backoff import Backoff, os_jitter
+from hospital_node.conduct import Conduct
 from hospital_node.jobs import Surroundings
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
@@ -72,6 +74,7 @@ class NodeParts:
     desk: Desk
     connect: Connect
     log: EventLog
+    conduct: Conduct = field(default_factory=Conduct)
     software: str = "fedcare"
     clock: Clock = field(default_factory=SystemClock)
     entropy: Entropy = field(default_factory=OsEntropy)
@@ -104,7 +107,12 @@ class Node:
         self._writes = True
         self._dials = 0
         self._offers = OfferBook(
-            parts.store, parts.desk, parts.release_trust.verify_owner, parts.clock, parts.log
+            parts.store,
+            parts.desk,
+            parts.release_trust.verify_owner,
+            parts.clock,
+            parts.log,
+            parts.conduct,
         )
         road = Road(self._slot, parts.sleep, self._new_backoff)
         self._around = Surroundings(
@@ -120,6 +128,7 @@ class Node:
             handle=parts.handle,
             worker=self._worker,
             ended=self._offers.ended,
+            conduct=parts.conduct,
             trouble=self._on_trouble,
         )
         self._releases = ReleaseKeeper(

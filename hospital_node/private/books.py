@@ -7,8 +7,8 @@ would pass the hospital's limits or the study's own promise, and says the arithm
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -32,17 +32,29 @@ from hospital_node.ledger import Charge, Ledger
 from hospital_node.private.sampling import draw_list
 from hospital_node.store import NodeStore
 
+BUDGET_KEYS: Final = ("require.dp.epsilon_per_study", "require.dp.epsilon_total")
+"""The policy's keys that a charge is held against, in the order of the check."""
+
 _TOLERANCE: Final = 1e-9
 """Of a limit, relative: what adding a study's rounds one by one may round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the hospital's policy allows: per study, and per data set for ever, at `delta`."""
+    """What the hospital's policy allows: per study, and per data set for ever, at `delta`.
+
+    `where` says for a key of the policy in which file and line it stands.
+    """
 
     epsilon_per_study: float
     epsilon_total: float
     delta: float
+    where: Mapping[str, str] = field(default_factory=dict)
+
+    def cite(self, key: str) -> str:
+        """Return where a rule stands, for the end of a message."""
+        place = self.where.get(key)
+        return f"({key})" if place is None else f"({place}: {key})"
 
 
 class Books:
@@ -115,13 +127,13 @@ class Books:
             (ledger.spent(study.id), terms.delta or 0.0, own, f"study {study.id}"),
             (ledger.spent(), limits.delta, limits.epsilon_total, f"data set {study.dataset}"),
         )
-        for spent, delta, limit, whose in bounds:
+        for (spent, delta, limit, whose), key in zip(bounds, BUDGET_KEYS, strict=True):
             before, after = epsilon(spent, delta).epsilon, epsilon(add(spent, cost), delta).epsilon
             if after > limit * (1 + _TOLERANCE):
                 raise Refusal(
                     "BUDGET",
                     f"{whose}: epsilon {before:.4f} is spent; with {what} it would be {after:.4f}, "
-                    f"above the limit {limit:g} (delta {delta:g})",
+                    f"above the limit {limit:g} (delta {delta:g}) {limits.cite(key)}",
                 )
 
 
