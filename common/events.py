@@ -163,9 +163,9 @@ class Event(Enum):
     STUDY_ACCEPTED = (
         "study.accepted",
         "both",
-        "info",
-        "study run site config_hash",
-        "A hospital's policy allows the study.",
+        "info or warning",
+        "study run site config_hash meaning",
+        "A hospital's policy allows the study. With a warning: what its owner should improve.",
     )
     STUDY_REFUSED = (
         "study.refused",

@@ -7,6 +7,7 @@ the accountant that every hospital's ledger charges (docs/protocol.md, section 9
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,8 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(federation, dict) and isinstance(train, dict)):
         return data
     mode = terms.get("mode", "patient-distributed" if terms else "none")
+    if mode != "none":
+        _refuse_batch_norm(data.get("model"))
     if mode not in ("patient-distributed", "hospital"):
         return data
     full = {**data, "federation": {"weights": "equal", **federation}}
@@ -50,6 +53,16 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
         if z is not None:
             full["privacy"] = {**privacy, "dp": {**terms, "noise_multiplier": z}}
     return full
+
+
+def _refuse_batch_norm(model: object) -> None:
+    """Say why, not only that no version has it: statistics of a batch mix its patients (7.1)."""
+    if isinstance(model, dict) and model.get("norm") == "batch":
+        raise problem(
+            "is batch, which mixes the patients of a batch: a gradient then depends on the others "
+            "and cannot be clipped patient by patient. With differential privacy use none",
+            "model", "norm",
+        )  # fmt: skip
 
 
 def _noise_multiplier(terms: Mapping[str, Any], federation: Mapping[str, Any]) -> float | None:
@@ -121,6 +134,7 @@ def check_privacy(study: Study) -> None:
     _check_noise(study)
     _check_constants(study)
     _check_federation(study)
+    _check_ring(study)
     if study.privacy.dp.mode == "patient-distributed":
         _check_step(study)
 
@@ -166,6 +180,36 @@ def _check_federation(study: Study) -> None:
             "is true, which releases figures without noise; with differential privacy it must be "
             "false",
             "evaluate", "site_metrics",
+        )  # fmt: skip
+
+
+def _check_ring(study: Study) -> None:
+    """Refuse a clip that the ring's integers cannot carry (7.3), at the fewest hospitals.
+
+    Every hospital asks again for the roster it is in.
+    """
+    from common.layouts import round_layout  # it brings numpy
+    from common.secagg.dp import word_bound
+    from common.secagg.header import RoundKind
+
+    layout = round_layout(study, RoundKind.TRAIN)
+    if layout.dp is None:
+        return
+    clip, delta_int = layout.dp.clip, layout.dp.delta_int
+    if not math.isfinite(delta_int / clip) or clip / delta_int == 0:
+        raise problem(
+            f"is {clip:g}, which {delta_int} integer steps cannot carry: a step would be "
+            f"{clip / delta_int:g}. State a clip near the length of one patient's gradient",
+            "privacy", "dp", "clip",
+        )  # fmt: skip
+    n = study.federation.min_sites
+    h = max(2, n - study.colluders(n))
+    if n * word_bound(layout.dp.terms(h)) > (1 << (layout.ring_bits - 1)) - 1:
+        raise problem(
+            f"is not carried by a ring of {layout.ring_bits} bits: {n} hospitals with "
+            f"{layout.dp.m_max or 1} patients of {delta_int} steps each and noise of "
+            f"z {layout.dp.z:g}. Lower max_patients, or state a larger epsilon",
+            "privacy", "dp", "clip",
         )  # fmt: skip
 
 

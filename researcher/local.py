@@ -49,14 +49,16 @@ _START_S: Final = 60.0
 class SitePlan:
     """One hospital: its name and its table (None for a study without data).
 
-    `columns` maps the study's names to the table's own, as a site manifest does. The table
-    is copied into the hospital's folder unless `in_place`.
+    `columns` maps the study's names to the table's own, `patient` is empty or holds the key
+    `patient`, as a site manifest does. The table is copied into the hospital's folder unless
+    `in_place`.
     """
 
     name: str
     table: Path | None = None
     in_place: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    patient: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +133,21 @@ def _build_site(
         path = site.table.absolute()
         if not site.in_place:
             path = Path(shutil.copyfile(site.table, folder / f"{site.name}.csv").name)
-        manifest = site_file(site.name, plan.study.dataset, str(path), site.columns)
+        manifest = site_file(site.name, plan.study.dataset, str(path), site.columns, site.patient)
         write(folder / "site.yaml", manifest)
     write(folder / "node.yaml", node_file(has_table=site.table is not None))
 
 
 def site_file(
-    site: str, dataset: str, path: str, columns: Mapping[str, str] | None = None
+    site: str,
+    dataset: str,
+    path: str,
+    columns: Mapping[str, str] | None = None,
+    patient: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Return a hospital's manifest of one table."""
-    table = {"name": dataset, "kind": "csv", "path": path, "columns": dict(columns or {})}
+    table: dict[str, Any] = {"name": dataset, "kind": "csv", "path": path}
+    table |= {"columns": dict(columns or {}), **(patient or {})}
     return {"schema": "fedcare.site/v1", "id": site, "data": [table]}
 
 

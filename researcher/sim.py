@@ -116,14 +116,16 @@ def check_sites(study: Study, sites: Sequence[Site]) -> None:
 
 def _plan(study: Study, site: Site) -> SitePlan:
     table = site.table(study.dataset)
-    return SitePlan(site.id, Path(table.path), in_place=True, columns=table.columns)
+    patient = {"patient": table.patient} if table.patient_stated else {}
+    return SitePlan(
+        site.id, Path(table.path), in_place=True, columns=table.columns, patient=patient
+    )
 
 
 def _load(study: Study, site: Site) -> SiteData:
-    from hospital_node.data.load import load
+    from hospital_node.data.load import load_table
 
-    table = site.table(study.dataset)
-    return load(study, Path(table.path), table.columns)
+    return load_table(study, site.table(study.dataset))
 
 
 async def _run(
