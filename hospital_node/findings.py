@@ -38,6 +38,8 @@ class Rules:
 
     def finding(self, code: str, rule: str, *, ok: bool, asked: str, allowed: str) -> Finding:
         """Return what the rule of that dotted key says."""
+        if tuple(rule.split(".")) not in self.source.lines:
+            allowed += " (default)"
         return Finding(code, rule, cite(self.source, rule), ok, asked, allowed)
 
     def member(
@@ -69,10 +71,12 @@ class Rules:
 
 
 def cite(source: Source, rule: str) -> str:
-    """Return `policy.yaml:9`: the file's name only, for a finding may leave the hospital."""
-    line = source.line(*rule.split("."))
-    name = Path(source.name).name
-    return name if line is None else f"{name}:{line}"
+    """Return `policy.yaml:9`: the file's name only, for a finding may leave the hospital.
+
+    The line is the rule's, or its section's; a file without the section has none to name.
+    """
+    path, name = tuple(rule.split(".")), Path(source.name).name
+    return f"{name}:{source.line(*path)}" if path[:1] in source.lines else name
 
 
 def words(listed: tuple[str, ...]) -> str:
