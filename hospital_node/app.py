@@ -140,6 +140,8 @@ _AT_HEADERS: Final = (
     "require.dp.modes",
     "require.dp.min_noise_multiplier",
     "require.dp.max_clip",
+    "allow.weights",
+    "allow.layouts",
     "allow.ring_bits",
     "allow.suites",
     "limits.upload_bytes",

@@ -90,7 +90,7 @@ def header_received(
         Refusal: the name of the first rule that is broken.
     """
     header = event.header
-    header.check_form()
+    _check_form(header, ctx.rules)
     hd = header.digest()
     if state.session is not None and state.session.open is not None and state.session.open.hd == hd:
         return None
@@ -109,6 +109,16 @@ def header_received(
         raise Refusal("MODEL_HASH", f"the model of round {header.r} came with other bytes")
     state.rerun.check_terms(header)
     return _open(state, session, header, hd, own, ctx)
+
+
+def _check_form(header: Header, rules: NodeRules) -> None:
+    """Refuse a header that no session could accept; weak privacy terms cite the policy."""
+    try:
+        header.check_form()
+    except Refusal as refusal:
+        if refusal.name != "DP_WEAK":
+            raise
+        raise rules.refuse("DP_WEAK", refusal.detail, "require.dp") from None
 
 
 def _check_session(header: Header, session: LiveSession) -> None:
@@ -153,15 +163,17 @@ def _check_numbers(header: Header, expect: SessionExpectation, rules: NodeRules)
 
 def _check_study(header: Header, expect: SessionExpectation, rules: NodeRules) -> None:
     """Hold every item that the study fixes against the header."""
-    known = _find(header, expect)
+    known = _find(header, expect, rules)
     if header.d != known.d or len(header.ranges) != len(known.ranges):
         raise Refusal("LAYOUT", f"d={header.d}, L={len(header.ranges)} are not the layout's")
     if header.s_min < known.s_min:
         found = f"s_min={header.s_min} is below the study's {known.s_min}"
         raise rules.refuse("SMIN_RULE", found, "require.min_sites")
     rounding = known.rounding or default_rounding(header.n, header.w)
-    if (header.w, header.w_max, header.rounding) != (known.w, known.w_max, rounding):
-        raise Refusal("HEADER_FORM", "w, W_max or rounding is not the study's")
+    if (header.w, header.rounding) != (known.w, rounding):
+        raise rules.refuse("HEADER_FORM", "w or rounding is not the study's", "allow.ring_bits")
+    if header.w_max != known.w_max:
+        raise rules.refuse("HEADER_FORM", "W_max is not the study's", "allow.weights")
     for place, (scale, rule) in enumerate(zip(header.ranges, known.ranges, strict=True)):
         if not _range_fits(scale, rule, header.bound):
             raise Refusal("HEADER_FORM", f"range {place + 1} is not the study's")
@@ -177,11 +189,12 @@ def _check_terms(header: Header, wanted: DpTerms, rules: NodeRules) -> None:
             raise rules.refuse("DP_WEAK", found, "require.dp")
 
 
-def _find(header: Header, expect: SessionExpectation) -> HeaderExpectation:
+def _find(header: Header, expect: SessionExpectation, rules: NodeRules) -> HeaderExpectation:
     for known in expect.rounds:
         if (known.kind, known.layout_sha256) == (header.kind, header.layout_sha256):
             return known
-    raise Refusal("LAYOUT", f"the study has no {header.kind.value} round of that layout")
+    found = f"the study has no {header.kind.value} round of that layout"
+    raise rules.refuse("LAYOUT", found, "allow.layouts")
 
 
 def _range_fits(scale: float, rule: RangeRule, bound: int) -> bool:

@@ -47,8 +47,8 @@ def test_check_refuses_with_exit_code_1_and_every_rule_against(
             "purpose 'marketing'"
         ),
         (
-            "  FC-5014 POLICY_LIMITS: policy.yaml: limits.rounds is at most 10000 (default): does not "
-            "allow rounds 20000"
+            "  FC-5014 POLICY_LIMITS: policy.yaml: limits.rounds is at most 10000 (default): does "
+            "not allow rounds 20000"
         ),
     ]
     code, out = run(capsys, "check", "study.yaml", "--policy", "policy.yaml", "--json")
