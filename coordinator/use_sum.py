@@ -10,13 +10,15 @@ Runs in a worker thread; everything it returns is durable.
 from __future__ import annotations
 
 import math
-from typing import assert_never
+from dataclasses import replace
+from typing import Final, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import evaluation, statistics
 from common.errors import InternalError
+from common.evaluation import Metrics
 from common.ids import HeaderDigest
 from common.layouts import first_model, has_constants, model_schema, round_layout
 from common.model_file import model_header
@@ -36,6 +38,9 @@ from coordinator.objects import ObjectStore
 from coordinator.opening import Collect, Opening, open_sum, open_tail
 from coordinator.run_state import ModelRef, OpenSum, SumUsed
 from coordinator.spool import Spool
+
+SMALLEST_CELL: Final = 10
+"""Rows, of all hospitals together, below which no pooled figure is published."""
 
 
 def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) -> SumUsed:
@@ -118,10 +123,27 @@ def _server_step(
 
 
 def _metrics(study: Study, words: NDArray[np.int64], bound: int) -> tuple[tuple[str, float], ...]:
-    found = evaluation.pooled(study, words, bound).as_dict(study)
+    found = published(evaluation.pooled(study, words, bound))
     return tuple(
-        (name, value) for name, value in found.items() if value is not None and math.isfinite(value)
+        (name, value)
+        for name, value in found.as_dict(study).items()
+        if value is not None and math.isfinite(value)
     )
+
+
+def published(found: Metrics) -> Metrics:
+    """Return pooled figures without those that few patients stand behind.
+
+    Over fewer than `SMALLEST_CELL` test rows nothing is kept; where one of two classes has
+    fewer, its count and the AUROC, which ranks its few rows, are left out. Each hospital's
+    own smallest cell was asked of its own rows before they came into the sum.
+    """
+    if found.rows < SMALLEST_CELL:
+        return Metrics(rows=math.nan)
+    positives = found.positives
+    if positives is None or min(positives, found.rows - positives) >= SMALLEST_CELL:
+        return found
+    return replace(found, positives=None, auroc=None)
 
 
 def make_first_model(study: Study, objects: ObjectStore) -> ModelRef:
