@@ -3,7 +3,8 @@
     hours: {days: [mon-fri], from: "20:00", to: "06:00", zone: Europe/Berlin}
 
 A window that ends at or before its beginning crosses midnight and belongs to the day on
-which it begins; equal times mean the whole day. A round that has begun is never broken.
+which it begins; equal times mean the whole day, and without any key rounds may begin at
+any hour. A round that has begun is never broken.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Hours(Section):
         Field(min_length=1, max_length=7),
         AfterValidator(no_repeats),
     ] = ("mon-sun",)
-    from_: Annotated[ClockTime, Field(alias="from")]
-    to: ClockTime
+    from_: Annotated[ClockTime, Field(alias="from")] = "00:00"
+    to: ClockTime = "00:00"
     zone: Annotated[str, AfterValidator(_zone)] = "UTC"
 
     def open_at(self, unix: float) -> bool:
@@ -102,5 +103,12 @@ class Hours(Section):
             found.update((begin + step) % 7 for step in range((end - begin) % 7 + 1))
         return frozenset(found)
 
+    @property
+    def always(self) -> bool:
+        """Whether rounds may begin at any hour."""
+        return self.from_ == self.to and len(self._weekdays()) == len(DAYS)
+
     def __str__(self) -> str:
+        if self.always:
+            return "any hour"
         return f"{', '.join(self.days)} from {self.from_} to {self.to} {self.zone}"

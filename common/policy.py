@@ -271,7 +271,7 @@ class Policy(Section):
     require: Require = Require()
     release: Release = Release()
     limits: ResourceLimits = ResourceLimits()
-    hours: Hours | None = None
+    hours: Hours = Hours()
 
     @model_validator(mode="before")
     @classmethod

@@ -78,6 +78,14 @@ class Table(Section):
         """Write the frozen mapping as an ordinary one."""
         return dict(value)
 
+    @field_validator("patient")
+    @classmethod
+    def filled_in(cls, value: str | None) -> str | None:
+        """Refuse the template's blank: no heading is called that."""
+        if value == "FILL-IN":
+            raise ValueError("still says FILL-IN: name the column, or write null")
+        return value
+
     @property
     def patient_stated(self) -> bool:
         """Whether the manifest says what tells patients apart, `patient: null` included."""

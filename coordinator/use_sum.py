@@ -124,6 +124,8 @@ def _server_step(
 
 def _metrics(study: Study, words: NDArray[np.int64], bound: int) -> tuple[tuple[str, float], ...]:
     found = published(evaluation.pooled(study, words, bound))
+    if found is None:
+        return ()
     return tuple(
         (name, value)
         for name, value in found.as_dict(study).items()
@@ -131,7 +133,7 @@ def _metrics(study: Study, words: NDArray[np.int64], bound: int) -> tuple[tuple[
     )
 
 
-def published(found: Metrics) -> Metrics:
+def published(found: Metrics) -> Metrics | None:
     """Return pooled figures without those that few patients stand behind.
 
     Over fewer than `SMALLEST_CELL` test rows nothing is kept; where one of two classes has
@@ -139,7 +141,7 @@ def published(found: Metrics) -> Metrics:
     own smallest cell was asked of its own rows before they came into the sum.
     """
     if found.rows < SMALLEST_CELL:
-        return Metrics(rows=math.nan)
+        return None
     positives = found.positives
     if positives is None or min(positives, found.rows - positives) >= SMALLEST_CELL:
         return found

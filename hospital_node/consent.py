@@ -209,6 +209,6 @@ def _hours_rule(policy: Policy, rules: Rules) -> Finding:
         "POLICY_HOURS",
         "hours",
         ok=True,
-        asked="rounds at any hour, which wait for the window" if policy.hours else "any hour",
-        allowed="any" if policy.hours is None else str(policy.hours),
+        asked="rounds, which wait for the window",
+        allowed=str(policy.hours),
     )

@@ -87,7 +87,7 @@ limits:
   batch: 64
   round_deadline: 1h
   upload_bytes: 65536
-hours: null
+hours: {{}}
 """
 
 _STUDY: Final = """\

@@ -253,7 +253,7 @@ HEADERS: Final = (
     Weak("a larger upload than the policy's", "POLICY_LIMITS", "limits.upload_bytes",
          policy=(("upload_bytes: 65536", "upload_bytes: 19"),)),
     Weak("a round outside the hours", "POLICY_HOURS", "hours",
-         policy=(("hours: null", 'hours: {from: "20:00", to: "06:00"}'),)),
+         policy=(("hours: {}", 'hours: {from: "20:00", to: "06:00"}'),)),
 )  # fmt: skip
 
 
