@@ -27,6 +27,7 @@ from typing import Any, Final, Self
 
 from common.certificates import Role
 from common.clock import Clock, SystemClock
+from common.config import format_duration
 from common.documents import dump_yaml
 from common.errors import ConfigError, RoundError
 from common.pki import create_ca, issue
@@ -70,6 +71,8 @@ class FederationPlan:
     study: Study
     sites: Sequence[SitePlan]
     timing: Mapping[str, str] = field(default_factory=dict)
+    min_cell: int = 10
+    """Smallest cell of the hospitals' policies; 1 where no hospital is behind the tables."""
 
     def site_folder(self, site: str) -> Path:
         """Return a hospital's own folder."""
@@ -182,6 +185,15 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
     }
     if two:
         require["allow_two_party"] = True
+    terms = study.privacy.dp
+    if terms.on:
+        require["dp"] = {
+            "modes": [terms.mode],
+            "epsilon_per_study": terms.epsilon,
+            "epsilon_total": terms.epsilon,
+            "delta": terms.delta,
+            "max_clip": terms.clip,
+        }
     return {
         "schema": "fedcare.policy/v1",
         "site": site,
@@ -200,7 +212,26 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
             "weights": [PUBLIC_WEIGHTS if weights == "public" else weights],
         },
         "require": require,
-        "release": {"site_metrics": study.evaluate.site_metrics},
+        "release": {"site_metrics": study.evaluate.site_metrics, "min_cell": plan.min_cell},
+        "limits": _limits(study),
+    }
+
+
+def _limits(study: Study) -> dict[str, Any]:
+    """Return limits that are no narrower than the study needs."""
+    from common.policy_limits import ResourceLimits
+    from hospital_node.consent_limits import schema_of, upload_bytes
+
+    usual, train = ResourceLimits(), study.train
+    return {
+        "parameters": max(usual.parameters, schema_of(study).parameters),
+        "upload_bytes": max(usual.upload_bytes, upload_bytes(study)),
+        "rounds": max(usual.rounds, study.federation.rounds),
+        "local_steps": max(usual.local_steps, train.local_steps or 0),
+        "local_epochs": max(usual.local_epochs, train.local_epochs or 0),
+        "round_deadline": format_duration(
+            max(usual.round_deadline, study.federation.round_deadline)
+        ),
     }
 
 

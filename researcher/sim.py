@@ -3,7 +3,8 @@
 The same code as in production but for the transport (`researcher.memory_link`): the
 hospitals' nodes, their policies, keys, masks and state, the coordinator's runs and store.
 Certificates and state live in a temporary folder and are gone afterwards. Policies are
-made for the occasion and allow this study's kind; a hospital's real policy decides later.
+made for the occasion and allow this study's kind, over any number of rows; a hospital's real
+policy decides later (`fedcare node policy explain` shows what one says).
 """
 
 from __future__ import annotations
@@ -84,7 +85,11 @@ def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float)
     data_of = {site.id: _load(study, site) for site in sites}
     with tempfile.TemporaryDirectory(prefix="fedcare-sim-") as folder:
         plan = FederationPlan(
-            Path(folder) / "federation", FEDERATION, study, [_plan(study, site) for site in sites]
+            Path(folder) / "federation",
+            FEDERATION,
+            study,
+            [_plan(study, site) for site in sites],
+            min_cell=1,
         )
         build(plan, _NOWHERE)
         view, model = asyncio.run(_run(plan, Path(folder) / "model", screen))
