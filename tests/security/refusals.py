@@ -232,25 +232,31 @@ def headed(
     Raises:
         Refusal: what the machine says.
     """
-    parsed, loaded = parse_study(study), parse_policy(policy, NAME)
-    keys = {hospital_id("heart-network", site): _key(site) for site in MEMBERS}
+    parsed = parse_study(study)
+    made = change(header(parsed))
+    event = HeaderReceived(made, made.model_sha256)
+    machine.handle(accepted(parsed, suite), event, context_of(policy))
+
+
+def context_of(policy: str) -> NodeContext:
+    """Return what the driver would pass with an event, on a Monday at noon."""
+    loaded, keys = parse_policy(policy, NAME), _keys()
     public = {node: key.public_key().public_bytes_raw() for node, key in keys.items()}
-    context = NodeContext(
+    return NodeContext(
         entropy=CountingEntropy(b"node"),
         now_unix=MONDAY_NOON,
         signer=SimSigner(OWN, keys[OWN]),
         trust=SimTrust(public),
         rules=rules_of(loaded.value, loaded.source),
     )
-    made = change(header(parsed))
-    event = HeaderReceived(made, made.model_sha256)
-    machine.handle(_accepted(parsed, suite, public), event, context)
 
 
-def _accepted(study: Study, suite: Suite, public: dict[NodeId, bytes]) -> NodeState:
+def accepted(study: Study, suite: Suite = Suite.HYBRID) -> NodeState:
     """The state of a node with a live session of the study that has just said Ready."""
     peers = tuple(
-        Peer(node, key, ChainKey(bytes(32))) for node, key in sorted(public.items()) if node != OWN
+        Peer(node, key.public_key().public_bytes_raw(), ChainKey(bytes(32)))
+        for node, key in sorted(_keys().items())
+        if node != OWN
     )
     session = LiveSession(
         session_id=SessionId(bytes(32)),
@@ -267,5 +273,10 @@ def _accepted(study: Study, suite: Suite, public: dict[NodeId, bytes]) -> NodeSt
     return NodeState(session=session)
 
 
-def _key(site: str) -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.from_private_bytes(site.encode().ljust(32, b"."))
+def _keys() -> dict[NodeId, Ed25519PrivateKey]:
+    return {
+        hospital_id("heart-network", site): Ed25519PrivateKey.from_private_bytes(
+            site.encode().ljust(32, b".")
+        )
+        for site in MEMBERS
+    }

@@ -13,14 +13,20 @@ from common.errors import Refusal, StateError
 from common.ids import RunId
 from common.model_file import model_header
 from common.policy import parse_policy
+from common.secagg import node as machine
 from common.secagg.messages import Commit, Ready, Refused
+from common.secagg.node_state import Report, Restarted, Send
+from common.study import parse_study
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 from common.wire import NodeStep
 from hospital_node.conduct import Conduct
 from hospital_node.driver import NodeParts
 from hospital_node.receive import distance
+from hospital_node.round import advance
 from tests.node_world import SITES, World, node_id
 from tests.policy_texts import POLICY
+from tests.security.refusals import OPEN, accepted, changed, context_of
+from tests.security.refusals import POLICY as RULES
 from tests.study_texts import altered
 
 H4 = node_id("h4")
@@ -74,6 +80,17 @@ async def test_a_node_outside_its_hours_says_so_and_joins_when_the_window_opens(
     await world.finish()
     world.check()
     assert refusals(world) == ["POLICY_HOURS"]
+
+
+def test_a_ready_that_was_said_is_not_said_again_outside_the_hours() -> None:
+    """After a lost connection the same nonce would invite a round that is refused."""
+    state, handle = accepted(parse_study(OPEN)), machine.handle
+    _, said_again = advance(handle, state, Restarted(), context_of(RULES), willing=True)
+    assert [type(command) for command in said_again] == [Send]
+    closed = context_of(changed(RULES, ("hours: {}", 'hours: {from: "20:00", to: "06:00"}')))
+    _, instead = advance(handle, state, Restarted(), closed, willing=True)
+    assert [command.code for command in instead if isinstance(command, Report)] == ["POLICY_HOURS"]
+    assert not [command for command in instead if isinstance(command, Send)]
 
 
 async def test_a_round_that_has_begun_is_not_broken_when_the_window_closes(tmp_path: Path) -> None:
