@@ -85,12 +85,12 @@ async def test_a_node_outside_its_hours_says_so_and_joins_when_the_window_opens(
 def test_a_ready_that_was_said_is_not_said_again_outside_the_hours() -> None:
     """After a lost connection the same nonce would invite a round that is refused."""
     state, handle = accepted(parse_study(OPEN)), machine.handle
-    _, said_again = advance(handle, state, Restarted(), context_of(RULES), willing=True)
-    assert [type(command) for command in said_again] == [Send]
-    closed = context_of(changed(RULES, ("hours: {}", 'hours: {from: "20:00", to: "06:00"}')))
-    _, instead = advance(handle, state, Restarted(), closed, willing=True)
-    assert [command.code for command in instead if isinstance(command, Report)] == ["POLICY_HOURS"]
-    assert not [command for command in instead if isinstance(command, Send)]
+    closed = changed(RULES, ("hours: {}", 'hours: {from: "20:00", to: "06:00"}'))
+    for policy, invited, told in ((RULES, 1, []), (closed, 0, ["POLICY_HOURS"])):
+        _, done = advance(handle, state, Restarted(), context_of(policy), willing=True)
+        sent = [command.message for command in done if isinstance(command, Send)]
+        assert sum(isinstance(message, Ready) for message in sent) == invited
+        assert [command.code for command in done if isinstance(command, Report)] == told
 
 
 async def test_a_round_that_has_begun_is_not_broken_when_the_window_closes(tmp_path: Path) -> None:
