@@ -105,6 +105,7 @@ _ROWS: Final = (
     ErrorKind("FC-1104", "DATA_EMPTY", _IN, _PRE, _HOSP, "A hospital has no usable row for the study.", "Check the file, the study's rules for missing values and its split."),
     ErrorKind("FC-1105", "DATA_CHECKSUM", _IN, Status.DATA_LOSS, _CALLER, "A data file's SHA-256 is not the expected one.", "Install the data package again at the pinned version."),
     ErrorKind("FC-1106", "ACCOUNTANT", _BUG, _PRE, Whose.PROJECT, "Two independent computations of a study's epsilon differ by more than 1 %.", "Do not run the study; please report it with the study's privacy terms."),
+    ErrorKind("FC-1111", "PATIENT_KEY", _IN, _PRE, _RES, "The hospital's table holds several rows of one patient, and the study does not group them.", "State `patient_key` in the study; where each row is a patient of its own, the hospital says so in its manifest (`patient: null`)."),
     # --- connections and identity -------------------------------------------------
     ErrorKind("FC-2001", "UNREACHABLE", _CON, Status.UNAVAILABLE, _PEER, "No connection to the coordinator.", "Check that it runs, the address, and the outbound firewall port."),
     ErrorKind("FC-2002", "PORT_IN_USE", _IN, _PRE, _CALLER, "The address to listen on is taken.", "Stop the other program or choose another port."),
@@ -175,7 +176,6 @@ _ROWS: Final = (
     ErrorKind("FC-5006", "POLICY_WEIGHTS", _NO, _DENY, _RES, "The weighting is not allowed at the hospital.", "Use size_class or equal weights, or ask the hospital."),
     ErrorKind("FC-5007", "POLICY_COHORT", _NO, _DENY, _RES, "The study asks for fewer hospitals or colluders than the policy requires.", "Raise min_sites or colluders in the study."),
     ErrorKind("FC-5008", "POLICY_TWO_PARTY", _NO, _DENY, _HOSP, "A two-hospital run needs `allow_two_party: true` at both hospitals.", "Each hospital decides; the other one can compute its update."),
-    ErrorKind("FC-5009", "POLICY_UNSUPPORTED", _IN, _PRE, _HOSP, "The policy sets a rule that this version cannot enforce yet.", "Remove the key, or wait for the version that enforces it; it is never ignored."),
     ErrorKind("FC-5010", "POLICY_RELEASE", _NO, _DENY, _RES, "The hospital's policy does not release what the study asks for.", "Leave the item out of the study, or ask the hospital."),
     ErrorKind("FC-5011", "OWNER_SIGNATURE", _NO, _DENY, _RES, "The study is not signed by the certificate of the organisation it names as its owner.", "Submit it with the owner's own certificate; its id is the study's owner.organisation."),
     ErrorKind("FC-5012", "POLICY_DP", _NO, _DENY, _RES, "The study protects patients less than the hospital's policy demands.", "Use a mode, an epsilon, a delta and a clip within the policy, or ask the hospital."),
@@ -191,6 +191,10 @@ _ROWS: Final = (
     ErrorKind("FC-5107", "APPROVAL_STUDY", _IN, Status.NOT_FOUND, _CALLER, "No study of that name was offered to this hospital, or more than one was.", "Name one of the studies that the message lists, by its run or its whole hash."),
     ErrorKind("FC-5108", "APPROVAL_CHANGED", _NO, _PRE, _RES, "What was approved is another version of the study: one changed character is another study.", "The people named look at what has changed with `fedcare node approvals show` and approve the new version."),
     ErrorKind("FC-5109", "APPROVAL_RECORD", _IN, Status.DATA_LOSS, _HOSP, "A record of an approval is damaged, forged, or out of its time; it counts as no grant.", "Find out who wrote it; the person it names signs again, with a correct clock."),
+    ErrorKind("FC-5021", "POLICY_MIN_CELL", _NO, _DENY, _HOSP, "The hospital has fewer patients for the study than its policy lets be counted.", "The hospital decides: more data, or a smaller `release.min_cell`; the others may run without it."),
+    ErrorKind("FC-5022", "POLICY_TASK", _NO, _DENY, _RES, "The study's id is not among those that the hospital lists.", "Ask the hospital to add the id to `allow.tasks`."),
+    ErrorKind("FC-5023", "POLICY_LAYOUT", _NO, _DENY, _RES, "The model's tensors are none of the layouts that the hospital lists.", "Use a model of a listed layout, or ask the hospital."),
+    ErrorKind("FC-5024", "POLICY_PROTOCOL", _NO, _DENY, _RES, "The study's key suite or ring is not allowed at the hospital.", "Use a suite and a ring that the policy lists."),
     # --- rounds and runs --------------------------------------------------------------------------
     ErrorKind("FC-6001", "ROUND_VOID", _DL, Status.DEADLINE_EXCEEDED, _OPER, "A round was voided below its quorum; the model is unchanged.", "See which hospitals were missing; the run goes on when they return."),
     ErrorKind("FC-6002", "RUN_FAILED", _NO, _PRE, _OPER, "A run ended without a model.", "`fedcare run show` says which round failed and why."),

@@ -163,9 +163,9 @@ class Event(Enum):
     STUDY_ACCEPTED = (
         "study.accepted",
         "both",
-        "info",
-        "study run site config_hash",
-        "A hospital's policy allows the study; at the coordinator: its people do as well.",
+        "info or warning",
+        "study run site config_hash meaning",
+        "A hospital's policy, and at the coordinator its people, allow the study; or a warning.",
     )
     STUDY_REFUSED = (
         "study.refused",

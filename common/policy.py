@@ -5,6 +5,8 @@ it (docs/protocol.md, section 10.1); a coordinator may be stricter, never laxer.
 not listed under `allow` is not allowed. `require.approval` names the people who have to
 approve a study before it runs here (section 10.8); without approvers nobody is asked.
 
+What is added to the architecture page's keys is optional, with the defaults below.
+
 Defaults of `require`: `min_cohort` and `min_sites` 3 (2 in a federation of two that
 `allow_two_party`), `colluders` by the protocol's rule for the number of members: 0 for
 two, 1 for three to five, a quarter beyond; never 0 for three or more unless written down.
@@ -13,15 +15,18 @@ two, 1 for three to five, a quarter beyond; never 0 for three or more unless wri
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from common.approval_keys import approver_key
 from common.config import (
     Label,
     Loaded,
+    Name,
     Number,
     Seconds,
     Section,
@@ -32,7 +37,9 @@ from common.config import (
     validate,
 )
 from common.documents import dump_yaml, parse_yaml
+from common.hours import Hours
 from common.ids import ConfigHash
+from common.policy_limits import ResourceLimits
 from common.site import MAX_SITES, SiteId
 from common.study_sections import (
     DP_MODES,
@@ -62,6 +69,11 @@ _ADDRESS: Final = re.compile(
     r"(?P<host>[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>\d{1,5})", re.ASCII
 )
 _HIGHEST_PORT: Final = 65_535
+SUITES: Final = ("hybrid", "classical")
+RINGS: Final = (32, 64)
+"""Widths `w` of the ring that this version's studies use."""
+
+_MOST_DIMS: Final = 8
 _TWO: Final = 2
 
 
@@ -115,7 +127,26 @@ def _study_hash(value: str) -> str:
     return value
 
 
+def _ring(value: int) -> int:
+    if value not in RINGS:
+        raise ValueError(f"must be {listed([str(width) for width in RINGS])}, not {value}")
+    return value
+
+
+def _layout(value: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
+    """Freeze a layout; its tensors stand in the order of the file."""
+    return MappingProxyType(dict(value))
+
+
 Distinct = AfterValidator(no_repeats)
+Dimension = Annotated[int, Field(ge=1, le=2**31)]
+Layout = Annotated[
+    Mapping[Name, Annotated[tuple[Dimension, ...], Field(max_length=_MOST_DIMS)]],
+    Field(min_length=1, max_length=10_000),
+    AfterValidator(_layout),
+    PlainSerializer(lambda value: {name: list(shape) for name, shape in value.items()}),
+]
+"""A model by its tensors: each name with its shape, in order."""
 
 
 class PinnedFederation(Section):
@@ -138,7 +169,12 @@ class Coordinator(Section):
 
 
 class Allow(Section):
-    """What may run here. A study must be of one of `owners` or one of `studies` (by hash)."""
+    """What may run here. A study must be of one of `owners` or one of `studies` (by hash).
+
+    `tasks`: ids of studies; null: any id. `layouts`: models by the names and shapes of their
+    tensors; null: any of the kinds that are allowed. `suites`: key exchanges. `ring_bits`:
+    widths of the ring.
+    """
 
     purposes: Annotated[tuple[Label, ...], Distinct]
     owners: Annotated[tuple[Text, ...], Distinct] = ()
@@ -153,6 +189,14 @@ class Allow(Section):
     weights: Annotated[
         tuple[Annotated[str, _known(WEIGHT_RULES, (PUBLIC_WEIGHTS,))], ...], Distinct
     ] = ("size_class", "equal")
+    tasks: Annotated[tuple[SiteId, ...], Distinct] | None = None
+    layouts: tuple[Layout, ...] | None = None
+    suites: Annotated[tuple[Annotated[str, _known(SUITES)], ...], Field(min_length=1), Distinct] = (
+        SUITES
+    )
+    ring_bits: Annotated[
+        tuple[Annotated[int, AfterValidator(_ring)], ...], Field(min_length=1), Distinct
+    ] = RINGS
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -240,12 +284,15 @@ class Require(Section):
 class Release(Section):
     """What may leave besides masked sums.
 
-    `min_cell`: pooled figures over fewer rows are withheld. `site_metrics`: whether the
-    hospital's own metrics may be sent to the study's owner.
+    `min_cell`: patients below which nothing is counted: a study whose unprotected sums would
+    hold fewer of this hospital's patients is refused. `site_metrics`: whether the hospital's
+    own metrics may be sent to the study's owner. `pad_to_deadline`: an input is held back
+    until half of the round's deadline has passed, so that the time training took is hidden.
     """
 
     min_cell: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     site_metrics: bool = False
+    pad_to_deadline: bool = False
 
 
 class Policy(Section):
@@ -258,6 +305,8 @@ class Policy(Section):
     allow: Allow
     require: Require = Require()
     release: Release = Release()
+    limits: ResourceLimits = ResourceLimits()
+    hours: Hours = Hours()
 
     @model_validator(mode="before")
     @classmethod

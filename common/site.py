@@ -6,7 +6,9 @@ where the hospital's headings differ, `columns` from the study's name to its own
 
     - {name: heart, kind: csv, path: cleveland.csv, columns: {num: diagnosis}}
 
-A study that says `num` then reads the column `diagnosis`.
+A study that says `num` then reads the column `diagnosis`. `patient` is the hospital's own
+word on which column (by its own heading) tells patients apart; `patient: null` says that
+each row is one patient. A study that protects patients is held against it.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Table(Section):
     kind: Literal["csv"]
     path: Annotated[Text, Field(min_length=1, max_length=1024)]
     columns: Mapping[Name, Name] = Field(default_factory=lambda: MappingProxyType({}))
+    patient: Name | None = None
 
     @field_validator("columns")
     @classmethod
@@ -74,6 +77,19 @@ class Table(Section):
     def plain(self, value: Mapping[str, str]) -> dict[str, str]:
         """Write the frozen mapping as an ordinary one."""
         return dict(value)
+
+    @field_validator("patient")
+    @classmethod
+    def filled_in(cls, value: str | None) -> str | None:
+        """Refuse the template's blank: no heading is called that."""
+        if value == "FILL-IN":
+            raise ValueError("still says FILL-IN: name the column, or write null")
+        return value
+
+    @property
+    def patient_stated(self) -> bool:
+        """Whether the manifest says what tells patients apart, `patient: null` included."""
+        return "patient" in self.model_fields_set
 
     def column(self, study_name: str) -> str:
         """Return the heading in the hospital's table for a study's column."""

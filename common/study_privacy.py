@@ -7,12 +7,13 @@ the accountant that every hospital's ledger charges (docs/protocol.md, section 9
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Final
 
 from common.config import problem
-from common.errors import ConfigError
+from common.errors import ConfigError, Refusal
 from common.study_sections import DEFAULT_BATCH
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(federation, dict) and isinstance(train, dict)):
         return data
     mode = terms.get("mode", "patient-distributed" if terms else "none")
+    if mode != "none":
+        _refuse_batch_norm(data.get("model"))
     if mode not in ("patient-distributed", "patient-local", "hospital"):
         return data
     full = {**data, "federation": {"weights": "equal", **federation}}
@@ -55,6 +58,16 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     per_round = full.get("train", train).get("local_steps") if mode == "patient-local" else 1
     full["privacy"] = {**privacy, "dp": _with_noise(terms, federation, per_round)}
     return full
+
+
+def _refuse_batch_norm(model: object) -> None:
+    """Say why, not only that no version has it: statistics of a batch mix its patients (7.1)."""
+    if isinstance(model, dict) and model.get("norm") == "batch":
+        raise problem(
+            "is batch, which mixes the patients of a batch: a gradient then depends on the others "
+            "and cannot be clipped patient by patient. With differential privacy use none",
+            "model", "norm",
+        )  # fmt: skip
 
 
 def _with_noise(
@@ -188,6 +201,7 @@ def check_privacy(study: Study) -> None:
     _check_figures(study)
     _check_noise(study)
     _check_constants(study)
+    _check_ring(study)
     if study.privacy.dp.mode == "patient-distributed":
         _check_step(study)
 
@@ -271,6 +285,38 @@ def _check_federation(study: Study) -> None:
             "false",
             "evaluate", "site_metrics",
         )  # fmt: skip
+
+
+def _check_ring(study: Study) -> None:
+    """Refuse a clip that the ring's integers cannot carry (7.3), at the fewest hospitals.
+
+    Every hospital asks again for the roster it is in.
+    """
+    from common.layouts import round_layout  # it brings numpy
+    from common.secagg.dp import check_terms
+    from common.secagg.header import RoundKind
+
+    layout = round_layout(study, RoundKind.TRAIN)
+    if layout.dp is None:
+        return
+    clip, delta_int = layout.dp.clip, layout.dp.delta_int
+    if not math.isfinite(delta_int / clip) or clip / delta_int == 0:
+        raise problem(
+            f"is {clip:g}, which {delta_int} integer steps cannot carry: a step would be "
+            f"{clip / delta_int:g}. State a clip near the length of one patient's gradient",
+            "privacy", "dp", "clip",
+        )  # fmt: skip
+    n = study.federation.min_sites
+    h = max(2, n - study.colluders(n))
+    try:
+        terms = layout.dp.terms(h)
+        check_terms(terms, n=n, h=h, d=layout.schema.words, w=layout.ring_bits)
+    except Refusal as refusal:
+        raise problem(
+            f"is not carried by the ring: {refusal.detail}. Lower max_patients, or state a larger "
+            "epsilon",
+            "privacy", "dp", "clip",
+        ) from None  # fmt: skip
 
 
 def _check_step(study: Study) -> None:

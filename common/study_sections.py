@@ -43,6 +43,9 @@ MODEL_KINDS: Final = ("logistic", "mlp", "vector")
 LATER_MODEL_KINDS: Final = ("cox", "cnn", "deepsurv", "resnet", "unet", "transformer")
 """Models of the wider catalogue: known by name, refused until a version has them."""
 
+LATER_NORMS: Final = ("batch", "layer", "group")
+"""Normalisation layers: known by name, refused until a version has them."""
+
 STRATEGIES: Final = ("fedavg",)
 LATER_STRATEGIES: Final = ("fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold")
 
@@ -284,10 +287,23 @@ class LogisticModel(Section):
     kind: Literal["logistic"]
 
 
+def _norm(value: object) -> object:
+    if isinstance(value, str) and value in LATER_NORMS:
+        raise problem(
+            f"is '{value}', which this version's models do not have; it has none",
+            name="NOT_SUPPORTED",
+        )
+    return value
+
+
 class MlpModel(Section):
-    """A multilayer perceptron; `hidden` lists the widths of its hidden layers."""
+    """A multilayer perceptron; `hidden` lists the widths of its hidden layers.
+
+    `norm`: normalisation between layers; `none` is the only one of this version.
+    """
 
     kind: Literal["mlp"]
+    norm: Annotated[Literal["none"], BeforeValidator(_norm)] = "none"
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)
     ] = (64, 64)

@@ -10,18 +10,20 @@ Runs in a worker thread; everything it returns is durable.
 from __future__ import annotations
 
 import math
-from typing import assert_never
+from dataclasses import replace
+from typing import Final, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import evaluation, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
+from common.evaluation import Metrics
 from common.ids import HeaderDigest, site_name
 from common.layouts import first_model, has_constants, model_schema, round_layout
 from common.model_file import model_header
 from common.secagg.dp import DpMode
-from common.secagg.header import RoundKind, sum_bound
+from common.secagg.header import Header, RoundKind, sum_bound
 from common.secagg.ring import word_bytes
 from common.study import Study
 from common.vectors import ParameterSchema, model_digest
@@ -37,6 +39,9 @@ from coordinator.objects import ObjectStore
 from coordinator.opening import Collect, Opening, open_sum, open_tail
 from coordinator.run_state import ModelRef, OpenSum, SumUsed
 from coordinator.spool import Spool
+
+SMALLEST_CELL: Final = 10
+"""Rows, of all hospitals together, below which no pooled figure is published."""
 
 
 def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) -> SumUsed:
@@ -73,7 +78,8 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
             sink = Collect(header.d)
             digest = open_sum(opening, sink)
             words = sink.words[: layout.schema.parameters]
-            return SumUsed(hd, digest, None, _metrics(study, command, words))
+            pooled = _pooled(study, header, words, len(command.survivors))
+            return SumUsed(hd, digest, None, _figures(study, pooled))
         case RoundKind.VOTE:
             raise InternalError("no study has vote rounds")
         case _:
@@ -124,18 +130,38 @@ def _server_step(
             assert_never(header.dp.mode)
 
 
-def _metrics(
-    study: Study, command: OpenSum, words: NDArray[np.int64]
-) -> tuple[tuple[str, float], ...]:
-    header = command.header
+def _pooled(
+    study: Study, header: Header, words: NDArray[np.int64], survivors: int
+) -> Metrics | None:
     if header.dp.mode is DpMode.NONE:
-        pooled = evaluation.pooled(study, words, header.bound)
-    else:
-        pooled = noised_evaluation.pooled(words, header.dp, len(command.survivors))
-    found = pooled.as_dict(study)
+        return published(evaluation.pooled(study, words, header.bound))
+    # Its noise bounds what it says, whatever it counts.
+    return noised_evaluation.pooled(words, header.dp, survivors)
+
+
+def _figures(study: Study, found: Metrics | None) -> tuple[tuple[str, float], ...]:
+    if found is None:
+        return ()
     return tuple(
-        (name, value) for name, value in found.items() if value is not None and math.isfinite(value)
+        (name, value)
+        for name, value in found.as_dict(study).items()
+        if value is not None and math.isfinite(value)
     )
+
+
+def published(found: Metrics) -> Metrics | None:
+    """Return pooled figures without those that few patients stand behind.
+
+    Over fewer than `SMALLEST_CELL` test rows nothing is kept; where one of two classes has
+    fewer, its count and the AUROC, which ranks its few rows, are left out. Each hospital's
+    own smallest cell was asked of its own rows before they came into the sum.
+    """
+    if found.rows < SMALLEST_CELL:
+        return None
+    positives = found.positives
+    if positives is None or min(positives, found.rows - positives) >= SMALLEST_CELL:
+        return found
+    return replace(found, positives=None, auroc=None)
 
 
 def make_first_model(study: Study, objects: ObjectStore) -> ModelRef:

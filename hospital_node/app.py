@@ -22,20 +22,25 @@ from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
 from common.config import Loaded
 from common.confinement import Facts, confine, say
+from common.documents import Source
 from common.entropy import Entropy, OsEntropy
 from common.errors import ConfigError, IdentityError
 from common.identity import Identity, load_identity
 from common.ids import NodeId, hospital_id
 from common.logs import EventLog, capture_libraries, make_log
 from common.policy import Policy, load_policy
-from common.secagg.node_state import NodeRules
+from common.secagg.dp import DpMode
+from common.secagg.keys import Suite
+from common.secagg.rules import NodeRules
 from common.site import Site, read_site
 from common.state_folder import Owner
 from hospital_node.approval.gate import gate_of
 from hospital_node.approval.records import ApprovalFolder
+from hospital_node.conduct import Conduct
 from hospital_node.config import NodeConfig
 from hospital_node.data.headings import check_tables
 from hospital_node.driver import Node, NodeParts
+from hospital_node.findings import cite
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
 from hospital_node.picture import not_ready
@@ -128,14 +133,43 @@ def members(policy: Policy) -> frozenset[NodeId]:
     return frozenset(hospital_id(pinned.id, site) for site in pinned.members)
 
 
-def rules_of(policy: Policy) -> NodeRules:
+_AT_HEADERS: Final = (
+    "require.min_cohort",
+    "require.allow_two_party",
+    "require.colluders",
+    "require.min_sites",
+    "require.dp",
+    "require.dp.modes",
+    "require.dp.min_noise_multiplier",
+    "require.dp.max_clip",
+    "allow.weights",
+    "allow.layouts",
+    "allow.ring_bits",
+    "allow.suites",
+    "limits.upload_bytes",
+    "limits.round_deadline",
+    "hours",
+)
+"""The policy's keys that every header is held against."""
+
+
+def rules_of(policy: Policy, source: Source) -> NodeRules:
     """Return the hospital's floors as the protocol's machine takes them."""
-    require = policy.require
+    require, dp, limits = policy.require, policy.require.dp, policy.limits
     return NodeRules(
         colluders=require.colluders,
         min_cohort=require.min_cohort,
         s_min=require.min_sites,
         allow_two_party=require.allow_two_party,
+        ring_bits=frozenset(policy.allow.ring_bits),
+        suites=frozenset(map(Suite, policy.allow.suites)),
+        dp_modes=frozenset(map(DpMode, dp.modes)),
+        min_z=dp.min_noise_multiplier,
+        max_clip=dp.max_clip,
+        max_upload_bytes=limits.upload_bytes,
+        max_deadline_ms=round(limits.round_deadline * 1000),
+        hours=policy.hours,
+        where={key: cite(source, key) for key in _AT_HEADERS},
     )
 
 
@@ -172,7 +206,7 @@ def build_node(
         federation=policy.federation.id,
         signer=identity,
         trust=ChainTrust(identity.ca_der, members(policy), policy.federation.id),
-        rules=rules_of(policy),
+        rules=rules_of(policy, setup.policy.source),
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
         gate=gate_of(approvals, policy.require.approval, clock, log),
         store=store,
@@ -180,6 +214,7 @@ def build_node(
         witnessed=books.witnessed,
         connect=connect,
         log=log,
+        conduct=Conduct.of(policy, setup.policy.source),
         software=software,
         clock=clock,
         entropy=entropy,

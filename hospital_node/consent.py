@@ -4,8 +4,11 @@ Pure: a study, its hash and a policy in, one finding per rule out. Every rule is
 examined, so that a researcher learns of all objections at once and `policy explain` can
 show what passed. A finding cites the policy's file and line.
 
-The coordinator has no say here. What a round header states later (cohort, quorum, smallest
-set) is checked again against the same policy by the protocol's own rules (`NodeRules`).
+The coordinator has no say here. What a round header states later (crowd, ring, suite,
+privacy terms, deadline, size, hour) is held against the same policy again
+(`common.secagg.rules`), whatever the study said. What depends on rows (`release.min_cell`)
+is judged when they are loaded, what depends on other studies (`limits.studies`, the budget)
+by the offer book and the ledger.
 
 The owner is what the study says; a hospital that wants more certainty than the
 consortium's word lists studies by hash.
@@ -15,38 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from common.documents import Source
 from common.errors import PolicyRefusal, Refusal
 from common.ids import ConfigHash
-from common.policy import STATISTICS, Policy
+from common.policy import STATISTICS, Policy, PrivacyRules
 from common.study import Study, config_hash
 from common.text import show
+from hospital_node.consent_limits import layout_rule, limit_rules, ring_rule
+from hospital_node.findings import Finding, Rules, words
 
 _TWO: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one rule of the policy says about the study."""
-
-    code: str
-    """The catalogue name a refusal carries, for example `POLICY_PURPOSE`."""
-    rule: str
-    """The policy's key, for example `allow.purposes`."""
-    where: str
-    """`policy.yaml:9`: where the hospital wrote the rule, or where it would stand."""
-    ok: bool
-    asked: str
-    """The study's value, for people."""
-    allowed: str
-    """The policy's value, for people."""
-
-    def __str__(self) -> str:
-        verb = "allows" if self.ok else "does not allow"
-        return f"{self.where}: {self.rule} is {self.allowed}: {verb} {self.asked}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,125 +89,126 @@ def examine(
     study: Study, digest: ConfigHash, policy: Policy, source: Source
 ) -> tuple[Finding, ...]:
     """Return what every rule says about the study, in the policy's order. Pure, never raises."""
-    return (*_allow_rules(study, digest, policy, source), *_require_rules(study, policy, source))
-
-
-def _allow_rules(
-    study: Study, digest: ConfigHash, policy: Policy, source: Source
-) -> Iterator[Finding]:
-    allow = policy.allow
-    yield _member("POLICY_PURPOSE", "purposes", "purpose", study.purpose, allow.purposes, source)
-    yield _owner(study, digest, policy, source)
-    yield _member("POLICY_DATASET", "datasets", "data set", study.dataset, allow.datasets, source)
-    kind = STATISTICS if study.kind == "statistics" else study.model.kind
-    yield _member("POLICY_MODEL", "model_kinds", "model kind", kind, allow.model_kinds, source)
-    strategy = study.federation.strategy.name
-    yield _member("POLICY_STRATEGY", "strategies", "strategy", strategy, allow.strategies, source)
-    rule = study.federation.weight_rule
-    yield _member("POLICY_WEIGHTS", "weights", "weights", rule, allow.weights, source)
-
-
-def _member(
-    code: str, key: str, noun: str, asked: str, allowed: tuple[str, ...], source: Source
-) -> Finding:
-    return Finding(
-        code,
-        f"allow.{key}",
-        _where(source, "allow", key),
-        asked in allowed,
-        f"{noun} {show(asked)}",
-        _shown(allowed),
+    rules = Rules(source)
+    return (
+        *_allow_rules(study, digest, policy, rules),
+        *_require_rules(study, policy, rules),
+        *_privacy_rules(study, policy.require.dp, rules),
+        _release_rule(study, policy, rules),
+        *limit_rules(study, policy.limits, rules),
+        _hours_rule(policy, rules),
     )
 
 
-def _owner(study: Study, digest: ConfigHash, policy: Policy, source: Source) -> Finding:
+def _allow_rules(
+    study: Study, digest: ConfigHash, policy: Policy, rules: Rules
+) -> Iterator[Finding]:
+    allow, federation = policy.allow, study.federation
+    kind = STATISTICS if study.kind == "statistics" else study.model.kind
+    listed = (
+        ("POLICY_DATASET", "datasets", "data set", study.dataset, allow.datasets),
+        ("POLICY_MODEL", "model_kinds", "model kind", kind, allow.model_kinds),
+        ("POLICY_STRATEGY", "strategies", "strategy", federation.strategy.name, allow.strategies),
+        ("POLICY_WEIGHTS", "weights", "weights", federation.weight_rule, allow.weights),
+    )
+    yield rules.member("POLICY_PURPOSE", "allow.purposes", "purpose", study.purpose, allow.purposes)
+    yield _owner(study, digest, policy, rules)
+    for code, key, noun, asked, allowed in listed:
+        yield rules.member(code, f"allow.{key}", noun, asked, allowed)
+    yield rules.finding(
+        "POLICY_TASK",
+        "allow.tasks",
+        ok=allow.tasks is None or study.id in allow.tasks,
+        asked=f"study {study.id}",
+        allowed="any" if allow.tasks is None else words(allow.tasks),
+    )
+    yield layout_rule(study, policy, rules)
+    suite = study.privacy.secure_aggregation.suite
+    yield rules.member("POLICY_PROTOCOL", "allow.suites", "suite", suite, allow.suites)
+    yield ring_rule(study, policy, rules)
+
+
+def _owner(study: Study, digest: ConfigHash, policy: Policy, rules: Rules) -> Finding:
     """Allowed by organisation or by hash; a policy may use either or both."""
     allow = policy.allow
     by_hash = allow.lists_study(digest)
     by_owner = study.owner.organisation in allow.owners
     key = "studies" if by_hash or ("owners" not in allow.model_fields_set) else "owners"
-    return Finding(
+    return rules.finding(
         "POLICY_OWNER",
         f"allow.{key}",
-        _where(source, "allow", key),
-        by_hash or by_owner,
-        f"owner {show(study.owner.organisation)} with study sha256:{digest.hex()}",
-        _shown(allow.studies if key == "studies" else allow.owners),
+        ok=by_hash or by_owner,
+        asked=f"owner {show(study.owner.organisation)} with study sha256:{digest.hex()}",
+        allowed=words(allow.studies if key == "studies" else allow.owners),
     )
 
 
-def _require_rules(study: Study, policy: Policy, source: Source) -> Iterator[Finding]:
+def _require_rules(study: Study, policy: Policy, rules: Rules) -> Iterator[Finding]:
     require, members = policy.require, policy.federation.members
     wanted = study.federation.min_sites
     two = _TWO in (len(members), wanted)
-    yield Finding(
+    yield rules.finding(
         "POLICY_TWO_PARTY",
         "require.allow_two_party",
-        _where(source, "require", "allow_two_party"),
-        require.allow_two_party or not two,
-        f"{'a run of two hospitals' if two else 'a run'} with min_sites {wanted} among "
+        ok=require.allow_two_party or not two,
+        asked=f"{'a run of two hospitals' if two else 'a run'} with min_sites {wanted} among "
         f"{len(members)} members",
-        show(require.allow_two_party),
+        allowed=show(require.allow_two_party),
     )
-    yield _at_least("min_sites", wanted, require.min_sites, "min_sites", source)
-    colluders = study.colluders(len(members))
-    yield _at_least("colluders", colluders, require.colluders, "colluders", source)
-    yield _at_least("min_cohort", len(members), require.min_cohort, "a roster of", source)
-    yield from _privacy_rules(study, policy, source)
-    yield Finding(
+    cohort, colluders = "POLICY_COHORT", study.colluders(len(members))
+    yield rules.at_least(cohort, "require.min_sites", "min_sites", wanted, require.min_sites)
+    yield rules.at_least(cohort, "require.colluders", "colluders", colluders, require.colluders)
+    yield rules.at_least(
+        cohort, "require.min_cohort", "a roster of", len(members), require.min_cohort
+    )
+    yield rules.finding(
+        cohort,
+        "federation.members",
+        ok=wanted <= len(members),
+        asked=f"min_sites {wanted}",
+        allowed=f"{len(members)} hospitals",
+    )
+
+
+def _privacy_rules(study: Study, limits: PrivacyRules, rules: Rules) -> Iterator[Finding]:
+    """A study without noise has a mode only; what budget is left, the ledger says."""
+    terms = study.privacy.dp
+    key = "require.dp."
+    yield rules.member("POLICY_DP", key + "modes", "mode", terms.mode, limits.modes)
+    most = (
+        ("epsilon_per_study", "epsilon", terms.epsilon, limits.epsilon_per_study),
+        ("epsilon_total", "epsilon", terms.epsilon, limits.epsilon_total),
+        ("delta", "delta", terms.delta, limits.delta),
+        ("max_clip", "clip", terms.clip, limits.max_clip),
+    )
+    for name, noun, asked, limit in most:
+        yield rules.at_most("POLICY_DP", key + name, noun, asked, limit)
+    z, least = terms.noise_multiplier, limits.min_noise_multiplier
+    yield rules.finding(
+        "POLICY_DP",
+        key + "min_noise_multiplier",
+        ok=not terms.on if z is None else z >= least,
+        asked="no noise" if z is None else f"noise multiplier {z:g}",
+        allowed=f"at least {least:g}",
+    )
+
+
+def _release_rule(study: Study, policy: Policy, rules: Rules) -> Finding:
+    return rules.finding(
         "POLICY_RELEASE",
         "release.site_metrics",
-        _where(source, "release", "site_metrics"),
-        policy.release.site_metrics or not study.evaluate.site_metrics,
-        f"evaluate.site_metrics {show(study.evaluate.site_metrics)}",
-        show(policy.release.site_metrics),
+        ok=policy.release.site_metrics or not study.evaluate.site_metrics,
+        asked=f"evaluate.site_metrics {show(study.evaluate.site_metrics)}",
+        allowed=show(policy.release.site_metrics),
     )
 
 
-def _privacy_rules(study: Study, policy: Policy, source: Source) -> Iterator[Finding]:
-    """A study without noise has a mode only; whether budget is left, the ledger says."""
-    rules, terms = policy.require.dp, study.privacy.dp
-    yield _privacy(
-        "modes", terms.mode in rules.modes, f"mode {terms.mode}", _shown(rules.modes), source
+def _hours_rule(policy: Policy, rules: Rules) -> Finding:
+    """A study is welcome at any hour; its rounds wait for the window."""
+    return rules.finding(
+        "POLICY_HOURS",
+        "hours",
+        ok=True,
+        asked="rounds, which wait for the window",
+        allowed=str(policy.hours),
     )
-    if not terms.on:
-        return
-    most = (
-        ("epsilon_per_study", "epsilon", terms.epsilon, rules.epsilon_per_study),
-        ("delta", "delta", terms.delta, rules.delta),
-        ("max_clip", "clip", terms.clip, rules.max_clip),
-    )
-    for key, noun, asked, limit in most:
-        ok = asked is not None and asked <= limit
-        yield _privacy(key, ok, f"{noun} {show(asked)}", f"at most {limit:g}", source)
-    z, least = terms.noise_multiplier, rules.min_noise_multiplier
-    ok = z is not None and z >= least
-    asked_z = f"noise multiplier {show(z)}"
-    yield _privacy("min_noise_multiplier", ok, asked_z, f"at least {least:g}", source)
-
-
-def _privacy(key: str, ok: bool, asked: str, allowed: str, source: Source) -> Finding:  # noqa: FBT001
-    where = _where(source, "require", "dp", key)
-    return Finding("POLICY_DP", f"require.dp.{key}", where, ok, asked, allowed)
-
-
-def _at_least(key: str, asked: int, least: int, noun: str, source: Source) -> Finding:
-    return Finding(
-        "POLICY_COHORT",
-        f"require.{key}",
-        _where(source, "require", key),
-        asked >= least,
-        f"{noun} {asked}",
-        f"at least {least}",
-    )
-
-
-def _where(source: Source, *path: str) -> str:
-    """Return `policy.yaml:9`: the file's name only, for a finding may leave the hospital."""
-    line = source.line(*path)
-    name = Path(source.name).name
-    return name if line is None else f"{name}:{line}"
-
-
-def _shown(words: tuple[str, ...]) -> str:
-    return "[" + ", ".join(show(word)[1:-1] for word in words) + "]"

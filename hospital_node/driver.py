@@ -36,10 +36,12 @@ from common.messages import (
 )
 from common.secagg import node as machine
 from common.secagg.messages import Refused, ResumeState
-from common.secagg.node_state import NodeContext, NodeRules, NodeState, Restarted, decode_state
+from common.secagg.node_state import NodeContext, NodeState, Restarted, decode_state
+from common.secagg.rules import NodeRules
 from common.secagg.session import Signer, Trust
 from hospital_node.approval.gate import Gate
 from hospital_node.backoff import Backoff, os_jitter
+from hospital_node.conduct import Conduct
 from hospital_node.jobs import Surroundings
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
@@ -78,6 +80,7 @@ class NodeParts:
     """Hears how many noised sums the coordinator knows of, by data set."""
     connect: Connect
     log: EventLog
+    conduct: Conduct = field(default_factory=Conduct)
     software: str = "fedcare"
     clock: Clock = field(default_factory=SystemClock)
     entropy: Entropy = field(default_factory=OsEntropy)
@@ -118,6 +121,7 @@ class Node:
             parts.gate,
             parts.clock,
             parts.log,
+            parts.conduct,
         )
         road = Road(self._slot, parts.sleep, self._new_backoff)
         self._around = Surroundings(
@@ -134,6 +138,7 @@ class Node:
             worker=self._worker,
             ended=self._offers.ended,
             objection=self._objection,
+            conduct=parts.conduct,
             trouble=self._on_trouble,
         )
         self._releases = ReleaseKeeper(

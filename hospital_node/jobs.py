@@ -15,11 +15,8 @@ from typing import Any, Final
 
 from common.clock import Clock
 from common.errors import (
-    ConfigError,
     ConnectError,
-    DataError,
     FedError,
-    IdentityError,
     InternalError,
     PolicyRefusal,
     Refusal,
@@ -41,10 +38,13 @@ from common.secagg.node_state import (
     NodeEvent,
     UploadAcked,
 )
+from common.vectors import ParameterSchema
 from hospital_node import transfer
+from hospital_node.conduct import Conduct
 from hospital_node.contribution import digest_of, write_masked
+from hospital_node.disclosure import public_detail
 from hospital_node.link import Link
-from hospital_node.receive import ModelReceiver, digest_of_file
+from hospital_node.receive import ModelReceiver, digest_of_file, distance
 from hospital_node.round import Handle
 from hospital_node.shelf import ModelShelf
 from hospital_node.store import DecisionRecord, NodeStore
@@ -75,6 +75,8 @@ class Surroundings:
     """Told when a run ended here."""
     objection: Callable[[DecisionRecord], PolicyRefusal | None]
     """Says what speaks against a run's next step: whether the people of the policy agree *now*."""
+    conduct: Conduct
+    """What the hospital's policy asks of a round's model and of its timing."""
     trouble: Callable[[FedError], None]
     """Told when state could not be written: the connection is dropped, and dialled anew."""
 
@@ -87,15 +89,6 @@ class Input:
     header: Header
     plan: MaskPlan
     seed: CoefficientSeed
-
-
-def public_detail(failure: FedError) -> str:
-    """Return the line about a failure that may leave the hospital.
-
-    Data, files and our own bugs are described by their kind only.
-    """
-    private = isinstance(failure, DataError | ConfigError | StateError | IdentityError)
-    return failure.kind.meaning if private else failure.detail
 
 
 class RoundJobs:
@@ -122,6 +115,8 @@ class RoundJobs:
         """The round whose masked vector this process wrote or checked."""
         self._unsent: HeaderDigest | None = None
         """The round of which not one byte was sent yet."""
+        self._accepted: Sha256 | None = None
+        """The model of the last header that this process accepted in the run."""
         self._made: dict[str, object] = {}
         """Of that round: its kind, and how long its input took."""
 
@@ -200,6 +195,7 @@ class RoundJobs:
         around.shelf.fetching(self._task, wanted)
         left = around.shelf.candidate(wanted)
         if left and await asyncio.to_thread(digest_of_file, path, schema) == wanted:
+            await self._check_step(wanted, schema)
             around.shelf.keep(self._task, wanted)
             return wanted
         with ModelReceiver(path, schema) as receiver:
@@ -207,9 +203,29 @@ class RoundJobs:
             if found != wanted:
                 around.store.drop_models((wanted,))
                 raise Refusal("MODEL_HASH", "the model that came is not the one of the header")
+        await self._check_step(wanted, schema)
         around.shelf.keep(self._task, wanted)
         self._log().info(Event.DOWNLOAD_FINISHED, bytes=receiver.total)
         return wanted
+
+    async def _check_step(self, model: Sha256, schema: ParameterSchema) -> None:
+        """Refuse a model that moved too far from the last one of this run (protocol, 10.2).
+
+        Raises:
+            Refusal: MODEL_RANGE.
+            StateError: MODEL_INVALID, the last model is not there any more.
+        """
+        conduct, store, last = self._around.conduct, self._around.store, self._accepted
+        if conduct.model_step is None or last in (None, model):
+            return
+        moved = await asyncio.to_thread(
+            distance, store.model_path(last), store.model_path(model), schema
+        )
+        conduct.check_step(moved)
+
+    def accepted(self, model: Sha256 | None) -> None:
+        """Note the model of the last header that was accepted; None: another run begins."""
+        self._accepted = model
 
     # --- the input --------------------------------------------------------------------------
 
@@ -227,8 +243,11 @@ class RoundJobs:
             self._put(InputFailed(hd, bug.name, "training failed at this hospital"))
         else:
             self._spooled = self._unsent = hd
-            took_s = round(self._around.clock.monotonic() - began, 3)
-            self._made = {"kind": prepared.header.kind.value, "trained_s": took_s}
+            took_s = self._around.clock.monotonic() - began
+            self._made = {"kind": prepared.header.kind.value, "trained_s": round(took_s, 3)}
+            wait_s = self._around.conduct.held_back_s(prepared.header.deadline_ms, took_s)
+            if wait_s > 0:
+                await self._around.road.sleep(wait_s)
             self._put(InputFinal(hd, ydig))
 
     async def _write(self, prepared: Input, abandoned: Callable[[], bool]) -> Sha256:

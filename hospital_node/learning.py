@@ -40,7 +40,10 @@ from common.vectors import ParameterSchema
 from common.weights import public_batch, public_weight
 from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
+from hospital_node.disclosure import public_detail, shown_figures
+from hospital_node.findings import cite
 from hospital_node.receive import read_model
+from hospital_node.row_rules import MIN_CELL, check_cells, check_delta, check_ring
 from hospital_node.work import PrivacyBooks, Terms, Work
 
 if TYPE_CHECKING:
@@ -79,11 +82,7 @@ class HospitalDesk:
             self._opened = {config_hash: self._work(parsed, accepted=False)}
         except FedError as failure:
             self._log.failure(Event.STUDY_REFUSED, failure)
-            # What is wrong with the hospital's own files and rows stays in its own log: names,
-            # widths and row numbers of its table are nobody else's business. A refusal says
-            # nothing of them, and its arithmetic is what the researcher has to know.
-            told = failure.detail[:1000] if isinstance(failure, Refusal) else failure.kind.meaning
-            return (Objection(failure.name, told),)
+            return (Objection(failure.name, public_detail(failure)[:1000]),)
         return ()
 
     def open(self, study: bytes) -> Work:
@@ -100,34 +99,43 @@ class HospitalDesk:
         policy, data = self._policy.value, self._data(study)
         if study.privacy.dp.mode == "patient-local":
             public_batch(study, policy.site)  # refuses a study without a number for this site
+        members, min_cell = len(policy.federation.members), policy.release.min_cell
+        if data is not None:
+            check_cells(study, data, min_cell, cite(self._policy.source, MIN_CELL))
         if study.privacy.dp.on:
+            check_ring(study, members)
+            check_delta(study, data, members, self._log)
             self._books.admit(study, accepted=accepted)
-            _check_delta(study, data)
-        members = len(policy.federation.members)
-        return StudyWork(study, policy.site, members, data, self._books)
+        return StudyWork(study, policy.site, members, data, self._books, min_cell)
 
     def _data(self, study: Study) -> SiteData | None:
         if not layouts.has_constants(study) and study.kind == "training":
             return None
         if self._site is None:
             raise PolicyRefusal("POLICY_DATASET", "this node has no site manifest to offer from")
-        from hospital_node.data.load import load  # polars: only where there is data
+        from hospital_node.data.load import load_table  # polars: only where there is data
 
-        table = self._site.table(study.dataset)
-        return load(study, Path(table.path), table.columns)
+        return load_table(study, self._site.table(study.dataset))
 
 
 class StudyWork:
     """See `hospital_node.work.Work`; one study with this hospital's rows."""
 
     def __init__(
-        self, study: Study, site: str, members: int, data: SiteData | None, books: PrivacyBooks
+        self,
+        study: Study,
+        site: str,
+        members: int,
+        data: SiteData | None,
+        books: PrivacyBooks,
+        min_cell: int,
     ) -> None:
         self._study = study
         self._site = site
         self._members = members
         self._data = data
         self._books = books
+        self._min_cell = min_cell
         self._layouts: dict[RoundKind, RoundLayout] = {}
         self._encoded: dict[str, tuple[Preprocessing, Encoded]] = {}
 
@@ -255,7 +263,8 @@ class StudyWork:
         from hospital_node.evaluate import site_metrics
 
         weights, rows = self._split(model, "test")
-        return dict(site_metrics(self._study, weights, rows).as_dict(self._study))
+        found = site_metrics(self._study, weights, rows).as_dict(self._study)
+        return shown_figures(found, self._min_cell)
 
     def _layout(self, kind: RoundKind) -> RoundLayout:
         if kind not in self._layouts:
@@ -280,16 +289,6 @@ class StudyWork:
             known = (preprocessing, preprocessing.encode(self._study, table))
             self._encoded[part] = known
         return weights, known[1]
-
-
-def _check_delta(study: Study, data: SiteData | None) -> None:
-    """A delta of 1/n would allow one patient of n to be published whole."""
-    delta = study.privacy.dp.delta or 0.0
-    if data is None:
-        raise Refusal("DP_WEAK", "a study without data has nothing to protect")
-    patients = len(np.unique(data.train.patient))
-    if study.privacy.dp.mode != "hospital" and delta * patients >= 1:
-        raise Refusal("DP_WEAK", "delta is at least 1/n for this hospital's patients")
 
 
 class PatternSource:

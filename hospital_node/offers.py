@@ -28,6 +28,7 @@ from common.logs import EventLog
 from common.messages import Objection, StudyDecision, StudyOffer, Verdict
 from hospital_node.approval.gate import Gate
 from hospital_node.approval.standing import Stand, Standing, stamp
+from hospital_node.conduct import Conduct
 from hospital_node.store import DecisionRecord, NodeStore
 from hospital_node.work import Desk
 
@@ -49,7 +50,9 @@ class OfferBook:
         gate: Gate,
         clock: Clock,
         log: EventLog,
+        conduct: Conduct,
     ) -> None:
+        self._conduct = conduct
         self._store = store
         self._desk = desk
         self._verify_owner = verify_owner
@@ -193,6 +196,11 @@ class OfferBook:
         return ()
 
     def _no_room(self) -> tuple[Objection, ...]:
+        """Too much is going on, or too much is kept; the same offer may pass later."""
+        running = sum(record.accepted and not record.ended for record in self._known.values())
+        full = self._conduct.no_room(running)
+        if full is not None:
+            return (Objection("POLICY_LIMITS", full),)
         if len(self._known) < MOST_DECISIONS:
             return ()
         detail = f"this hospital keeps {MOST_DECISIONS} decisions; its operator has to clear some"

@@ -195,6 +195,41 @@ def read_model(path: Path, schema: ParameterSchema) -> bytes:
     return data
 
 
+def distance(one: Path, other: Path, schema: ParameterSchema) -> float:
+    """Return the L2 norm of the difference of two models of a layout, in float64. Blocking.
+
+    Raises:
+        StateError: MODEL_INVALID, a file is gone or of another length.
+    """
+    skip, squares = len(model_header(schema)), 0.0
+    try:
+        with one.open("rb") as first, other.open("rb") as second:
+            first.seek(skip)
+            second.seek(skip)
+            for tensor in schema.tensors:
+                left = tensor.byte_size
+                while left:
+                    size = min(left, CHUNK_BYTES)
+                    a, b = (
+                        _numbers(file.read(size), size, tensor.dtype) for file in (first, second)
+                    )
+                    squares += float(np.square(a - b).sum())
+                    left -= size
+    except OSError as failure:
+        raise StateError("MODEL_INVALID", f"a model is gone: {failure.strerror}") from failure
+    return float(np.sqrt(squares))
+
+
+def _numbers(data: bytes, size: int, kind: TensorType) -> NDArray[np.float64]:
+    if len(data) != size:
+        raise StateError("MODEL_INVALID", "a model on disk is not of the layout's length")
+    values = np.frombuffer(data, _DTYPES[kind])
+    if kind is TensorType.BFLOAT16:  # the upper half of a float32
+        values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    numbers: NDArray[np.float64] = values.astype(np.float64)
+    return numbers
+
+
 @dataclass(slots=True)
 class _Span:
     """What is left of one tensor."""

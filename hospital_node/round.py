@@ -1,11 +1,13 @@
 """What follows from one event, decided without any I/O: the glue around the machine.
 
-`common.secagg.node` is the protocol. Two rules of this hospital's driver stand around
+`common.secagg.node` is the protocol. Three rules of this hospital's driver stand around
 it here, so that they can be tested as plain functions:
 
 * a step that leaves the node idle in a live session is followed at once by the next
   `Ready` (the protocol's "rides on the previous round's answer"), and both share one
   durable write;
+* outside the hospital's hours no `Ready` is said; the refusal says when the next window
+  opens, and the task tries again then;
 * after a lost connection the *same* `Ready` is said again as long as this process
   remembers its nonce: the coordinator may already have put it in a header, which a
   fresh nonce would make void.
@@ -34,6 +36,7 @@ from common.secagg.node_state import (
     Restarted,
     Send,
 )
+from common.secagg.rules import check_hours
 
 Handle: TypeAlias = Callable[[NodeState, NodeEvent, NodeContext], Outcome]
 """The signature of `common.secagg.node.handle`."""
@@ -54,7 +57,7 @@ def advance(
     if willing:
         try:
             new, more = _say_ready(handle, new, event, ctx)
-        except Refusal as refusal:  # for example a session past its validity
+        except Refusal as refusal:  # a session past its validity, or outside the hours
             more = [Report(refusal.name, refusal.detail)]
         commands = [*commands, *more]
     rest = [command for command in commands if not isinstance(command, Persist)]
@@ -68,6 +71,7 @@ def _say_ready(
     session = idle_session(state)
     if session is None or not isinstance(event, Roster | KemForward | RoundResult | Restarted):
         return state, []
+    check_hours(ctx.rules, ctx.now_unix)
     if session.nonce and session.nonce_r == max(session.next_r, session.chain_r):
         again = Ready(session.session_id, session.nonce_r, session.nonce)
         return state, [Send(again)]

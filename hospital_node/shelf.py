@@ -21,9 +21,9 @@ class ModelShelf:
         self._remove(set(store.models()))
         store.drop_partial_models(store.partial_models()[:-MODELS_KEPT])
 
-    def holds(self, model: Sha256) -> bool:
-        """Whether this process has checked the file's contents."""
-        return model in self._held
+    def holds(self, model: Sha256, by: str | None = None) -> bool:
+        """Whether this process has checked the file's contents, for the task `by` if given."""
+        return model in self._held and (by is None or model in self._kept.get(by, ()))
 
     def candidate(self, model: Sha256) -> bool:
         """Whether an earlier process left a file of that name."""

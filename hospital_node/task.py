@@ -77,7 +77,8 @@ from common.secagg.node_state import (
 )
 from common.secagg.session import EpochTerms
 from common.vectors import EMPTY_MODEL
-from hospital_node.jobs import Input, RoundJobs, Surroundings, public_detail
+from hospital_node.disclosure import public_detail
+from hospital_node.jobs import Input, RoundJobs, Surroundings
 from hospital_node.round import advance, open_digest, opened, without_session
 from hospital_node.store import DecisionRecord, SessionRecord
 from hospital_node.work import Work
@@ -89,6 +90,7 @@ MOST_UNREAD: Final = 256
 """Messages of the coordinator that may wait here; beyond that nothing more is read."""
 
 _DEADLINES: Final = 3
+_HOURS: Final = "POLICY_HOURS"
 _RESUME_S: Final = 30.0
 """How long an answer to `Resume` may take."""
 
@@ -132,6 +134,8 @@ class Task:
         self._work: Work | None = None
         self._opening = asyncio.Lock()
         self._jobs = RoundJobs(name, around, self.open_work, self.put, self._logger)
+        self._outside_hours = False
+        """Whether the hospital's hours kept this task from the next round."""
         self._last: Header | None = None
         """The header of the round before the latest step."""
         self._opened_at = around.clock.monotonic()
@@ -190,7 +194,8 @@ class Task:
             return self._work
 
     def tick(self) -> None:
-        """Close a round that has lasted too long."""
+        """Close a round that has lasted too long; take up work when the hours begin."""
+        self._look_at_hours()
         found = opened(self._state)
         if found is None:
             return
@@ -198,6 +203,14 @@ class Task:
         if self._around.clock.monotonic() - self._opened_at > limit_s:
             self._opened_at = self._around.clock.monotonic()
             self.put(LocalTimeout(found.hd))
+
+    def _look_at_hours(self) -> None:
+        """Say Ready as soon as the window opens that was waited for."""
+        ctx = self._around.context()
+        hours = ctx.rules.hours
+        if self._outside_hours and (hours is None or hours.closed(ctx.now_unix) is None):
+            self._outside_hours = False
+            self.put(Restarted())
 
     def status(self) -> dict[str, object]:
         """Return what this task does and waits for, for `fedcare node status`."""
@@ -221,6 +234,8 @@ class Task:
                 return "setting up keys", "the other hospitals' keys"
             if self._state.session is None:
                 return "accepted", "the coordinator to begin an epoch"
+            if self._outside_hours:
+                return "outside the policy's hours", "the next window"
             return "ready", "the coordinator to start the next round"
         match found.phase:
             case Phase.STARTED:
@@ -325,6 +340,7 @@ class Task:
             case RoundClosed():
                 self._round_closed(command)
             case Report():
+                self._outside_hours |= command.code == _HOURS
                 self._fail(Event.PROTOCOL_REFUSED, Refusal(command.code, command.detail))
                 await self._tell_refusal(b"", command.code, command.detail)
 
@@ -373,6 +389,7 @@ class Task:
 
     async def _refuse(self, event: NodeEvent, refusal: Refusal | PolicyRefusal) -> None:
         """Log a refusal, and tell the coordinator if it was its message."""
+        self._outside_hours |= refusal.name == _HOURS
         kind = event.header.kind.value if isinstance(event, HeaderReceived) else None
         self._logger().failure(Event.PROTOCOL_REFUSED, refusal, kind=kind)
         match event:
@@ -426,6 +443,7 @@ class Task:
         """Serve another run of the same task; equal studies share the loaded data."""
         if run.config_hash != self.run.config_hash:
             self._work = None
+        self._jobs.accepted(None)
         self.run = run
 
     async def _end_run(self, over: RunOver) -> None:
@@ -466,7 +484,7 @@ class Task:
             return
         if header.kind is RoundKind.STATISTICS:
             await self._step(HeaderReceived(header, EMPTY_MODEL))
-        elif shelf.holds(header.model_sha256):
+        elif shelf.holds(header.model_sha256, by=self.name):
             shelf.keep(self.name, header.model_sha256)
             await self._step(HeaderReceived(header, header.model_sha256))
         else:
@@ -476,6 +494,8 @@ class Task:
         found = opened(self._state)
         if found is not None and found.hd == prepare.hd:
             self._opened_at = self._around.clock.monotonic()
+            if prepare.header.kind is not RoundKind.STATISTICS:
+                self._jobs.accepted(prepare.header.model_sha256)
             plan = mask_plan(self._state, self._around.own)
             self._jobs.make(Input(prepare.hd, prepare.header, plan, found.a))
 

@@ -27,6 +27,7 @@ from typing import Any, Final, Self
 
 from common.certificates import Role
 from common.clock import Clock, SystemClock
+from common.config import format_duration
 from common.documents import dump_yaml
 from common.errors import ConfigError, RoundError
 from common.pki import create_ca, issue
@@ -49,14 +50,16 @@ _START_S: Final = 60.0
 class SitePlan:
     """One hospital: its name and its table (None for a study without data).
 
-    `columns` maps the study's names to the table's own, as a site manifest does. The table
-    is copied into the hospital's folder unless `in_place`.
+    `columns` maps the study's names to the table's own, `patient` is empty or holds the key
+    `patient`, as a site manifest does. The table is copied into the hospital's folder unless
+    `in_place`.
     """
 
     name: str
     table: Path | None = None
     in_place: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    patient: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class FederationPlan:
     study: Study
     sites: Sequence[SitePlan]
     timing: Mapping[str, str] = field(default_factory=dict)
+    min_cell: int = 10
+    """Smallest cell of the hospitals' policies; 1 where no hospital is behind the tables."""
 
     def site_folder(self, site: str) -> Path:
         """Return a hospital's own folder."""
@@ -131,16 +136,21 @@ def _build_site(
         path = site.table.absolute()
         if not site.in_place:
             path = Path(shutil.copyfile(site.table, folder / f"{site.name}.csv").name)
-        manifest = site_file(site.name, plan.study.dataset, str(path), site.columns)
+        manifest = site_file(site.name, plan.study.dataset, str(path), site.columns, site.patient)
         write(folder / "site.yaml", manifest)
     write(folder / "node.yaml", node_file(has_table=site.table is not None))
 
 
 def site_file(
-    site: str, dataset: str, path: str, columns: Mapping[str, str] | None = None
+    site: str,
+    dataset: str,
+    path: str,
+    columns: Mapping[str, str] | None = None,
+    patient: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Return a hospital's manifest of one table."""
-    table = {"name": dataset, "kind": "csv", "path": path, "columns": dict(columns or {})}
+    table: dict[str, Any] = {"name": dataset, "kind": "csv", "path": path}
+    table |= {"columns": dict(columns or {}), **(patient or {})}
     return {"schema": "fedcare.site/v1", "id": site, "data": [table]}
 
 
@@ -176,6 +186,15 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
     }
     if two:
         require["allow_two_party"] = True
+    terms = study.privacy.dp
+    if terms.on:
+        require["dp"] = {
+            "modes": [terms.mode],
+            "epsilon_per_study": terms.epsilon,
+            "epsilon_total": terms.epsilon,
+            "delta": terms.delta,
+            "max_clip": terms.clip,
+        }
     return {
         "schema": "fedcare.policy/v1",
         "site": site,
@@ -194,7 +213,26 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
             "weights": [PUBLIC_WEIGHTS if weights == "public" else weights],
         },
         "require": require,
-        "release": {"site_metrics": study.evaluate.site_metrics},
+        "release": {"site_metrics": study.evaluate.site_metrics, "min_cell": plan.min_cell},
+        "limits": _limits(study),
+    }
+
+
+def _limits(study: Study) -> dict[str, Any]:
+    """Return limits that are no narrower than the study needs."""
+    from common.policy_limits import ResourceLimits
+    from hospital_node.consent_limits import schema_of, upload_bytes
+
+    usual, train = ResourceLimits(), study.train
+    return {
+        "parameters": max(usual.parameters, schema_of(study).parameters),
+        "upload_bytes": max(usual.upload_bytes, upload_bytes(study)),
+        "rounds": max(usual.rounds, study.federation.rounds),
+        "local_steps": max(usual.local_steps, train.local_steps or 0),
+        "local_epochs": max(usual.local_epochs, train.local_epochs or 0),
+        "round_deadline": format_duration(
+            max(usual.round_deadline, study.federation.round_deadline)
+        ),
     }
 
 

@@ -3,7 +3,8 @@
 The same code as in production but for the transport (`researcher.memory_link`): the
 hospitals' nodes, their policies, keys, masks and state, the coordinator's runs and store.
 Certificates and state live in a temporary folder and are gone afterwards. Policies are
-made for the occasion and allow this study's kind; a hospital's real policy decides later.
+made for the occasion and allow this study's kind, over any number of rows; a hospital's real
+policy decides later (`fedcare node policy explain` shows what one says).
 """
 
 from __future__ import annotations
@@ -86,7 +87,11 @@ def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float)
     data_of = {site.id: _load(study, site) for site in sites}
     with tempfile.TemporaryDirectory(prefix="fedcare-sim-") as folder:
         plan = FederationPlan(
-            Path(folder) / "federation", FEDERATION, study, [_plan(study, site) for site in sites]
+            Path(folder) / "federation",
+            FEDERATION,
+            study,
+            [_plan(study, site) for site in sites],
+            min_cell=1,
         )
         build(plan, _NOWHERE)
         view, model = asyncio.run(_run(plan, Path(folder) / "model", screen))
@@ -118,14 +123,16 @@ def check_sites(study: Study, sites: Sequence[Site]) -> None:
 
 def _plan(study: Study, site: Site) -> SitePlan:
     table = site.table(study.dataset)
-    return SitePlan(site.id, Path(table.path), in_place=True, columns=table.columns)
+    patient = {"patient": table.patient} if table.patient_stated else {}
+    return SitePlan(
+        site.id, Path(table.path), in_place=True, columns=table.columns, patient=patient
+    )
 
 
 def _load(study: Study, site: Site) -> SiteData:
-    from hospital_node.data.load import load
+    from hospital_node.data.load import load_table
 
-    table = site.table(study.dataset)
-    return load(study, Path(table.path), table.columns)
+    return load_table(study, site.table(study.dataset))
 
 
 async def _run(

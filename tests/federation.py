@@ -20,7 +20,7 @@ import asyncio
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -209,13 +209,16 @@ class Federation:
         suite: str = "classical",
         deadline: str = "60s",
         gather: str = "200ms",
+        clinics: Sequence[SitePlan] = (),
+        study: str | None = None,
     ) -> None:
+        """`clinics` have tables, and `study` reads them; without, `vector`'s pattern is sent."""
         text = STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(rounds))
         text = text.replace("SUITE", suite).replace("DEADLINE", deadline).replace("OWNER", OWNER)
-        self.study = parse_study(text)
+        self.study = parse_study(text if study is None else study)
         self.size = size
         timing = {"enrolment_grace": "2s", "setup": "2s", "gather": gather, "release": "2s"}
-        sites = [SitePlan(site) for site in SITES]
+        sites = clinics or [SitePlan(site) for site in SITES]
         self.plan = FederationPlan(root, NAME, self.study, sites, timing)
         build(self.plan, "127.0.0.1:1")
         self.clock = SystemClock()

@@ -73,8 +73,8 @@ from common.secagg.messages import (
     RoundStart,
     UploadEnd,
 )
-from common.secagg.node_state import NodeRules
 from common.secagg.ring import words_of
+from common.secagg.rules import NodeRules
 from common.secagg.session import EpochTerms
 from common.study import Study, canonical_json, config_hash, parse_study
 from common.vectors import model_digest

@@ -58,7 +58,6 @@ from common.secagg.node_state import (
     NodeCommand,
     NodeContext,
     NodeEvent,
-    NodeRules,
     NodeState,
     Outcome,
     Persist,
@@ -74,6 +73,7 @@ from common.secagg.node_state import (
     decode_state,
     encode_state,
 )
+from common.secagg.rules import NodeRules
 
 __all__ = [
     "BackupRestored",

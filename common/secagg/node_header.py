@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from common.errors import Refusal
 from common.ids import HeaderDigest, NodeId, RoundNo
-from common.secagg.dp import NO_DP
+from common.secagg.dp import NO_DP, DpTerms
 from common.secagg.header import (
     NONCE_BYTES,
     Header,
@@ -46,6 +46,7 @@ from common.secagg.node_state import (
     SessionExpectation,
 )
 from common.secagg.params import EPOCH_ROUNDS
+from common.secagg.rules import NodeRules, check_floors, check_hours
 
 
 def make_ready(state: NodeState, ctx: NodeContext) -> Outcome:
@@ -55,9 +56,10 @@ def make_ready(state: NodeState, ctx: NodeContext) -> Outcome:
 
     Raises:
         Refusal: CLOSED, no session; EPOCH_OLD, its time is over; ROUND_OLD, its rounds
-            are used up.
+            are used up; POLICY_HOURS, the hospital starts no round now.
     """
     session = _live(state, ctx)
+    check_hours(ctx.rules, ctx.now_unix)
     r = RoundNo(max(session.next_r, session.chain_r))
     if r > EPOCH_ROUNDS:
         raise Refusal("ROUND_OLD", f"the epoch's {EPOCH_ROUNDS} rounds are used up")
@@ -81,14 +83,14 @@ def header_received(
     """Check a header and open its round; None: it is the open round's own header.
 
     1 form  2 same round again  3 session, study  4 members, nonce  5 round number
-    6 numbers of section 1 and the hospital's floors  7 model, layout, ranges, study
-    8 rule 10.4
+    6 the hospital's hours and floors, numbers of section 1
+    7 model, layout, ranges, study  8 rule 10.4
 
     Raises:
         Refusal: the name of the first rule that is broken.
     """
     header = event.header
-    header.check_form()
+    _check_form(header, ctx.rules)
     hd = header.digest()
     if state.session is not None and state.session.open is not None and state.session.open.hd == hd:
         return None
@@ -99,12 +101,24 @@ def header_received(
     _check_members(header, session, own)
     _check_round_number(header, session)
     _check_nonce(header, session, own)
-    _check_numbers(header, session.expect, ctx)
-    _check_study(header, session.expect)
+    check_hours(ctx.rules, ctx.now_unix)
+    check_floors(header, ctx.rules, session.terms.suite)
+    _check_numbers(header, session.expect, ctx.rules)
+    _check_study(header, session.expect, ctx.rules)
     if event.received_model_sha256 != header.model_sha256:
         raise Refusal("MODEL_HASH", f"the model of round {header.r} came with other bytes")
     state.rerun.check_terms(header)
     return _open(state, session, header, hd, own, ctx)
+
+
+def _check_form(header: Header, rules: NodeRules) -> None:
+    """Refuse a header that no session could accept; weak privacy terms cite the policy."""
+    try:
+        header.check_form()
+    except Refusal as refusal:
+        if refusal.name != "DP_WEAK":
+            raise
+        raise rules.refuse("DP_WEAK", refusal.detail, "require.dp") from None
 
 
 def _check_session(header: Header, session: LiveSession) -> None:
@@ -139,42 +153,48 @@ def _check_nonce(header: Header, session: LiveSession, own: NodeId) -> None:
         raise Refusal("HEADER_NONCE", f"round {header.r} does not carry this node's last nonce")
 
 
-def _check_numbers(header: Header, expect: SessionExpectation, ctx: NodeContext) -> None:
-    rules = ctx.rules
-    header.params.check(
-        min_cohort=rules.min_cohort,
-        colluders=max(rules.colluders, expect.colluders),
-        s_min=rules.s_min,
-        allow_two_party=rules.allow_two_party,
-        ring_bits=rules.ring_bits,
-    )
+def _check_numbers(header: Header, expect: SessionExpectation, rules: NodeRules) -> None:
+    if header.c < expect.colluders:
+        found = f"c={header.c} is below the study's {expect.colluders}"
+        raise rules.refuse("QUORUM_RULE", found, "require.colluders")
     if not 1 <= header.deadline_ms <= expect.max_deadline_ms:
         raise Refusal("HEADER_FORM", f"a deadline of {header.deadline_ms} ms is not the study's")
 
 
-def _check_study(header: Header, expect: SessionExpectation) -> None:
+def _check_study(header: Header, expect: SessionExpectation, rules: NodeRules) -> None:
     """Hold every item that the study fixes against the header."""
-    known = _find(header, expect)
+    known = _find(header, expect, rules)
     if header.d != known.d or len(header.ranges) != len(known.ranges):
         raise Refusal("LAYOUT", f"d={header.d}, L={len(header.ranges)} are not the layout's")
     if header.s_min < known.s_min:
-        raise Refusal("SMIN_RULE", f"s_min={header.s_min} is below the study's {known.s_min}")
+        found = f"s_min={header.s_min} is below the study's {known.s_min}"
+        raise rules.refuse("SMIN_RULE", found, "require.min_sites")
     rounding = known.rounding or default_rounding(header.n, header.w)
-    if (header.w, header.w_max, header.rounding) != (known.w, known.w_max, rounding):
-        raise Refusal("HEADER_FORM", "w, W_max or rounding is not the study's")
+    if (header.w, header.rounding) != (known.w, rounding):
+        raise rules.refuse("HEADER_FORM", "w or rounding is not the study's", "allow.ring_bits")
+    if header.w_max != known.w_max:
+        raise rules.refuse("HEADER_FORM", "W_max is not the study's", "allow.weights")
     for place, (scale, rule) in enumerate(zip(header.ranges, known.ranges, strict=True)):
         if not _range_fits(scale, rule, header.bound):
             raise Refusal("HEADER_FORM", f"range {place + 1} is not the study's")
-    wanted = NO_DP if known.dp is None else known.dp.terms(header.honest)
-    if header.dp != wanted:
-        raise Refusal("DP_WEAK", "the header's privacy terms are not those of the study")
+    _check_terms(header, NO_DP if known.dp is None else known.dp.terms(header.honest), rules)
 
 
-def _find(header: Header, expect: SessionExpectation) -> HeaderExpectation:
+def _check_terms(header: Header, wanted: DpTerms, rules: NodeRules) -> None:
+    """Refuse any privacy term that is not what the accepted study makes of this round."""
+    for name in DpTerms.__slots__:
+        asked, accepted = getattr(header.dp, name), getattr(wanted, name)
+        if asked != accepted:
+            found = f"{name} is {asked}, in the study that was accepted {accepted}"
+            raise rules.refuse("DP_WEAK", found, "require.dp")
+
+
+def _find(header: Header, expect: SessionExpectation, rules: NodeRules) -> HeaderExpectation:
     for known in expect.rounds:
         if (known.kind, known.layout_sha256) == (header.kind, header.layout_sha256):
             return known
-    raise Refusal("LAYOUT", f"the study has no {header.kind.value} round of that layout")
+    found = f"the study has no {header.kind.value} round of that layout"
+    raise rules.refuse("LAYOUT", found, "allow.layouts")
 
 
 def _range_fits(scale: float, rule: RangeRule, bound: int) -> bool:

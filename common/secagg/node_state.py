@@ -43,8 +43,8 @@ from common.secagg.messages import (
     RoundResult,
     UploadEnd,
 )
-from common.secagg.params import DEFAULT_MIN_COHORT
 from common.secagg.rerun import RerunMemory
+from common.secagg.rules import NodeRules
 from common.secagg.session import EpochTerms, Signer, Trust
 
 STATE_SCHEMA: Final = "fedcare.node-state/1"
@@ -56,18 +56,7 @@ RangeRule: TypeAlias = float | Literal["free", "count"]
 """A fixed range; `free`: the coordinator chooses; `count`: R = B, that is scale 1."""
 
 
-# --- what the node was told by its own hospital ---------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRules:
-    """The hospital's own floors (section 10.1); the coordinator can lower none."""
-
-    colluders: int
-    min_cohort: int = DEFAULT_MIN_COHORT
-    s_min: int = 0
-    allow_two_party: bool = False
-    ring_bits: frozenset[int] = frozenset((32, 64))
+# --- what the node was told by its own hospital, and what a study implies ---------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,14 @@
     s_min  fewest survivors, at least max(q, c + 2): two honest inputs stay in any sum
     t_h    shares that restore a secret, more than colluding helpers hold
 
-The coordinator proposes them in the header; every node computes them again and
-refuses what is weaker than the rule or its own policy. With n = 2 the rule gives
-c = 0, q = 2, s_min = 2, and with n = 3, c = 0 it allows two survivors; both hide
+The coordinator proposes them in the header; every node computes them again and refuses
+what is weaker than the rule, or its own policy (`common.secagg.rules`). With n = 2 the rule
+gives c = 0, q = 2, s_min = 2, and with n = 3, c = 0 it allows two survivors; both hide
 inputs from the coordinator only, since a hospital may subtract its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,7 +53,7 @@ def smallest_set(n: int, c: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SecAggParams:
-    """The numbers of one round; `derive` makes them, `check` judges a peer's."""
+    """The numbers of one round; `derive` makes them, `check_rules` judges a peer's."""
 
     n: int
     c: int
@@ -112,34 +111,3 @@ class SecAggParams:
             raise Refusal("HEADER_FORM", f"w={self.ring_bits} is not one of 16, 32, 64")
         if self.ring_bits == _NARROW_RING and n > _NARROW_RING_MEMBERS:
             raise Refusal("OVERFLOW_BOUND", f"w=16 is for at most 64 members, not {n}")
-
-    def check(
-        self,
-        *,
-        min_cohort: int = DEFAULT_MIN_COHORT,
-        colluders: int,
-        s_min: int = 0,
-        allow_two_party: bool = False,
-        ring_bits: Collection[int] = RING_BITS,
-    ) -> None:
-        """Refuse numbers weaker than the rules of section 1 or this hospital's policy.
-
-        `min_cohort`, `colluders` (policy.c), `s_min`: the policy's floors.
-        `allow_two_party` is the local switch without which n = 2 is refused, whatever
-        `min_cohort` says.
-
-        Raises:
-            Refusal: COHORT_SMALL, QUORUM_RULE, SMIN_RULE, HELPER_RULE, OVERFLOW_BOUND
-                or HEADER_FORM, naming the number.
-        """
-        if self.n < min_cohort:
-            raise Refusal("COHORT_SMALL", f"n={self.n} is below the policy's {min_cohort}")
-        if self.n == _TWO_PARTY and not allow_two_party:
-            raise Refusal("COHORT_SMALL", "n=2 needs `allow_two_party: true` at this hospital")
-        if self.c < colluders:
-            raise Refusal("QUORUM_RULE", f"c={self.c} is below the policy's {colluders}")
-        self.check_rules()
-        if self.s_min < s_min:
-            raise Refusal("SMIN_RULE", f"s_min={self.s_min} is below the policy's {s_min}")
-        if self.ring_bits not in ring_bits:
-            raise Refusal("HEADER_FORM", f"w={self.ring_bits} is not allowed at this hospital")

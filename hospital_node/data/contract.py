@@ -75,7 +75,7 @@ class _Rows:
         places = np.flatnonzero(wrong)
         if len(places) == 0:
             return
-        more = f" (and {len(places) - 1} more rows)" if len(places) > 1 else ""
+        more = " (and further rows)" if len(places) > 1 else ""  # how many is not told: a count
         row = int(self._rows[places[0]]) + 1
         raise DataError(name, f"{self._file}, column '{self._column}', row {row}: {what}{more}")
 

@@ -46,15 +46,32 @@ def read_csv(
     places = {
         name: find(path.name, header, name, (renamed or {}).get(name, name)) for name in wanted
     }
-    _check_widths(path, len(header))
+    frame = _frame(path, len(header), sorted(set(places.values())))
+    columns = {name: frame[f"c{place}"].alias(name) for name, place in places.items()}
+    return TextTable(path.name, columns, frame.height)
+
+
+def read_all(path: Path) -> tuple[list[str], pl.DataFrame]:
+    """Return the headings and every cell of a file, its columns called c0, c1, ...
+
+    Raises:
+        ConfigError, DataError: as `read_csv`.
+    """
+    header = read_header(path)
+    return header, _frame(path, len(header), list(range(len(header))))
+
+
+def _frame(path: Path, width: int, places: list[int]) -> pl.DataFrame:
+    """Return stripped text cells of the columns at `places`, empty where there is none."""
+    _check_widths(path, width)
     try:
         frame = pl.read_csv(
             path,
             has_header=False,
             skip_rows=1,
             infer_schema=False,
-            new_columns=[f"c{place}" for place in range(len(header))],
-            columns=sorted(set(places.values())),
+            new_columns=[f"c{place}" for place in range(width)],
+            columns=places,
         )
     except pl.exceptions.NoDataError:
         raise DataError("DATA_EMPTY", f"{path.name} has a header but no rows") from None
@@ -69,11 +86,7 @@ def read_csv(
     if len(used) == 0:
         raise DataError("DATA_EMPTY", f"{path.name} has a header but no rows")
     frame = frame.head(int(used[-1]) + 1)
-    columns = {
-        name: frame[f"c{place}"].fill_null("").str.strip_chars().alias(name)
-        for name, place in places.items()
-    }
-    return TextTable(path.name, columns, frame.height)
+    return frame.select(pl.all().fill_null("").str.strip_chars())
 
 
 def _check_widths(path: Path, width: int) -> None:

@@ -44,6 +44,9 @@ def check_tables(loaded: Loaded[Site]) -> None:
             for study_name, heading in table.columns.items():
                 place = ("data", index, "columns", study_name)
                 find(table_name(table), header, study_name, heading)
+            if table.patient is not None:
+                place = ("data", index, "patient")
+                find(table_name(table), header, table.patient, table.patient)
         except FedError as failure:
             where = loaded.source.where(*place)
             raise type(failure)(

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.features import Table
+from common.site import Table as SiteTable
 from common.study import RandomSplit, Study
 from hospital_node.data.contract import apply
 from hospital_node.data.csv import TextTable, read_csv
+from hospital_node.data.patients import check_patients
 from hospital_node.data.split import train_test
 
 _TRAIN, _TEST, _VALIDATION = range(3)
@@ -38,6 +40,17 @@ def load(study: Study, path: Path, renamed: Mapping[str, str] | None = None) -> 
         DataError: DATA_COLUMN, DATA_VALUE, DATA_LABEL; DATA_EMPTY, no row to train on.
     """
     return prepare(study, read_csv(path, study.columns(), renamed))
+
+
+def load_table(study: Study, table: SiteTable) -> SiteData:
+    """Read the table of a manifest, and check that the study tells its patients apart.
+
+    Raises:
+        ConfigError, DataError: as `load`; PATIENT_KEY (`hospital_node.data.patients`).
+    """
+    data = load(study, Path(table.path), table.columns)
+    check_patients(study, table)
+    return data
 
 
 def prepare(study: Study, text: TextTable) -> SiteData:

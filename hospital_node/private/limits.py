@@ -76,7 +76,7 @@ class Bound:
         return (
             f"{self.whose}: epsilon {self.before:.4f} is spent, this costs {self.alone:.4f}, "
             f"together {self.after:.4f}; the limit is {self.limit:g} at delta {self.delta:g} "
-            f"({self.rule}, {self.where})"
+            f"({self.where}: {self.rule})"
         )
 
 

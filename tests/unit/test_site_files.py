@@ -284,6 +284,7 @@ ANSWERS: dict[str, dict[str, str]] = {
         "id: FILL-IN": "id: cleveland",
         "name: FILL-IN": "name: heart",
         "path: /data/FILL-IN.csv": "path: heart.csv",
+        "patient: FILL-IN": "patient: null",
     },
 }
 """What a hospital writes in place of the values in capitals; the table lies beside the file."""

@@ -179,7 +179,7 @@ def test_a_problem_of_a_policy_is_a_policy_refusal() -> None:
         dp: Annotated[int, Field()] = 0
 
         def model_post_init(self, _context: object) -> None:
-            raise problem("is set", "dp", name="POLICY_UNSUPPORTED")
+            raise problem("is set", "dp", name="POLICY_DP")
 
     with pytest.raises(PolicyRefusal, match=r"f.yaml:2: dp is set"):
         validate(parse_yaml("schema: test/v1\ndp: 1\n", "f.yaml"), Rule, "test/v1")

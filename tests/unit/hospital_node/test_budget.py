@@ -145,7 +145,7 @@ def test_a_study_that_would_be_refused_is_exit_code_1_with_the_limit_it_breaks(
     assert main(["node", "budget", "forecast", str(file), "--config", str(config)]) == 1
     text = capsys.readouterr().out
     assert "BREAKS     study study-a: epsilon 0.0000 is spent, this costs 2." in text
-    assert "require.dp.epsilon_per_study, policy.yaml:20" in text
+    assert "policy.yaml:20: require.dp.epsilon_per_study" in text
     assert "does not fit" in text
     assert "never charged" in text
 

@@ -78,7 +78,7 @@ def test_a_level_outside_the_studys_is_refused(tmp_path: Path, cell: str) -> Non
 
 
 def test_the_number_of_wrong_rows_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"row 3: .* \(and 2 more rows\)"):
+    with pytest.raises(DataError, match=r"row 3: .* \(and further rows\)"):
         read(tmp_path, GOOD + "x,1,0\nx,1,0\ny,0,1\n", no_test_rows())
 
 

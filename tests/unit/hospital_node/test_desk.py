@@ -35,7 +35,7 @@ schema: fedcare.site/v1
 id: cleveland
 data: [{name: heart, kind: csv, path: rows-of-cleveland.csv, columns: {num: diagnosis}}]
 """
-GOOD = "age,diagnosis,salary\n" + "".join(f"{40 + n},{n % 2},77{n}\n" for n in range(12))
+GOOD = "age,diagnosis,salary\n" + "".join(f"{20 + n},{n % 2},77{n}\n" for n in range(60))
 
 
 class NoBooks:
@@ -59,9 +59,9 @@ NO_BOOKS = NoBooks()
     [
         (GOOD.replace("age", "years"), "DATA_COLUMN", "'age'"),
         (GOOD.replace("diagnosis", "diagnoses"), "DATA_COLUMN", "'diagnoses'"),
-        (GOOD.replace("41,", "forty-one,"), "DATA_VALUE", "row 2"),
+        (GOOD.replace("21,", "twenty-one,", 1), "DATA_VALUE", "row 2"),
         (GOOD.replace(",1,", ",maybe,"), "DATA_LABEL", "row 2"),
-        (GOOD + "50,1\n", "FILE_SYNTAX", "row 13: 2 cells, the header has 3"),
+        (GOOD + "50,1\n", "FILE_SYNTAX", "row 61: 2 cells, the header has 3"),
         ("age,diagnosis,salary\n", "DATA_EMPTY", "no rows"),
         (GOOD.encode() + b"50,1,\xff\n", "FILE_SYNTAX", "UTF-8"),
         (None, "FILE_MISSING", "rows-of-cleveland.csv"),

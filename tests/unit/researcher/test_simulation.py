@@ -233,7 +233,10 @@ def test_hospitals_without_certificates_are_refused_with_the_missing_file(
 def test_an_unknown_study_lists_what_is_shipped() -> None:
     with pytest.raises(ConfigError) as caught:
         named("lungs")
-    assert "shipped: heart-disease, heart-disease-flamby, heart-disease-private, " in caught.value.detail
+    assert (
+        "shipped: heart-disease, heart-disease-flamby, heart-disease-private, "
+        in caught.value.detail
+    )
     with pytest.raises(ConfigError, match=r"nothing\.yaml"):
         named("nothing.yaml")
 

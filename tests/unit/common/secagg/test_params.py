@@ -34,7 +34,7 @@ def test_the_table_of_section_1(n: int, c: int, q: int, dropouts: int) -> None:
     assert default_colluders(n) == c
     assert quorum(n, c) == q
     assert n - q == dropouts
-    SecAggParams.derive(n, c).check(colluders=c, allow_two_party=n == 2, min_cohort=2)
+    SecAggParams.derive(n, c).check_rules()
 
 
 def test_three_members_without_colluders_may_open_a_sum_of_two() -> None:
@@ -52,7 +52,7 @@ def test_every_derived_round_is_safe(n: int, c: int) -> None:
     assert 2 * params.q - n >= c + 1, "two certificates share an honest signer"
     assert params.s_min - c >= 2, "two honest inputs stay hidden in each other"
     assert c < params.t_h <= params.s_min - 1, "colluders cannot, the other survivors can recover"
-    params.check(colluders=c, allow_two_party=True, min_cohort=2)
+    params.check_rules()
 
 
 GOOD = SecAggParams.derive(10, 2)
@@ -78,25 +78,9 @@ GOOD = SecAggParams.derive(10, 2)
     ],
 )
 def test_each_number_off_its_rule_is_refused(change: dict[str, int], name: str) -> None:
-    GOOD.check(colluders=2)
+    GOOD.check_rules()
     with pytest.raises(Refusal, match=name):
-        replace(GOOD, **change).check(colluders=2)
-
-
-@pytest.mark.parametrize(
-    ("policy", "name"),
-    [
-        ({"min_cohort": 11}, "COHORT_SMALL"),
-        ({"colluders": 3}, "QUORUM_RULE"),
-        ({"s_min": 8}, "SMIN_RULE"),
-        ({"ring_bits": (64,)}, "HEADER_FORM"),
-    ],
-)
-def test_a_stricter_policy_refuses_what_the_rule_allows(
-    policy: dict[str, object], name: str
-) -> None:
-    with pytest.raises(Refusal, match=name):
-        GOOD.check(**({"colluders": 2} | policy))  # type: ignore[arg-type]
+        replace(GOOD, **change).check_rules()
 
 
 def test_a_study_may_ask_for_more_survivors_but_not_fewer() -> None:
@@ -106,13 +90,8 @@ def test_a_study_may_ask_for_more_survivors_but_not_fewer() -> None:
         SecAggParams.derive(10, 2, s_min=11)
 
 
-def test_two_hospitals_need_the_local_switch_even_if_the_cohort_allows_them() -> None:
-    pair = SecAggParams.derive(2, 0)
-    pair.check(colluders=0, min_cohort=2, allow_two_party=True)
-    with pytest.raises(Refusal, match="allow_two_party"):
-        pair.check(colluders=0, min_cohort=2)
-    with pytest.raises(Refusal, match="COHORT_SMALL"):
-        pair.check(colluders=0, allow_two_party=True)
+def test_two_hospitals_have_rules_without_colluders_only() -> None:
+    SecAggParams.derive(2, 0).check_rules()
     with pytest.raises(Refusal, match="COHORT_SMALL"):
         SecAggParams.derive(2, 1)
 

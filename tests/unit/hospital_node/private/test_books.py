@@ -125,7 +125,7 @@ def test_a_study_that_does_not_fit_is_refused_before_it_is_accepted(tmp_path: Pa
     with open_store(tmp_path) as store:
         told = refusal(lambda: books_of(store).admit(private_study(epsilon=3.5), accepted=False))
         assert spent(store) == accountant.NOTHING
-    assert "limit is 3 at delta 1e-05 (require.dp.epsilon_per_study, policy.yaml:20)" in told.detail
+    assert "limit is 3 at delta 1e-05 (policy.yaml:20: require.dp.epsilon_per_study)" in told.detail
 
 
 def test_the_arithmetic_of_a_refusal_can_be_done_again(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_the_arithmetic_of_a_refusal_can_be_done_again(tmp_path: Path) -> None:
     figures = [epsilon(cost, 1e-5).epsilon for cost in (before, study_cost(second), total)]
     assert told.detail == (
         f"data set heart: epsilon {figures[0]:.4f} is spent, this costs {figures[1]:.4f}, together "
-        f"{figures[2]:.4f}; the limit is 4 at delta 1e-05 (require.dp.epsilon_total, "
-        "policy.yaml:21)"
+        f"{figures[2]:.4f}; the limit is 4 at delta 1e-05 (policy.yaml:21: "
+        "require.dp.epsilon_total)"
     )
     assert figures[2] > 4.0
 
@@ -158,7 +158,7 @@ def test_a_header_is_refused_before_it_would_pass_the_study_and_nothing_is_writt
         told = refusal(lambda: books.charge(study, header_of(study, 5)))
         assert file.read_bytes() == before
         assert epsilon(spent(store), 1e-5).epsilon <= 1.0
-    assert "the limit is 1 at delta 1e-05 (privacy.dp.epsilon, the study)" in told.detail
+    assert "the limit is 1 at delta 1e-05 (the study: privacy.dp.epsilon)" in told.detail
 
 
 def test_two_studies_on_one_data_set_share_its_total(tmp_path: Path) -> None:

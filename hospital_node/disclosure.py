@@ -1,0 +1,39 @@
+"""What may leave the hospital in words and counts, and what is shown even inside it.
+
+Two rules. A failure of the hospital's own files, rows or machine is told by its kind only:
+names, widths, row numbers and cells of its tables stay in its own log. And a count below
+the policy's `release.min_cell` is never written down, not in the hospital's own report
+either: a report is mailed around sooner or later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.errors import ConfigError, DataError, FedError, IdentityError, StateError
+
+
+def public_detail(failure: FedError) -> str:
+    """Return the line about a failure that may leave the hospital.
+
+    Data, files and our own bugs are described by their kind only.
+    """
+    private = isinstance(failure, DataError | ConfigError | StateError | IdentityError)
+    return failure.kind.meaning if private else failure.detail
+
+
+def shown_figures(figures: Mapping[str, float | None], min_cell: int) -> dict[str, object]:
+    """Return a hospital's own figures with every count below `min_cell` withheld.
+
+    Over fewer rows nothing but `<min_cell` is shown. Where one of two classes has fewer,
+    its count is given as a bound, and the AUROC, which ranks its few rows, is left out.
+    """
+    rows = figures.get("rows") or 0
+    if rows < min_cell:
+        return {"rows": f"<{min_cell}"}
+    positives = figures.get("positives")
+    if positives is None or min(positives, rows - positives) >= min_cell:
+        return dict(figures)
+    few = positives < min_cell
+    bound = f"<{min_cell}" if few else f">{rows - min_cell:g}"
+    return {**figures, "positives": bound, "auroc": None}

@@ -1,0 +1,78 @@
+"""Studies whose guarantee could not hold: refused by line, with the reason and what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import FedError
+from common.study import canonical_json, parse_study
+from tests.security.refusals import OPEN, PRIVATE, Change, changed
+
+LOGISTIC = "model: {kind: logistic}"
+HOSPITAL = "{mode: hospital, epsilon: 1, delta: 1.0e-4, clip: 1, noise_multiplier: 40000}"
+
+
+def refused(base: str, *changes: Change) -> FedError:
+    text = changed(base, *changes)
+    with pytest.raises(FedError) as caught:
+        parse_study(text, "study.yaml")
+    return caught.value
+
+
+@pytest.mark.parametrize("base", [PRIVATE, OPEN])
+def test_normalisation_over_a_batch_is_refused_by_its_line(base: str) -> None:
+    error = refused(base, (LOGISTIC, "model: {kind: mlp, hidden: [4], norm: batch}"))
+    assert error.detail.startswith("study.yaml:11: model.norm is")
+    if base == PRIVATE:
+        assert error.name == "BAD_VALUE"
+        assert "mixes the patients of a batch" in error.detail
+        assert "use none" in error.detail
+    else:
+        assert error.name == "NOT_SUPPORTED"
+
+
+@pytest.mark.parametrize(("norm", "name"), [("layer", "NOT_SUPPORTED"), ("bach", "BAD_VALUE")])
+def test_other_norms_are_not_ignored(norm: str, name: str) -> None:
+    error = refused(OPEN, (LOGISTIC, f"model: {{kind: mlp, hidden: [4], norm: {norm}}}"))
+    assert error.name == name
+
+
+def test_an_mlp_without_normalisation_says_so_in_its_canonical_form() -> None:
+    study = parse_study(changed(OPEN, (LOGISTIC, "model: {kind: mlp, hidden: [4]}")))
+    assert b'"norm":"none"' in canonical_json(study)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ((("clip: 1.0", "clip: 1.0e-306"),), "privacy.dp.clip is 1e-306, which 4096 integer steps"),
+        ((("clip: 1.0", "clip: 5.0e-324"),), "privacy.dp.clip is 4.94066e-324"),
+        ((("clip: 1.0", "clip: .inf"),), "privacy.dp.clip must be a finite number"),
+        ((("clip: 1.0", "clip: .nan"),), "privacy.dp.clip must be a finite number"),
+        ((("clip: 1.0", "clip: 2.0e+9"),), "privacy.dp.clip must be at most 1e+09"),
+        ((("clip: 1.0", "clip: -1"),), "privacy.dp.clip must be more than 0"),
+        (
+            (("clip: 1.0", "clip: 1.0, noise_multiplier: 60000"),),
+            "is not carried by the ring: 3 hospitals with words up to",
+        ),
+    ],
+)
+def test_a_clip_that_the_ring_cannot_carry_is_refused(
+    changes: tuple[Change, ...], words: str
+) -> None:
+    error = refused(PRIVATE, *changes)
+    assert error.name == "BAD_VALUE"
+    assert words in error.detail
+    assert error.detail.startswith("study.yaml:2")
+
+
+def test_as_many_patients_as_the_format_has_fit_the_wide_ring() -> None:
+    parse_study(changed(PRIVATE, ("max_patients: 200", "max_patients: 2147483648")))
+
+
+def test_by_hospital_the_noise_alone_can_be_too_much() -> None:
+    error = refused(
+        changed(OPEN, ("suite: hybrid}", f"suite: hybrid}}, dp: {HOSPITAL.replace('40000', '1')}"))
+        .replace("noise_multiplier: 1}", "noise_multiplier: 90000}")
+    )  # fmt: skip
+    assert "is not carried by the ring" in error.detail
