@@ -41,7 +41,7 @@ INTERRUPTED: Final = 130
 HELP: Final[Mapping[str, str]] = {
     "demo": "Four real hospitals train one model on this machine, with mTLS and masks.",
     "sim": "Run a study over several site manifests in one process.",
-    "study": "Check, submit and list studies.",
+    "study": "Check, plan, submit and list studies.",
     "run": "Watch, show and cancel runs.",
     "model": "Pull, verify and show released models.",
     "coordinator": "Serve a federation; show what each site is waiting for.",
@@ -59,6 +59,7 @@ SERVICES: Final = (("coordinator", "serve"), ("node", "serve"))
 """Commands whose stderr is an operators' log."""
 
 EXTRAS: Final[Mapping[str, str]] = {
+    "dp_accounting": "node",
     "polars": "node",
     "torch": "train",
     "matplotlib": "demo",

@@ -37,7 +37,8 @@ from hospital_node.driver import Node, NodeParts
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
 from hospital_node.picture import not_ready
-from hospital_node.private.books import Books, Limits
+from hospital_node.private.books import Books
+from hospital_node.private.limits import Limits
 from hospital_node.releases import ReleaseTrust
 from hospital_node.store import open_own
 from hospital_node.work import Desk, PrivacyBooks
@@ -137,12 +138,6 @@ def rules_of(policy: Policy) -> NodeRules:
     )
 
 
-def limits_of(policy: Policy) -> Limits:
-    """Return what the hospital lets be spent, as its ledger checks it."""
-    dp = policy.require.dp
-    return Limits(dp.epsilon_per_study, dp.epsilon_total, dp.delta)
-
-
 def build_node(
     setup: NodeSetup,
     connect: Connect,
@@ -166,7 +161,9 @@ def build_node(
     owner = Owner(identity.role, identity.federation, identity.spiffe.id)
     store = open_own(config.path(config.state_dir), owner, entropy, key_file)
     clock = clock or SystemClock()
-    books = Books(store, identity.node_id, limits_of(policy), entropy, lambda: int(clock.unix()))
+    anchor = None if config.ledger_anchor is None else config.path(config.ledger_anchor)
+    limits = Limits.of(setup.policy)
+    books = Books(store, identity.node_id, limits, entropy, lambda: int(clock.unix()), anchor)
     parts = NodeParts(
         federation=policy.federation.id,
         signer=identity,

@@ -1,4 +1,4 @@
-"""`fedcare node serve|status|health`: serve one hospital, and say what it is doing."""
+"""`fedcare node serve|status|health|budget`: serve one hospital, and say what it is doing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from common.commands import JsonFlag, Outcome, command, group
+from hospital_node import budget_cli
 
 app = group("Serve one hospital; show its state.")
+app.add_typer(budget_cli.app, name="budget")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", help="The node's file (fedcare.node/v1).", show_default=True)

@@ -6,6 +6,7 @@
     site: site.yaml              # where its tables lie; null: none to offer
     tls: {certificate: tls.crt, key: tls.key, ca: ca.crt}
     sealing_key: null            # a 32-byte file kept elsewhere; null: state_dir/node.key
+    ledger_anchor: null          # a folder on another disk that vouches for the privacy ledgers
 
 Paths are relative to the file's own folder. Rules stand in the policy file, so that the
 people who answer for them need to read that one only.
@@ -59,6 +60,8 @@ class NodeConfig(Section):
     site: str | None = "site.yaml"
     tls: TlsFiles = TlsFiles()
     sealing_key: str | None = None
+    ledger_anchor: str | None = None
+    """A folder on another disk where ledgers are vouched for (`hospital_node.ledger_anchor`)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     http: Annotated[str, AfterValidator(_own_machine)] | None = None
     """Where health and metrics are served in plain text, on this machine only; null: nowhere."""

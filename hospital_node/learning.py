@@ -80,8 +80,10 @@ class HospitalDesk:
         except FedError as failure:
             self._log.failure(Event.STUDY_REFUSED, failure)
             # What is wrong with the hospital's own files and rows stays in its own log: names,
-            # widths and row numbers of its table are nobody else's business.
-            return (Objection(failure.name, failure.kind.meaning),)
+            # widths and row numbers of its table are nobody else's business. A refusal says
+            # nothing of them, and its arithmetic is what the researcher has to know.
+            told = failure.detail[:1000] if isinstance(failure, Refusal) else failure.kind.meaning
+            return (Objection(failure.name, told),)
         return ()
 
     def open(self, study: bytes) -> Work:

@@ -2,31 +2,37 @@
 
     ledger/<dataset>.jsonl      one line an entry, each chained to the one before
     ledger/<dataset>.head.sealed    how many entries there are, and the last one's hash
+    <ledger_anchor>/<dataset>.anchor    the same once more elsewhere, if the hospital wants it
 
 The first entry says whose ledger it is. A charge is written once for a header, before
-anything of the round leaves, and never taken back. The line is flushed first, the sealed
-head after it: a crash between leaves the file one entry ahead, which counts. A file that
-is behind its head was rolled back, one that is gone was lost: then everything counts as
-spent and no round is joined until the hospital restores its ledger. The one thing cut off
-at opening is a last line without its end, that the head does not know: the charge was
-never acknowledged, so nothing of its round has left.
+anything of the round leaves, and never taken back. The line is flushed first, then the
+anchor, then the sealed head, and only then is the charge acknowledged: a crash between
+leaves the file ahead of the others, which counts. A file that is behind its head or its
+anchor was rolled back, one that is gone was lost: then everything counts as spent and no
+round is joined until the hospital restores its ledger. The one thing cut off at opening is
+a last line without its end, that neither head nor anchor knows: the charge was never
+acknowledged, so nothing of its round has left.
+
+`look` reads while a node writes, and changes nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from common.errors import StateError
-from common.privacy.accountant import NOTHING, ORDERS, Rdp, add
+from common.privacy.accountant import Rdp
 from hospital_node import files
+from hospital_node.ledger_anchor import Anchor, Mark
+from hospital_node.ledger_lines import Charge, Entries, charging, opening, read_lines
 
-_START: Final = "0" * 64
-_KIND_OPENED, _KIND_CHARGE = "opened", "charge"
+__all__ = ["Charge", "Entries", "Heads", "Ledger", "ledger_path", "look", "lost"]
+
+_FIRST: Final = 1
+"""Lines of a ledger without a charge."""
 
 
 class Heads(Protocol):
@@ -41,184 +47,230 @@ class Heads(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """One round's cost: `rdp` at each of the accountant's orders, and what it follows from.
-
-    `kind` is the round's: a noised evaluation has an entry of its own beside the training's.
-    `steps`: how many noised steps the round has; `rdp` is the cost of all of them.
-    """
-
-    time: int
-    task: str
-    session: str
-    r: int
-    hd: str
-    kind: str
-    mode: str
-    z: float
-    p: float
-    delta_int: int
-    sigma_loc: float
-    h: int
-    rdp: Rdp
-    steps: int = 1
-
-
 class Ledger:
-    """The ledger of one data set. Not thread-safe: a node's training jobs take turns."""
+    """The ledger of one data set. Not thread-safe: `hospital_node.private.books` has a lock."""
 
-    def __init__(self, folder: Path, node: str, dataset: str, heads: Heads) -> None:
-        self._path = folder / f"{dataset}.jsonl"
-        self._name = f"{dataset}.head"
+    def __init__(
+        self, folder: Path, node: str, dataset: str, heads: Heads, anchor: Anchor | None = None
+    ) -> None:
+        self._path = ledger_path(folder, dataset)
         self._node = node
         self._dataset = dataset
         self._heads = heads
-        self._charges: list[Charge] = []
-        self._count = 0
-        self._head = _START
+        self._anchor = anchor
+        self._entries = Entries()
+        self._size = 0
+        self._marked = False
+        """Whether head and anchor know the last line."""
+        self._broken = False
+        """A line was begun and could be neither finished nor taken off again."""
 
     @classmethod
-    def open(cls, folder: Path, node: str, dataset: str, heads: Heads, begun: int | None) -> Ledger:
+    def open(
+        cls,
+        folder: Path,
+        node: str,
+        dataset: str,
+        heads: Heads,
+        begun: int | None,
+        anchor: Anchor | None = None,
+    ) -> Ledger:
         """Return the ledger, made at the Unix time `begun` if this data set never had one.
 
         `begun` is None where one must be there: for a study that was accepted before.
 
         Raises:
-            StateError: LEDGER_LOST, LEDGER_ROLLED_BACK, LEDGER_DAMAGED, STATE_DAMAGED (its
-                head does not open), DISK. Nothing is repaired.
+            StateError: LEDGER_LOST, LEDGER_ROLLED_BACK, LEDGER_DAMAGED, LEDGER_ANCHOR,
+                STATE_DAMAGED (its head does not open), DISK. Nothing is repaired.
         """
-        ledger = cls(folder, node, dataset, heads)
-        known = heads.load_sealed(ledger._name)
-        raw = _read(ledger._path)
-        if raw is None or (known is None and b"\n" not in raw):
-            if known is not None or begun is None:
-                raise StateError("LEDGER_LOST", f"{ledger._path} is gone; it held charges")
+        ledger = cls(folder, node, dataset, heads, anchor)
+        found = _verified(folder, node, dataset, heads, anchor, begun=begun is not None)
+        if found is None:
             files.replace(ledger._path, b"")
-            opened = {"kind": _KIND_OPENED, "node": node, "dataset": dataset, "time": begun}
-            ledger._append(opened)
+            line, head = opening(node, dataset, begun or 0)
+            ledger._write(line)
+            ledger._entries.take(None, head)
         else:
-            ledger._read_back(raw, known)
+            ledger._entries, ledger._size = found
+            ledger._cut()
+        ledger._mark()
         return ledger
 
     @property
     def charges(self) -> tuple[Charge, ...]:
         """Return every charge, oldest first."""
-        return tuple(self._charges)
+        return tuple(self._entries.charges)
 
-    def charged(self, hd: str) -> bool:
-        """Whether the round of that header has been charged."""
-        return any(charge.hd == hd for charge in self._charges)
+    @property
+    def entries(self) -> Entries:
+        """Return what the ledger holds, for reading."""
+        return self._entries
+
+    def knows(self, hd: str) -> bool:
+        """Whether the round of that header has a line, which counts, acknowledged or not."""
+        return hd in self._entries.rounds
 
     def spent(self, task: str | None = None) -> Rdp:
         """Return the cost of all charges, or of one task's."""
-        total = NOTHING
-        for charge in self._charges:
-            if task is None or charge.task == task:
-                total = add(total, charge.rdp)
-        return total
+        return self._entries.spent(task)
 
     def append(self, charge: Charge) -> None:
         """Write a charge durably; the same header is written once only.
 
         Raises:
-            StateError: DISK; the charge does not count and nothing of the round may leave.
+            StateError: DISK, LEDGER_ANCHOR: not acknowledged, nothing of the round may leave;
+                LEDGER_LOST, LEDGER_ROLLED_BACK, LEDGER_DAMAGED: the file is not as it was left.
         """
-        if self.charged(charge.hd):
-            return
-        fields = {name: getattr(charge, name) for name in Charge.__slots__}
-        self._append({"kind": _KIND_CHARGE, **fields, "rdp": list(charge.rdp)})
-        self._charges.append(charge)
+        if charge.hd not in self._entries.rounds:
+            line, head = charging(charge, self._entries.head)
+            self._write(line)
+            self._entries.take(charge, head)
+        if not self._marked:
+            self._mark()
 
-    def _append(self, body: dict[str, Any]) -> None:
-        head = _hash(self._head, body)
-        line = _line({**body, "prev": self._head, "sha256": head})
-        size = self._path.stat().st_size
+    # --- writing --------------------------------------------------------------------------
+
+    def _write(self, line: bytes) -> None:
+        """Make a line durable, or leave the file as it was."""
+        if self._broken:
+            raise StateError("DISK", f"{self._path}: an earlier write failed; restart the node")
         with files.disk_errors(self._path):
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            handle = self._open()
             try:
-                files.write_all(handle, line)
-                os.fsync(handle)
-            except BaseException:
-                os.ftruncate(handle, size)
-                raise
+                self._flush(handle, line)
             finally:
                 os.close(handle)
-        self._count += 1
-        self._head = head
-        self._save_head()
+        self._size += len(line)
+        self._marked = False
 
-    def _save_head(self) -> None:
-        self._heads.save_sealed(self._name, f"{self._count} {self._head}".encode())
-
-    # --- reading back ---------------------------------------------------------------------
-
-    def _read_back(self, raw: bytes, known: bytes | None) -> None:
-        whole, _, torn = raw.rpartition(b"\n")
-        heads = [_START]
-        for number, line in enumerate(whole.split(b"\n"), 1):
-            heads.append(self._take(number, line, heads[-1]))
-        self._count, self._head = len(heads) - 1, heads[-1]
-        self._check_head(heads, known)
-        if torn:
-            with files.disk_errors(self._path):
-                os.truncate(self._path, len(whole) + 1)
-        self._save_head()
-
-    def _take(self, number: int, line: bytes, before: str) -> str:
-        """Check one line against the chain, keep its charge, and return its hash."""
+    def _open(self) -> int:
+        """Open the file that this object knows, at its end."""
         try:
-            body = json.loads(line)
-            prev, head = body.pop("prev"), body.pop("sha256")
-            good = prev == before and head == _hash(before, body)
-            good &= line == _line({**body, "prev": prev, "sha256": head}).rstrip(b"\n")
-            good &= (number == 1) == (body["kind"] == _KIND_OPENED)
-            if good and number == 1:
-                good = (body["node"], body["dataset"]) == (self._node, self._dataset)
-            elif good:
-                self._charges.append(_charge(body))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            good, head = False, ""
-        if not good:
-            raise StateError(
-                "LEDGER_DAMAGED",
-                f"{self._path}, line {number}: is not what this hospital wrote there",
-            )
-        return str(head)
+            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise lost(self._path) from None
+        size = os.fstat(handle).st_size
+        if size == self._size:
+            return handle
+        os.close(handle)
+        name = "LEDGER_ROLLED_BACK" if size < self._size else "LEDGER_DAMAGED"
+        raise StateError(
+            name, f"{self._path} has {size} bytes; this hospital left it with {self._size}"
+        )
 
-    def _check_head(self, heads: list[str], known: bytes | None) -> None:
-        if known is None:
-            if self._count > 1:
-                raise StateError("LEDGER_DAMAGED", f"{self._path} has charges but no sealed head")
-            return
-        text, _, head = known.decode().partition(" ")
-        count = int(text)
-        if count >= len(heads):
-            raise StateError(
-                "LEDGER_ROLLED_BACK",
-                f"{self._path} has {self._count} entries; this hospital wrote at least {count}",
-            )
-        if heads[count] != head:
-            raise StateError(
-                "LEDGER_DAMAGED", f"{self._path}, line {count}: is not the one that was sealed"
-            )
+    def _flush(self, handle: int, line: bytes) -> None:
+        try:
+            files.write_all(handle, line)
+            os.fsync(handle)
+        except BaseException:
+            self._broken = True
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, self._size)
+                os.fsync(handle)
+                self._broken = False
+            raise
 
+    def _cut(self) -> None:
+        """Take off a last line without its end; nobody was told of it."""
+        with files.disk_errors(self._path):
+            if self._path.stat().st_size > self._size:
+                os.truncate(self._path, self._size)
+                files.sync_file(self._path)
 
-def _charge(body: dict[str, Any]) -> Charge:
-    fields = {name: body[name] for name in Charge.__slots__}
-    rdp = tuple(float(cost) for cost in fields["rdp"])
-    if len(rdp) != len(ORDERS) or not all(cost >= 0 for cost in rdp):
-        raise ValueError("a cost is missing or negative")
-    return Charge(**{**fields, "rdp": rdp})
+    def _mark(self) -> None:
+        mark = Mark(self._entries.count, self._entries.head)
+        if self._anchor is not None:
+            self._anchor.write(mark)
+        words = [str(mark.count), mark.head, *(["anchored"] if self._anchor else [])]
+        self._heads.save_sealed(_head_name(self._dataset), " ".join(words).encode())
+        self._marked = True
 
 
-def _hash(before: str, body: dict[str, Any]) -> str:
-    return hashlib.sha256(before.encode() + _line(body)).hexdigest()
+# --- reading ----------------------------------------------------------------------------------
 
 
-def _line(body: dict[str, Any]) -> bytes:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("ascii") + b"\n"
+def look(
+    folder: Path,
+    node: str,
+    dataset: str,
+    heads: Heads,
+    anchor: Anchor | None = None,
+    *,
+    begun: bool = True,
+) -> Entries:
+    """Return what a ledger says; nothing if this data set never had one. Changes nothing.
+
+    `begun`: whether it is right that there is none.
+
+    Raises:
+        StateError: as `Ledger.open`.
+    """
+    found = _verified(folder, node, dataset, heads, anchor, begun=begun)
+    return Entries() if found is None else found[0]
+
+
+def _verified(
+    folder: Path, node: str, dataset: str, heads: Heads, anchor: Anchor | None, *, begun: bool
+) -> tuple[Entries, int] | None:
+    """Return the entries and the bytes of their lines; None for a ledger that is to be begun."""
+    path = ledger_path(folder, dataset)
+    # The marks come first: a node that writes meanwhile only makes the file longer.
+    known, anchored = _sealed_mark(heads, dataset)
+    stored = b"" if anchor is None else anchor.load()
+    raw = _read(path)
+    if raw is None or (known is None and b"\n" not in raw):
+        if known is not None or not begun or stored:
+            raise lost(path)
+        return None
+    entries, size = read_lines(raw, node, dataset, str(path))
+    if anchor is not None:
+        elsewhere = anchor.furthest(stored)
+        if elsewhere is not None:
+            _check_mark(entries, elsewhere, path, f"the anchor {anchor.path}")
+        elif anchored:
+            raise StateError("LEDGER_ANCHOR", f"{anchor.path} is gone; it was written before")
+    if known is not None:
+        _check_mark(entries, known, path, "its sealed head")
+    elif entries.count > _FIRST:
+        raise StateError("LEDGER_DAMAGED", f"{path} has charges but no sealed head")
+    elif not begun:
+        raise lost(path)
+    return entries, size
+
+
+def _check_mark(entries: Entries, mark: Mark, path: Path, whose: str) -> None:
+    if mark.count > entries.count:
+        raise StateError(
+            "LEDGER_ROLLED_BACK",
+            f"{path} has {entries.count} entries; {whose} knows of {mark.count}",
+        )
+    if entries.heads[mark.count] != mark.head:
+        raise StateError(
+            "LEDGER_DAMAGED", f"{path}, line {mark.count}: is not the one that {whose} knows"
+        )
+
+
+def _sealed_mark(heads: Heads, dataset: str) -> tuple[Mark | None, bool]:
+    """Return the sealed head, and whether an anchor was written along with it."""
+    plain = heads.load_sealed(_head_name(dataset))
+    if plain is None:
+        return None, False
+    count, head, *rest = plain.decode().split(" ")
+    return Mark(int(count), head), rest == ["anchored"]
+
+
+def lost(path: Path) -> StateError:
+    """Return the error about a ledger that is gone."""
+    return StateError("LEDGER_LOST", f"{path} is gone; it held charges")
+
+
+def ledger_path(folder: Path, dataset: str) -> Path:
+    """Return where a data set's ledger lies in the folder of ledgers."""
+    return folder / f"{dataset}.jsonl"
+
+
+def _head_name(dataset: str) -> str:
+    return f"{dataset}.head"
 
 
 def _read(path: Path) -> bytes | None:

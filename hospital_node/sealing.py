@@ -11,6 +11,7 @@ that holds sealed records but no key is never given a new one.
 
 from __future__ import annotations
 
+import hmac
 import os
 import stat
 from pathlib import Path
@@ -40,12 +41,17 @@ class Vault:
                 "STATE_DAMAGED", f"a sealing key has {KEY_BYTES} bytes, not {len(key)}"
             )
         self._aead = AESGCM(key.reveal())
+        self._tags = Secret(hmac.digest(key.reveal(), enc("fedcare/node-tags/1"), "sha256"))
         self._entropy = entropy
 
     def seal(self, purpose: str, plain: bytes) -> bytes:
         """Return the sealed record; `purpose` (for example the task) is bound to it."""
         nonce = self._entropy.take(NONCE_BYTES)
         return MAGIC + nonce + self._aead.encrypt(nonce, plain, _associated(purpose))
+
+    def tag(self, purpose: str, content: bytes) -> bytes:
+        """Return HMAC-SHA256 of `content` for `purpose`, by a key that follows from the vault's."""
+        return hmac.digest(self._tags.reveal(), enc(purpose, content), "sha256")
 
     def open(self, purpose: str, sealed: bytes, where: str) -> bytes:
         """Return what was sealed for `purpose`.

@@ -30,7 +30,7 @@ from typing import Final, Self
 
 from common import state_folder
 from common.entropy import Entropy
-from common.errors import StateError
+from common.errors import InternalError, StateError
 from common.ids import ConfigHash, HeaderDigest, RunId, Sha256
 from common.messages import Objection
 from common.secret import Secret
@@ -190,9 +190,11 @@ class NodeStore:
         Raises:
             StateError: STATE_DAMAGED, naming the file.
         """
-        path = self.ledgers / f"{name}{_SEALED}"
-        sealed = _read(path)
-        return None if sealed is None else self._vault.open(f"ledger/{name}", sealed, str(path))
+        return _load_sealed(self.ledgers, self._vault, name)
+
+    def tag(self, purpose: str, content: bytes) -> bytes:
+        """Return 32 bytes that say that who holds this directory's sealing key wrote `content`."""
+        return self._vault.tag(purpose, content)
 
     # --- decisions ----------------------------------------------------------------------
 
@@ -220,8 +222,7 @@ class NodeStore:
         Raises:
             StateError: STATE_DAMAGED, naming the file.
         """
-        found = (_decision(path) for path in (self.root / "decisions").glob("*.json"))
-        return tuple(sorted(found, key=lambda record: (record.decided_at, record.run_id)))
+        return stored_decisions(self.root)
 
     # --- models and masked vectors --------------------------------------------------------
 
@@ -311,6 +312,45 @@ class NodeStore:
             temporary.replace(path)
 
 
+def stored_decisions(root: Path) -> tuple[DecisionRecord, ...]:
+    """Return every decision in a state directory, oldest first; for commands too, beside a node.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
+    found = (_decision(path) for path in (root / "decisions").glob("*.json"))
+    return tuple(sorted(found, key=lambda record: (record.decided_at, record.run_id)))
+
+
+class StoreReader:
+    """The ledgers of a state directory that a serving node may hold; writes nothing.
+
+    Raises:
+        ConfigError, IdentityError, StateError: see `hospital_node.sealing.load_key`.
+    """
+
+    def __init__(self, root: Path, entropy: Entropy, key_file: Path | None = None) -> None:
+        self.ledgers = root / "ledger"
+        self._root = root
+        self._vault = Vault(load_key(key_file or root / KEY_NAME), entropy)
+
+    def load_sealed(self, name: str) -> bytes | None:
+        """See `NodeStore`."""
+        return _load_sealed(self.ledgers, self._vault, name)
+
+    def save_sealed(self, name: str, plain: bytes) -> None:
+        """Refuse: a reader is not who writes here."""
+        raise InternalError(f"{name}: {len(plain)} bytes for a directory that is only read")
+
+    def tag(self, purpose: str, content: bytes) -> bytes:
+        """See `NodeStore`."""
+        return self._vault.tag(purpose, content)
+
+    def decisions(self) -> tuple[DecisionRecord, ...]:
+        """See `NodeStore`."""
+        return stored_decisions(self._root)
+
+
 def open_own(root: Path, owner: Owner, entropy: Entropy, key_file: Path | None = None) -> NodeStore:
     """Open a state directory that is `owner`'s, or has been nobody's; see `NodeStore.open`.
 
@@ -386,7 +426,7 @@ def _key(root: Path, key_file: Path | None, entropy: Entropy) -> Secret:
     path = root / KEY_NAME
     if path.exists():
         return load_key(path)
-    if any((root / "sessions").glob(f"*{_SEALED}")):
+    if any(root.glob(f"*/*{_SEALED}")):
         raise StateError(
             "STATE_DAMAGED", f"{path} is gone, and the sealed records of {root} need it"
         )
@@ -404,6 +444,12 @@ def _read(path: Path) -> bytes | None:
 
 def _json(value: Mapping[str, object]) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _load_sealed(folder: Path, vault: Vault, name: str) -> bytes | None:
+    path = folder / f"{name}{_SEALED}"
+    sealed = _read(path)
+    return None if sealed is None else vault.open(f"ledger/{name}", sealed, str(path))
 
 
 def _decision(path: Path) -> DecisionRecord:

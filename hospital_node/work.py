@@ -84,8 +84,8 @@ class PrivacyBooks(Protocol):
         `accepted`: the study was accepted before, so its ledger must be there.
 
         Raises:
-            Refusal: BUDGET.
-            StateError: LEDGER_DAMAGED, LEDGER_LOST, LEDGER_ROLLED_BACK; DISK.
+            Refusal: BUDGET; ACCOUNTANT, a second accountant disagrees with the charged epsilon.
+            StateError: LEDGER_DAMAGED, LEDGER_LOST, LEDGER_ROLLED_BACK, LEDGER_ANCHOR; DISK.
         """
         ...
 
@@ -94,7 +94,7 @@ class PrivacyBooks(Protocol):
 
         Raises:
             Refusal: BUDGET, the charge would pass the hospital's limit or the study's own.
-            StateError: LEDGER_DAMAGED, LEDGER_LOST, LEDGER_ROLLED_BACK; DISK.
+            StateError: LEDGER_DAMAGED, LEDGER_LOST, LEDGER_ROLLED_BACK, LEDGER_ANCHOR; DISK.
         """
         ...
 

@@ -323,7 +323,7 @@ def _cpu() -> str:
 
 def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return measured rows as a table for people."""
-    from researcher.show import table
+    from common.tables import table
 
     head = ("sites", "parameters", "dropouts", "median round s", "CPU s a round", "coordinator MB",
             "site MB", "bytes a round", "of ideal", "start-up s", "exact")  # fmt: skip

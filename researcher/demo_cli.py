@@ -42,8 +42,8 @@ def demo(
 
 
 def _text(result: DemoResult) -> str:
+    from common.tables import table
     from researcher.report import NOTE, comparison_rows
-    from researcher.show import table
 
     head = ("hospital", "test rows", "federated", "local only", "centralised")
     right = frozenset({1, 2, 3, 4})

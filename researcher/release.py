@@ -341,8 +341,8 @@ def card_text(manifest: Manifest, study: Study) -> str:
     """Return a model card for people."""
     from datetime import UTC, datetime
 
+    from common.tables import table
     from common.text import escape
-    from researcher.show import table
 
     signed = datetime.fromtimestamp(manifest.signed_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     files = [(entry.name, str(entry.size), entry.sha256) for entry in manifest.files]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.tables import table
 from common.text import escape
 from common.views import RoundView, RunPhase, RunView, SiteView, StudyView
-
-Row = Sequence[str]
 
 
 def study_data(view: StudyView) -> dict[str, object]:
@@ -67,21 +66,6 @@ def run_data(view: RunView) -> dict[str, object]:
         "seconds": round(view.seconds, 3),
         "seconds_to_first_round": round(view.seconds_to_first_round, 3),
     }
-
-
-def table(head: Row, rows: Sequence[Row], *, right: frozenset[int] = frozenset()) -> str:
-    """Return a plain table; columns of `right` are aligned to the right."""
-    lines = [tuple(escape(cell) for cell in row) for row in (head, *rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
-
-    def line(cells: Row) -> str:
-        parts = [
-            cell.rjust(width) if place in right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(parts).rstrip()
-
-    return "\n".join(line(cells) for cells in lines)
 
 
 def studies_text(views: Sequence[StudyView]) -> str:

@@ -38,6 +38,7 @@ from researcher.local import FederationPlan, SitePlan, build
 from researcher.memory_link import MemoryDialler
 from researcher.progress import Display
 from researcher.release import VerifiedModel, pull, read_weights
+from researcher.studies import require_agreed_epsilon
 
 if TYPE_CHECKING:
     from common.ids import Sha256
@@ -79,6 +80,7 @@ def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float)
         FedError: the study cannot run over these sites, or their data do not fit it.
     """
     check_sites(study, sites)
+    require_agreed_epsilon(study)
     screen.step("reading the hospitals' tables")
     # First of all, because here an error may say what a hospital would keep to itself.
     data_of = {site.id: _load(study, site) for site in sites}

@@ -45,8 +45,8 @@ def sim(
 
 def _text(study: Study, result: SimResult) -> str:
     from common.study import warnings
+    from common.tables import table
     from researcher.report import NOTE, comparison_rows
-    from researcher.show import table
 
     head = ("hospital", "test rows", "federated", "local only", "centralised")
     parts: list[str] = []

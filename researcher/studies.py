@@ -79,3 +79,17 @@ def require_positive(value: int | None, option: str, least: int = 1) -> None:
     """
     if value is not None and value < least:
         raise ConfigError("BAD_ARGUMENT", f"{option} must be at least {least}, not {value}")
+
+
+def require_agreed_epsilon(study: Study) -> None:
+    """Refuse a study with differential privacy on whose epsilon two accountants do not agree.
+
+    Every hospital refuses it too; here it is said before anything is built.
+
+    Raises:
+        Refusal: ACCOUNTANT. ConfigError: NOT_INSTALLED.
+    """
+    if study.privacy.dp.on:
+        from hospital_node.private import second_accountant  # it brings numpy
+
+        second_accountant.check(study)

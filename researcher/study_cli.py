@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from common.commands import JsonFlag, Outcome, command, group
+from common.errors import ExitCode
 from researcher.connection import (
     Connection,
     CoordinatorOption,
@@ -17,7 +18,7 @@ from researcher.connection import (
     TlsOption,
 )
 
-app = group("Check, submit and list studies.")
+app = group("Check, plan, submit and list studies.")
 
 
 def _duration(text: str) -> float:
@@ -51,6 +52,34 @@ def lint(file: StudyFile, *, as_json: JsonFlag = False) -> Outcome:
     lines = [completed_yaml(study).rstrip(), "", f"hash: sha256:{digest}"]
     lines += [f"warning: {note}" for note in notes]
     return Outcome(data, "\n".join(lines))
+
+
+@app.command()
+@command
+def plan(
+    file: StudyFile,
+    *,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option("--policy", metavar="POLICY.yaml", help="A hospital's policy; nothing spent."),
+    ] = None,
+    node: Annotated[
+        list[Path] | None,
+        typer.Option("--node", metavar="NODE.yaml", help="A hospital's policy and ledger."),
+    ] = None,
+    sites: Annotated[
+        int | None, typer.Option("--sites", metavar="N", min=2, help="Hospitals that take part.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Say what a study costs and promises before it runs, and which hospitals would refuse."""
+    del as_json
+    from common.study import load_study
+    from researcher.plan import make_plan, plan_data, plan_text
+
+    made = make_plan(load_study(file), policies=policy or (), nodes=node or (), sites=sites)
+    code = ExitCode.OK if made.accepted else ExitCode.REFUSED
+    return Outcome(plan_data(made), plan_text(made), code)
 
 
 @app.command()

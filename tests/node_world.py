@@ -90,10 +90,10 @@ from common.wire import (
     encode_piece,
     encode_upload,
 )
-from hospital_node.app import limits_of
 from hospital_node.driver import Node, NodeParts
 from hospital_node.learning import HospitalDesk, StudyWork
 from hospital_node.private.books import Books
+from hospital_node.private.limits import Limits
 from hospital_node.releases import ReleaseTrust
 from hospital_node.store import NodeStore
 from tests.simulation.secagg_harness import SimSigner, SimTrust
@@ -532,8 +532,7 @@ class World:
         policy = parse_policy(POLICY.replace("SITE", site).replace("PIN", "ab" * 32))
         own = node_id(site)
         store = NodeStore.open(self.state_dir(site), entropy)
-        limits = limits_of(policy.value)
-        books = Books(store, own, limits, entropy, lambda: int(self.clock.unix()))
+        books = Books(store, own, Limits.of(policy), entropy, lambda: int(self.clock.unix()))
         parts = NodeParts(
             federation=FEDERATION,
             signer=SimSigner(own, self.keys[own]),

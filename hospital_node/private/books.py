@@ -7,9 +7,9 @@ would pass the hospital's limits or the study's own promise, and says the arithm
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,7 @@ from common.entropy import Entropy
 from common.errors import Refusal, StateError
 from common.privacy.accountant import (
     Rdp,
-    add,
     check_reserve,
-    epsilon,
     inverse_noise,
     step_rdp,
     times,
@@ -30,24 +28,32 @@ from common.secagg.header import Header
 from common.study import Study
 from common.study_privacy import FIGURES, steps, study_cost
 from hospital_node.ledger import Charge, Ledger
+from hospital_node.ledger_anchor import Anchor, Tagger
+from hospital_node.private import second_accountant
+from hospital_node.private.limits import Limits, bounds
 from hospital_node.private.sampling import draw_list
-from hospital_node.store import NodeStore
-
-_TOLERANCE: Final = 1e-9
-"""Of a limit, relative: what adding a study's rounds one by one may round."""
+from hospital_node.store import DecisionRecord, NodeStore
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the hospital's policy allows: per study, and per data set for ever, at `delta`."""
+def agreed_datasets(records: Iterable[DecisionRecord]) -> frozenset[str]:
+    """Return the data sets of studies with privacy terms that were ever accepted.
 
-    epsilon_per_study: float
-    epsilon_total: float
-    delta: float
+    Each of them has had a ledger since, whatever the ledger's folder holds now.
+    """
+    found = set()
+    for record in records:
+        if record.accepted and record.study:
+            study = json.loads(record.study)
+            if study["privacy"]["dp"]["mode"] != "none":
+                found.add(str(study["dataset"]))
+    return frozenset(found)
 
 
 class Books:
-    """See `hospital_node.work.PrivacyBooks`; `now_unix` is the wall clock, for the record."""
+    """See `hospital_node.work.PrivacyBooks`; `now_unix` is the wall clock, for the record.
+
+    Offers are judged in one thread and rounds made in another: one lock for both.
+    """
 
     def __init__(
         self,
@@ -56,14 +62,17 @@ class Books:
         limits: Limits,
         entropy: Entropy,
         now_unix: Callable[[], int],
+        anchor: Path | None = None,
     ) -> None:
         self._store = store
         self._node = node
         self._limits = limits
         self._entropy = entropy
         self._now_unix = now_unix
+        self._anchor = anchor
         self._ledgers: dict[str, Ledger] = {}
         self._sums: dict[str, int] = {}
+        self._turn = threading.Lock()
 
     def witnessed(self, sums: Mapping[str, int]) -> None:
         """Hear how many noised sums with this hospital somebody else knows of, by data set.
@@ -72,39 +81,42 @@ class Books:
         rolled back together with everything beside it, and counts as spent. Who lies here
         can stop this hospital's studies, and spend nothing.
         """
-        for dataset, count in sums.items():
-            self._sums[dataset] = max(count, self._sums.get(dataset, 0))
+        with self._turn:
+            for dataset, count in sums.items():
+                self._sums[dataset] = max(count, self._sums.get(dataset, 0))
 
     def admit(self, study: Study, *, accepted: bool) -> None:
         """See `PrivacyBooks`. What an accepted study was promised is not judged again."""
-        ledger = self._ledger(study.dataset, accepted=accepted)
         if not accepted:
-            self._check(study, ledger, study_cost(study), "the whole study")
+            second_accountant.check(study)
+        with self._turn:
+            ledger = self._ledger(study.dataset, accepted=accepted)
+            if not accepted:
+                self._check(study, ledger, study_cost(study))
 
     def charge(self, study: Study, header: Header) -> None:
         """See `PrivacyBooks`."""
-        ledger = self._ledger(study.dataset, accepted=True)
-        hd = header.digest().hex()
-        if ledger.charged(hd):
-            return
-        cost = round_cost(header)
-        self._check(study, ledger, cost, f"round {header.r}")
-        check_reserve(
-            min(self._limits.epsilon_total, study.privacy.dp.epsilon or 0.0),
-            study.privacy.dp.delta or 0.0,
-            rounds=steps(study) + len(FIGURES),
-            n=header.n,
-            d=header.d,
-        )
-        ledger.append(_entry(study, header, hd, cost, self._now_unix()))
+        with self._turn:
+            ledger = self._ledger(study.dataset, accepted=True)
+            hd = header.digest().hex()
+            cost = round_cost(header)
+            if not ledger.knows(hd):
+                self._check(study, ledger, cost)
+                check_reserve(
+                    min(self._limits.epsilon_total, study.privacy.dp.epsilon or 0.0),
+                    study.privacy.dp.delta or 0.0,
+                    rounds=steps(study) + len(FIGURES),
+                    n=header.n,
+                    d=header.d,
+                )
+            ledger.append(_entry(study, header, hd, cost, self._now_unix()))
 
     def listed(self, study: Study, part: str, patients: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `PrivacyBooks`. A patient who came to the table later is not on the list."""
-        name = f"{study.id}.{part}-patients"
+        name, most = f"{study.id}.{part}-patients", study.privacy.dp.max_patients or 0
         numbered = np.unique(patients)
         kept = self._store.load_sealed(name)
         if kept is None:
-            most = study.privacy.dp.max_patients or 0
             drawn = numbered[draw_list(numbered.size, most, self._entropy)]
             self._store.save_sealed(name, json.dumps(drawn.tolist()).encode())
             return drawn
@@ -112,13 +124,21 @@ class Books:
             numbers = np.array(json.loads(kept), np.int64)
         except (ValueError, TypeError, OverflowError) as failure:
             raise StateError("STATE_DAMAGED", f"the patient list of {study.id}") from failure
+        if numbers.size > most:  # leaving some out would let one patient push out another
+            raise Refusal("DP_WEAK", "max_patients is less than when this study's list was drawn")
         return np.intersect1d(numbers, numbered)
 
     def _ledger(self, dataset: str, *, accepted: bool) -> Ledger:
         if dataset not in self._ledgers:
+            accepted = accepted or dataset in agreed_datasets(self._store.decisions())
             begun = None if accepted else self._now_unix()
             self._ledgers[dataset] = Ledger.open(
-                self._store.ledgers, self._node, dataset, self._store, begun
+                self._store.ledgers,
+                self._node,
+                dataset,
+                self._store,
+                begun,
+                anchor_of(self._anchor, self._node, dataset, self._store),
             )
         ledger, known = self._ledgers[dataset], self._sums.get(dataset, 0)
         if len(ledger.charges) < known:
@@ -129,21 +149,15 @@ class Books:
             )
         return ledger
 
-    def _check(self, study: Study, ledger: Ledger, cost: Rdp, what: str) -> None:
-        terms, limits = study.privacy.dp, self._limits
-        own = min(limits.epsilon_per_study, terms.epsilon or 0.0)
-        bounds = (
-            (ledger.spent(study.id), terms.delta or 0.0, own, f"study {study.id}"),
-            (ledger.spent(), limits.delta, limits.epsilon_total, f"data set {study.dataset}"),
-        )
-        for spent, delta, limit, whose in bounds:
-            before, after = epsilon(spent, delta).epsilon, epsilon(add(spent, cost), delta).epsilon
-            if after > limit * (1 + _TOLERANCE):
-                raise Refusal(
-                    "BUDGET",
-                    f"{whose}: epsilon {before:.4f} is spent; with {what} it would be {after:.4f}, "
-                    f"above the limit {limit:g} (delta {delta:g})",
-                )
+    def _check(self, study: Study, ledger: Ledger, cost: Rdp) -> None:
+        for bound in bounds(study, self._limits, ledger.entries, cost):
+            if not bound.holds:
+                raise Refusal("BUDGET", str(bound))
+
+
+def anchor_of(folder: Path | None, node: str, dataset: str, tagger: Tagger) -> Anchor | None:
+    """Return a data set's anchor in the folder that the node's file names, if it names one."""
+    return None if folder is None else Anchor(folder, node, dataset, tagger)
 
 
 def round_cost(header: Header) -> Rdp:

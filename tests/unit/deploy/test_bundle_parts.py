@@ -190,7 +190,7 @@ def test_nothing_is_made_without_a_key_or_with_one_that_others_read(
 
 
 def test_a_house_that_is_not_the_locks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="has no alembic; run `make wheelhouse`"):
+    with pytest.raises(Failure, match="has no absl-py; run `make wheelhouse`"):
         maker._checked_house(tmp_path)
     (tmp_path / "alpha-1-py3-none-any.whl").write_bytes(b"")
     with pytest.raises(Failure, match="in no lock"):
