@@ -121,8 +121,8 @@ def row(what: Audit) -> tuple[Cell, ...]:
         f"{claim.rounds} x {claim.steps}", claim.rows,
     )  # fmt: skip
     found = audit(what)
-    share = f"{found.bound / found.charged:.0%} of the claim"
-    verdict = f"refuted: {share}" if found.caught else f"stands: {share}"
+    share = found.bound / found.charged
+    verdict = f"refuted, {share:.2g} x" if found.caught else f"stands, {share:.2f} x"
     return (*head, found.trials, found.free, found.gaussian, found.one_run, found.charged, verdict)
 
 

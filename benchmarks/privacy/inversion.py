@@ -266,7 +266,7 @@ def measure(quick: bool) -> list[Table]:  # noqa: FBT001 - the one switch of eve
             for seed in range(repeats):
                 for view, result in views(model, batch, seed):
                     found.setdefault((model, view, batch), []).append(result)
-    columns = ("model", "what is held", *(f"{b} patients" for b in batches))
+    columns = ("model", "what is held", *(f"{b} patient{'s' * (b > 1)}" for b in batches))
     shares: list[tuple[Cell, ...]] = []
     errors: list[tuple[Cell, ...]] = []
     for model in MODELS:

@@ -32,7 +32,7 @@ from tests.simulation.secagg_harness import Setting, Simulation
 
 WHOLE = 1 << 127
 TOP, TIE = 63, 64
-SIGMAS = [4.0, 4.1, 5.5, math.pi * 2, 16.25, 123.456, 700.0]
+SIGMAS = [4.0, 4.1, 5.5, math.pi * 2, 16.25, 123.456, 300.0]
 SEED = CoefficientSeed(b"\x06" * 32)
 
 
