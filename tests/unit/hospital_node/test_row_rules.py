@@ -141,7 +141,7 @@ def test_by_hospital_n_is_the_roster() -> None:
 
 
 def test_noise_that_fits_few_hospitals_but_not_the_roster_is_refused_at_the_hospital() -> None:
-    study = parse_study(changed(PRIVATE, ("epsilon: 1.0", "epsilon: 1.0, noise_multiplier: 9000")))
+    study = parse_study(changed(PRIVATE, ("epsilon: 1.0", "epsilon: 1.0, noise_multiplier: 130")))
     check_ring(study, 4)
     with pytest.raises(Refusal) as caught:
         check_ring(study, 400)
