@@ -85,7 +85,7 @@ def test_the_shipped_private_study_has_the_numbers_of_the_privacy_page(capsys: C
     assert noise["noise_multiplier"] == 16.6805
     assert noise["sigma_loc"] == pytest.approx(16.6805 * noise["delta_int"] / 2)
     assert noise["mean_sd_of_clip"] == pytest.approx(16.6805 / 486, rel=1e-6)
-    assert noise["step_sd"] == pytest.approx(2.0 * 16.6805 / 486, rel=1e-6)
+    assert noise["step_sd"] == pytest.approx(2.0 * 0.4 * 16.6805 / 486, rel=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["patient-distributed", "hospital"])
