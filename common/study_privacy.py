@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FIGURES: Final = ("statistics", "evaluation")
 """What a study with differential privacy can pay for beside training: one noised sum each."""
 
+PATIENT_MODES: Final = ("patient-distributed", "patient-local")
+"""The modes that protect one patient."""
+
 _DEFAULT_ROUNDS: Final = 10
 _DEFAULT_SPARE: Final = 2
 _MOST_ROUNDS: Final = 100_000
@@ -31,6 +34,18 @@ _MOST_DELTA: Final = 0.1
 _MOST_NOISE: Final = 1e9
 _TOLERANCE: Final = 1e-9
 """Of epsilon, relative: what two machines' logarithms may differ by."""
+
+
+def _mode(terms: Mapping[str, Any]) -> object:
+    """Return the mode of a study's raw terms: stated, or the one that they imply."""
+    return terms.get("mode", "patient-distributed" if terms else "none")
+
+
+def protects_patients(data: Mapping[str, Any]) -> bool:
+    """Whether a study's raw data ask for a mode that protects patients."""
+    privacy = data.get("privacy")
+    terms = privacy.get("dp") if isinstance(privacy, dict) else None
+    return isinstance(terms, dict) and _mode(terms) in PATIENT_MODES
 
 
 def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +62,7 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
         return data
     if not (isinstance(federation, dict) and isinstance(train, dict)):
         return data
-    mode = terms.get("mode", "patient-distributed" if terms else "none")
+    mode = _mode(terms)
     if mode != "none":
         _refuse_batch_norm(data.get("model"))
     if mode not in ("patient-distributed", "patient-local", "hospital"):
@@ -196,6 +211,7 @@ def check_privacy(study: Study) -> None:
             name="NOT_SUPPORTED",
         )  # fmt: skip
     _check_federation(study)
+    _check_split(study)
     if study.privacy.dp.mode == "patient-local":
         _check_local(study)
     _check_figures(study)
@@ -284,6 +300,16 @@ def _check_federation(study: Study) -> None:
             "is true, which releases figures without noise; with differential privacy it must be "
             "false",
             "evaluate", "site_metrics",
+        )  # fmt: skip
+
+
+def _check_split(study: Study) -> None:
+    """One patient's label must not decide on which side of the split another one falls."""
+    if study.privacy.dp.mode in PATIENT_MODES and getattr(study.split, "stratify", False):
+        raise problem(
+            "is true, which lets one patient's label move others between training and test; with "
+            "differential privacy for patients it must be false",
+            "split", "stratify",
         )  # fmt: skip
 
 
