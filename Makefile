@@ -64,6 +64,9 @@ bench: install ## Measure the rounds of docs/benchmarks.md
 	@mkdir -p build/bench
 	$(BIN)/fedcare bench round --sites 4 --params 5000 --rounds 20
 	$(BIN)/fedcare bench round --sites 4 --params 5000 --rounds 20 --dropouts 1
+	$(BIN)/fedcare bench round --sites 4 --params 1000000 --rounds 9
+	$(BIN)/fedcare bench round --sites 4 --params 1000000 --rounds 9 --dp patient-distributed
+	$(BIN)/fedcare bench round --sites 4 --params 1000000 --rounds 9 --dp hospital
 	$(BIN)/fedcare bench round --sites 4 --params 25000000 --rounds 3
 	$(BIN)/fedcare bench round --sites 4 --params 25000000 --rounds 3 --dropouts 1
 	$(BIN)/fedcare bench round --sites 8 --params 25000000 --rounds 3

@@ -21,9 +21,10 @@ from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX
 from common.preprocessing import Preprocessing
-from common.secagg.dp import DpMode, DpPlan, codes_ranges, delta_int_of
+from common.secagg.dp import DpMode, DpPlan, DpTerms, codes_ranges, delta_int_of
 from common.secagg.header import Rounding, RoundKind
 from common.secagg.node_state import HeaderExpectation, RangeRule, SessionExpectation
+from common.secagg.params import SecAggParams
 from common.study import Study, VectorModel
 from common.study_privacy import steps_per_round
 from common.vectors import ParameterSchema, TensorSpec, TensorType
@@ -204,6 +205,18 @@ def dp_plan(study: Study, words: int) -> DpPlan:
         m_max=terms.max_patients or 0,
         steps=steps_per_round(study) if terms.mode == "patient-local" else 0,
     )
+
+
+def noise_terms(study: Study, n: int, roster_size: int) -> tuple[DpTerms, ...]:
+    """Return the privacy terms of each kind of noised round of `n` of the roster's hospitals.
+
+    Raises:
+        Refusal: no round of that shape is safe.
+    """
+    c = study.colluders(roster_size)
+    h = SecAggParams.derive(n, c, s_min=study.federation.min_sites).s_min - c
+    plans = [round_layout(study, kind).dp for kind in dict.fromkeys(round_kinds(study))]
+    return tuple(plan.terms(h) for plan in plans if plan is not None)
 
 
 def session_expectation(study: Study, roster_size: int) -> SessionExpectation:

@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import assert_never
 
 from common.ids import RoundNo
+from common.layouts import round_kinds
 from common.secagg import coordinator as rounds
 from common.secagg import coordinator_session as sessions
 from common.secagg.coordinator_session import SessionOpened, SetupPhase
+from common.secagg.header import RoundKind
+from common.study import Study
 from common.views import RunPhase
 from coordinator.run_state import (
     NO_DISPUTES,
@@ -20,6 +23,7 @@ from coordinator.run_state import (
     Received,
     Released,
     RoundEnded,
+    RoundRecord,
     RoundStep,
     RunFact,
     RunState,
@@ -85,11 +89,11 @@ def _apply_session(state: RunState, fact: SessionStep) -> RunState:
 
 def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
     record = fact.record
-    opened = record.opened
+    history = (*state.history, record)
     return replace(
         state,
-        history=(*state.history, record),
-        position=record.position if opened else state.position,
+        history=history,
+        position=_next_position(state.study, record.position - (not record.opened), history),
         model=fact.model if fact.model is not None else state.model,
         pooled=fact.pooled or state.pooled,
         next_r=RoundNo(record.r + 1),
@@ -97,6 +101,26 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
         round=None,
         last_round=state.round,
     )
+
+
+def _next_position(study: Study, done: int, history: tuple[RoundRecord, ...]) -> int:
+    """Return where a run goes on after a round: behind the rounds that are done, as a rule.
+
+    A noised round may have been charged although it was voided, and hospitals refuse what the
+    study's epsilon does not pay for. So training ends once it was tried as often as is paid
+    for, with the steps that came about, and an evaluation is tried once.
+    """
+    terms, kinds = study.privacy.dp, round_kinds(study)
+    kind = kinds[done] if done < len(kinds) else None
+    if not terms.on:
+        return done
+    if kind is RoundKind.EVALUATE and history[-1].kind == kind.value:
+        return done + 1
+    tried = [record for record in history if record.kind == RoundKind.TRAIN.value]
+    paid = study.federation.rounds + (terms.spare_rounds or 0)
+    if kind is not RoundKind.TRAIN or len(tried) < paid or not any(r.opened for r in tried):
+        return done
+    return len(kinds) - kinds[::-1].index(RoundKind.TRAIN)
 
 
 def replay(state: RunState, facts: Iterable[RunFact]) -> RunState:

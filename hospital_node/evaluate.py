@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common import evaluation
 from common.errors import Refusal
@@ -17,6 +18,7 @@ from common.evaluation import Metrics
 from common.features import Encoded
 from common.study import Study
 from hospital_node.models import build
+from hospital_node.models.rows import filled, forward, tiles
 from hospital_node.train import make_deterministic
 
 
@@ -25,19 +27,17 @@ def predict(
 ) -> NDArray[np.float64]:
     """Return P(positive) [rows], P(level) [rows, levels] or the number [rows].
 
-    What the model gives for a row, finite or not: `finite` asks.
+    A row's prediction is the same bits whatever rows stand beside it, and what the model gives,
+    finite or not: `finite` asks.
     """
     make_deterministic()
     with torch.no_grad():
-        outputs = build(study, model)(torch.from_numpy(features)).double()
-        match study.target.type:
-            case "binary":
-                found = torch.sigmoid(outputs[:, 0])
-            case "multiclass":
-                found = torch.softmax(outputs, dim=1)
-            case _:
-                found = outputs[:, 0]
-    predictions: NDArray[np.float64] = found.numpy()
+        module, rows = build(study, model), torch.from_numpy(features)
+        none = _predicted(study, forward(module, rows[:0])[1][-1])
+        parts = [rows[part] for part in tiles(len(rows))]
+        tops = [(forward(module, filled(part))[1][-1], len(part)) for part in parts]
+        found = [_predicted(study, top)[:count] for top, count in tops]
+    predictions: NDArray[np.float64] = torch.cat([none, *found]).numpy()
     return predictions
 
 
@@ -53,6 +53,17 @@ def finite(predictions: NDArray[np.float64]) -> NDArray[np.float64]:
     if not np.isfinite(predictions).all():
         raise Refusal("INPUT_NAN", "the model predicts a value that is not finite")
     return predictions
+
+
+def _predicted(study: Study, outputs: Tensor) -> Tensor:
+    wide = outputs.double()
+    match study.target.type:
+        case "binary":
+            return torch.sigmoid(wide[:, 0])
+        case "multiclass":
+            return torch.softmax(wide, dim=1)
+        case _:
+            return wide[:, 0]
 
 
 def site_metrics(study: Study, model: NDArray[np.float32], data: Encoded) -> Metrics:

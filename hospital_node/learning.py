@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common import layouts
 from common.config import Loaded
@@ -29,7 +30,8 @@ from common.messages import Objection
 from common.models import vector
 from common.policy import Policy
 from common.preprocessing import Preprocessing
-from common.quantise import Coding, Quantiser
+from common.privacy.noise import NoiseTable
+from common.quantise import Coding, Quantiser, VectorEncoder
 from common.secagg.dp import DpMode
 from common.secagg.header import Header, RoundKind
 from common.secagg.keys import CoefficientSeed, Suite
@@ -42,6 +44,7 @@ from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
 from hospital_node.disclosure import public_detail, shown_figures
 from hospital_node.findings import cite
+from hospital_node.private.source import NoisedSource, pattern_sum, pattern_update
 from hospital_node.receive import read_model
 from hospital_node.row_rules import MIN_CELL, check_cells, check_delta, check_ring
 from hospital_node.work import PrivacyBooks, Terms, Work
@@ -106,6 +109,8 @@ class HospitalDesk:
             check_ring(study, members)
             check_delta(study, data, members, self._log)
             self._books.admit(study, accepted=accepted)
+            for terms in layouts.noise_terms(study, members, members):
+                NoiseTable.of(terms.sigma_loc)  # a full cohort's: no round waits for it then
         return StudyWork(study, policy.site, members, data, self._books, min_cell)
 
     def _data(self, study: Study) -> SiteData | None:
@@ -162,7 +167,10 @@ class StudyWork:
         """See `Work`."""
         model = self._study.model
         return (
-            kind is RoundKind.TRAIN and isinstance(model, VectorModel) and model.size <= QUICK_WORDS
+            kind is RoundKind.TRAIN
+            and isinstance(model, VectorModel)
+            and model.size <= QUICK_WORDS
+            and not self._study.privacy.dp.on  # the ledger waits for the disk
         )
 
     def make(
@@ -209,32 +217,34 @@ class StudyWork:
         abandoned: Callable[[], bool],
     ) -> WordSource:
         """Charge the ledger, then add up what leaves and its noise."""
-        from hospital_node.private import contribution as noised  # torch
-
         self._books.charge(self._study, header)
         if header.dp.mode is DpMode.PATIENT_LOCAL:
             return self._local(header, model, seed, abandoned)
+        total = self._total(header, model)
+        if header.kind is RoundKind.TRAIN and layouts.has_constants(self._study):
+            constants = np.zeros(layouts.constant_count(self._study), np.int64)
+            total = np.concatenate([constants, total])
+        return NoisedSource(total, header.dp, seed)
+
+    def _total(self, header: Header, model: Path | None) -> NDArray[np.int64]:
+        """Return what the round adds up at this hospital, clipped and in integers."""
         study, terms, entropy = self._study, header.dp, OsEntropy()
+        if isinstance(study.model, VectorModel):
+            return pattern_sum(study.model, self._site, header.r, terms, entropy)
+        from hospital_node.private import contribution as noised  # torch
+
         part = "test" if header.kind is RoundKind.EVALUATE else "train"
         if header.kind is RoundKind.STATISTICS:
             train = self._rows().train
             listed = self._books.listed(study, part, train.patient)
-            total = noised.statistics_sum(study, train, listed, terms, entropy)
-            return noised.NoisedSource(total, terms, seed)
+            return noised.statistics_sum(study, train, listed, terms, entropy)
         weights, rows = self._split(model, part)
         if terms.mode is DpMode.HOSPITAL:
-            total = noised.hospital_step(study, self._site, rows, weights, header.r, terms, entropy)
-        else:
-            table: Table = getattr(self._rows(), part)
-            listed = self._books.listed(study, part, table.patient)
-            make = (
-                noised.evaluation_sum if header.kind is RoundKind.EVALUATE else noised.patient_sum
-            )
-            total = make(study, rows, table.patient, weights, listed, terms, entropy)
-        if header.kind is RoundKind.EVALUATE:
-            return noised.NoisedSource(total, terms, seed)
-        constants = np.zeros(layouts.constant_count(study), np.int64)
-        return noised.NoisedSource(np.concatenate([constants, total]), terms, seed)
+            return noised.hospital_step(study, self._site, rows, weights, header.r, terms, entropy)
+        table: Table = getattr(self._rows(), part)
+        listed = self._books.listed(study, part, table.patient)
+        make = noised.evaluation_sum if header.kind is RoundKind.EVALUATE else noised.patient_sum
+        return make(study, rows, table.patient, weights, listed, terms, entropy)
 
     def _local(
         self,
@@ -244,19 +254,22 @@ class StudyWork:
         abandoned: Callable[[], bool],
     ) -> WordSource:
         """Take the round's noised steps; code their outcome as 7.2 does, by public weights."""
-        from hospital_node import pipeline  # torch
-        from hospital_node.private.local_steps import LocalTraining
-
         study, site = self._study, self._site
-        weights, rows = self._split(model, "train")
-        patients = self._rows().train.patient
-        listed = self._books.listed(study, "train", patients)
-        training = LocalTraining(study, site, rows, patients, listed, OsEntropy())
-        delta = training.update(weights, header, seed, abandoned)
+        if isinstance(study.model, VectorModel):
+            step = study.train.lr / public_batch(study, site)
+            delta = pattern_update(study.model, site, header, seed, OsEntropy(), step)
+        else:
+            from hospital_node.private.local_steps import LocalTraining  # torch
+
+            weights, rows = self._split(model, "train")
+            patients = self._rows().train.patient
+            listed = self._books.listed(study, "train", patients)
+            training = LocalTraining(study, site, rows, patients, listed, OsEntropy())
+            delta = training.update(weights, header, seed, abandoned)
         whole = layouts.with_constants(study, delta)
-        source = pipeline.ContributionSource(whole, public_weight(study, site))
         schema = self._layout(header.kind).schema
-        return source.encoder(schema, header.ranges, Coding.of_header(header, seed))
+        coding, u = Coding.of_header(header, seed), public_weight(study, site)
+        return VectorEncoder(schema, whole, ranges=header.ranges, coding=coding, u=u)
 
     def report(self, model: Path) -> Mapping[str, object]:
         """See `Work`; nothing to report for a pattern without data."""

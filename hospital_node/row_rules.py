@@ -14,8 +14,9 @@ from common import layouts
 from common.errors import PolicyRefusal, Refusal
 from common.events import Event
 from common.features import Table
+from common.layouts import RoundLayout
 from common.logs import EventLog
-from common.secagg.dp import check_terms
+from common.secagg.dp import DpTerms, check_terms
 from common.secagg.header import RoundKind
 from common.study import Study
 
@@ -58,15 +59,19 @@ def check_ring(study: Study, members: int) -> None:
     """Refuse noise terms with which a sum of all members could wrap around the ring.
 
     Raises:
-        Refusal: OVERFLOW_BOUND; DP_WEAK, too few honest hospitals to make the noise.
+        Refusal: OVERFLOW_BOUND; DP_WEAK, too few honest hospitals to make the noise, or more
+            noise for each of them than a table holds.
     """
-    layout = layouts.round_layout(study, RoundKind.TRAIN)
-    if layout.dp is None:
-        return
     h = study.federation.min_sites - study.colluders(members)
-    terms, words = layout.dp.terms(h), layout.schema.words
+    for kind in dict.fromkeys(layouts.round_kinds(study)):
+        layout = layouts.round_layout(study, kind)
+        if layout.dp is not None:
+            _check_round(layout, layout.dp.terms(h), members, h)
+
+
+def _check_round(layout: RoundLayout, terms: DpTerms, members: int, h: int) -> None:
     try:
-        check_terms(terms, n=members, h=h, d=words, w=layout.ring_bits)
+        check_terms(terms, n=members, h=h, d=layout.schema.words, w=layout.ring_bits)
     except Refusal as refusal:
         raise Refusal(
             refusal.name,
@@ -86,7 +91,7 @@ def check_delta(study: Study, data: SiteData | None, members: int, log: EventLog
         Refusal: DP_WEAK.
     """
     if data is None:
-        raise Refusal("DP_WEAK", "a study without data has nothing to protect")
+        return  # a `vector`'s pattern is made of nobody
     hospitals = study.privacy.dp.mode == "hospital"
     figures = study.privacy.dp.evaluation_noise is not None
     summed = (data.train, data.test) if figures else (data.train,)

@@ -3,7 +3,10 @@
 A coordinator and N nodes run as processes of their own and talk over loopback with mutual
 TLS and secure aggregation, exactly as in production. Only training is replaced: the model
 kind `vector` adds a pattern that can be computed again (`common.models.vector`), so that
-after the timing every opened sum is checked against the integers it must be.
+after the timing every opened sum is checked against the integers it must be. With `--dp`
+the pattern is clipped, rounded and noised and the ledger charged as for patients' steps;
+nobody could compute secret noise again, so the nodes keep copies of what they put in
+(`researcher.recording`), and the copies are added up.
 
 What is measured, and how:
 
@@ -21,6 +24,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import math
 import platform
 import statistics
 import tempfile
@@ -37,6 +42,7 @@ from common.errors import ConfigError, RoundError
 from common.layouts import header_ranges, round_layout
 from common.manifest import Manifest, RoundEntry
 from common.models.vector import PERIOD, perturbation
+from common.privacy.calibration import charged_epsilon
 from common.quantise import Coding, Quantiser
 from common.secagg.header import RoundKind, default_rounding, quant_bound
 from common.secagg.params import default_colluders, smallest_set
@@ -48,13 +54,20 @@ from researcher.connection import Connection
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address
 from researcher.processes import Program
 from researcher.progress import Display
+from researcher.recording import recorded_sum
 from researcher.wirecount import WireCount, count
 
 DROPOUT: Final = Program("researcher.dropout", "main")
+RECORDING: Final = Program("researcher.recording", "main")
 _BEFORE: Final = frozenset({"between rounds", "ready", "keys", "confirmed", "joining", "accepted"})
 _PACKAGES: Final = ("fedcare", "grpcio", "protobuf", "numpy", "cryptography")
 _MOST_SITES: Final = 64
 _MOST_PARAMS: Final = 2**31
+_NOISE_MULTIPLIER: Final = 16.0
+"""z of a bench with noise: epsilon 1 over fifteen rounds, near enough."""
+
+_DELTA: Final = 1e-5
+_SPARE_ROUNDS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +92,10 @@ class BenchPlan:
         """Refuse what cannot be measured.
 
         Raises:
-            ConfigError: NOT_SUPPORTED for a mode of differential privacy; BAD_ARGUMENT.
+            ConfigError: BAD_ARGUMENT.
         """
         if self.dp not in DP_MODES:
             raise ConfigError("BAD_ARGUMENT", f"--dp must be one of {', '.join(DP_MODES)}")
-        if self.dp != "none":
-            raise ConfigError(
-                "NOT_SUPPORTED",
-                f"--dp {self.dp}: this version adds no noise, so there is nothing to measure",
-                fix="Leave --dp out, or give --dp none.",
-            )
         for option, value, least, most in (
             ("--sites", self.sites, 2, _MOST_SITES),
             ("--params", self.params, 1, _MOST_PARAMS),
@@ -124,10 +131,29 @@ class BenchPlan:
               rounds: {self.rounds}
               min_sites: {smallest_set(self.sites, colluders)}
               round_deadline: 10m
+            train: {{optimiser: sgd, local_steps: 1}}
             privacy:
               secure_aggregation: {{colluders: {colluders}}}
+              dp: {self._terms()}
             """
         )
+
+    def _terms(self) -> str:
+        """Return the study's privacy terms, in YAML; a pattern is one patient."""
+        if self.dp == "none":
+            return "{mode: none}"
+        charged = charged_epsilon(_NOISE_MULTIPLIER, _DELTA, self.rounds + _SPARE_ROUNDS)
+        terms = {
+            "mode": self.dp,
+            "epsilon": math.ceil(charged * 100) / 100,
+            "delta": _DELTA,
+            "clip": 1.0,
+            "noise_multiplier": _NOISE_MULTIPLIER,
+            "spare_rounds": _SPARE_ROUNDS,
+        }
+        if self.dp != "hospital":
+            terms |= {"batch": self.sites, "max_patients": 1000}
+        return json.dumps(terms)
 
 
 @dataclass(slots=True)
@@ -160,9 +186,10 @@ def run_bench(plan: BenchPlan, screen: Display) -> dict[str, Any]:
     """
     plan.check()
     with tempfile.TemporaryDirectory(prefix="fedcare-bench-") as folder:
-        measured = asyncio.run(_measure(plan, Path(folder) / "federation", screen))
-    screen.step("computing the integer sums again")
-    return _data(plan, measured)
+        federation = Path(folder) / "federation"
+        measured = asyncio.run(_measure(plan, federation, screen))
+        screen.step("computing the integer sums again")
+        return _data(plan, measured, federation / "sites")
 
 
 async def _measure(plan: BenchPlan, folder: Path, screen: Display) -> _Measured:
@@ -171,7 +198,8 @@ async def _measure(plan: BenchPlan, folder: Path, screen: Display) -> _Measured:
     sites = [SitePlan(name) for name in plan.names()]
     federation_plan = FederationPlan(folder, "bench", study, sites)
     build(federation_plan, address)
-    programs = dict.fromkeys(plan.dropping(), DROPOUT)
+    programs = {} if plan.dp == "none" else dict.fromkeys(plan.names(), RECORDING)
+    programs |= dict.fromkeys(plan.dropping(), DROPOUT)
     connection = Connection(address, federation_plan.researcher_folder)
     timing = _Timing(started=time.monotonic())
     async with LocalFederation(federation_plan, address, programs) as federation:
@@ -217,7 +245,7 @@ def _first_round_open(view: RunView) -> bool:
 # --- results ------------------------------------------------------------------------------------
 
 
-def _data(plan: BenchPlan, measured: _Measured) -> dict[str, Any]:
+def _data(plan: BenchPlan, measured: _Measured, sites: Path) -> dict[str, Any]:
     closed = [entry for entry in measured.view.history if entry.state == "CLOSED"]
     seconds = [round(entry.seconds, 6) for entry in closed]
     timing, rss = measured.timing, measured.rss_mb
@@ -229,6 +257,7 @@ def _data(plan: BenchPlan, measured: _Measured) -> dict[str, Any]:
         "params": plan.params,
         "rounds": plan.rounds,
         "dropouts": plan.dropouts,
+        "dp_mode": plan.dp,
         "startup_seconds": round(timing.opened - timing.started, 3),
         "round_seconds": seconds,
         "median_round_seconds": round(statistics.median(seconds), 6),
@@ -238,7 +267,7 @@ def _data(plan: BenchPlan, measured: _Measured) -> dict[str, Any]:
         "wire_bytes_per_round": wire,
         "wire_share_of_ideal": None if wire is None else round(wire / ideal, 4),
         "cpu_seconds_per_round": round(cpu, 4),
-        "exact": exact(plan, measured.manifest, measured.view),
+        "exact": exact(plan, measured.manifest, measured.view, sites),
         "voided_rounds": len(measured.view.history) - len(closed),
         "dropped": [list(entry.dropped) for entry in closed],
         "versions": versions(),
@@ -252,24 +281,33 @@ def wire_per_round(wire: WireCount | None, rounds: int) -> int | None:
     return round(wire.sent / rounds + wire.received / (rounds + 1))
 
 
-def exact(plan: BenchPlan, manifest: Manifest, view: RunView) -> bool:
-    """Say whether every opened sum is the integer sum of its survivors' patterns.
+def exact(plan: BenchPlan, manifest: Manifest, view: RunView, sites: Path) -> bool:
+    """Say whether every opened sum is the integer sum of what its survivors put in.
 
     The manifest's digests are the coordinator's; each is compared with what the rule and
-    the survivors' names give, and with the run's record.
+    the survivors' names give (with noise: with the sum of the copies that the survivors
+    kept below `sites`), and with the run's record.
     """
     shown = {entry.header_digest.hex(): entry.sum_sha256.hex() for entry in view.history}
     study = plan.study()
     leaving = set(plan.dropping())
+    layout = round_layout(study, RoundKind.TRAIN)
+
+    def expected(entry: RoundEntry) -> str | None:
+        if not study.privacy.dp.on:
+            return expected_sum(study, entry)
+        folders = [sites / site for site in entry.survivors]
+        return recorded_sum(folders, entry.header, layout.schema.words, layout.ring_bits)
+
     return len(manifest.rounds) == plan.rounds and all(
-        entry.sum_sha256 == expected_sum(study, entry) == shown.get(entry.header)
+        entry.sum_sha256 == expected(entry) == shown.get(entry.header)
         and set(entry.dropped) == leaving
         for entry in manifest.rounds
     )
 
 
 def expected_sum(study: Study, entry: RoundEntry) -> str:
-    """Return the SHA-256 of the words that a round must open to, from names alone."""
+    """Return the SHA-256 of the words that a round without noise must open to, from names alone."""
     layout = round_layout(study, RoundKind.TRAIN)
     members = len(entry.survivors) + len(entry.dropped)
     bound = quant_bound(members, layout.ring_bits)
@@ -325,13 +363,16 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return measured rows as a table for people."""
     from common.tables import table
 
-    head = ("sites", "parameters", "dropouts", "median round s", "CPU s a round", "coordinator MB",
-            "site MB", "bytes a round", "of ideal", "start-up s", "exact")  # fmt: skip
+    head = (
+        "sites", "parameters", "dropouts", "dp", "median round s", "CPU s a round",
+        "coordinator MB", "site MB", "bytes a round", "of ideal", "start-up s", "exact",
+    )  # fmt: skip
     body = [
         (
             str(row["sites"]),
             f"{row['params']:,}",
             str(row["dropouts"]),
+            row["dp_mode"],
             f"{row['median_round_seconds']:.3f}",
             f"{row['cpu_seconds_per_round']:.3f}",
             f"{row['coordinator_peak_rss_mb']:.0f}",
@@ -343,4 +384,4 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return table(head, body, right=frozenset(range(10)))
+    return table(head, body, right=frozenset(range(11)) - {3})

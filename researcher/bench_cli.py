@@ -22,7 +22,8 @@ def round_(
         int, typer.Option("--dropouts", metavar="K", help="Hospitals that leave every round.")
     ] = 0,
     dp: Annotated[
-        str, typer.Option("--dp", metavar="MODE", help="Differential privacy; only none so far.")
+        str,
+        typer.Option("--dp", metavar="MODE", help="none, hospital, patient-distributed or -local."),
     ] = "none",
     as_json: JsonFlag = False,
 ) -> Outcome:

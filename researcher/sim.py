@@ -39,6 +39,7 @@ from researcher.local import FederationPlan, SitePlan, build
 from researcher.memory_link import MemoryDialler
 from researcher.progress import Display
 from researcher.release import VerifiedModel, pull, read_weights
+from researcher.sim_privacy import privacy_data
 from researcher.studies import require_agreed_epsilon
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float)
         view, model = asyncio.run(_run(plan, Path(folder) / "model", screen))
         screen.step("comparing with each hospital alone and with all rows in one place")
         comparison = _compare(model, data_of)
-    return SimResult(_data(study, view, model, comparison, began), comparison)
+        charged = privacy_data(plan)
+    data = _data(study, view, model, comparison, began)
+    return SimResult({**data, "dp": charged}, comparison)
 
 
 def check_sites(study: Study, sites: Sequence[Site]) -> None:
@@ -237,11 +240,6 @@ def _data(
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
         "over_the_wire": dict(view.pooled),
-        "dp": {
-            "mode": study.privacy.dp.mode,
-            "epsilon": study.privacy.dp.epsilon,
-            "delta": study.privacy.dp.delta,
-        },
         "privacy": model.manifest.privacy.model_dump(mode="json"),
         "seconds": round(time.monotonic() - began, 3),
     }

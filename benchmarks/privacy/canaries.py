@@ -10,7 +10,7 @@ whose noise it knows and has subtracted. It also chooses the model: all zeros, i
 round.
 
     hospital_node.private.contribution.patient_sum  (gradient, Poisson draw, clip, integers)
-    hospital_node.private.contribution.NoisedSource (this hospital's noise)
+    hospital_node.private.source.NoisedSource      (this hospital's noise)
     the sum over the hospitals                      (what a certificate opens)
 
 In mode `patient-local` one hospital's update is observed, after its noised steps
@@ -46,6 +46,7 @@ from common.study import Study, parse_study
 from common.study_privacy import charged
 from hospital_node.private import contribution
 from hospital_node.private.local_steps import LocalTraining
+from hospital_node.private.source import NoisedSource
 
 FAR: Final = 1000.0
 """A canary's value in its own column: next to it the bias hardly counts."""
@@ -166,7 +167,7 @@ def _planted(fault: Fault) -> Iterator[None]:
 def _noised(total: NDArray[np.int64], terms: DpTerms, seed: CoefficientSeed) -> NDArray[np.int64]:
     """Return a hospital's `v_i`, as `NoisedSource` writes it."""
     out = np.empty(total.size, np.uint64)
-    contribution.NoisedSource(total, terms, seed).fill(out, 0)
+    NoisedSource(total, terms, seed).fill(out, 0)
     return out.view(np.int64)
 
 

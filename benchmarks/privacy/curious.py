@@ -91,7 +91,9 @@ class Federation:
             path = folder / f"{site}.csv"
             path.write_text(csv_text(rows), encoding="utf-8")
             sites.append(SitePlan(site, path, in_place=True))
-        self._plan = FederationPlan(folder / "federation", FEDERATION, study, sites, _TIMING)
+        self._plan = FederationPlan(
+            folder / "federation", FEDERATION, study, sites, _TIMING, min_cell=1
+        )
         self._words = io.StringIO()
         build(self._plan, _NOWHERE)
 

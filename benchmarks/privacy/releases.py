@@ -26,8 +26,9 @@ from common.secagg.params import SecAggParams
 from common.study import Study
 from common.weights import public_weight
 from coordinator.aggregate import noised_mean
-from hospital_node.private.contribution import NoisedSource, hospital_step, patient_sum
+from hospital_node.private.contribution import hospital_step, patient_sum
 from hospital_node.private.local_steps import LocalTraining
+from hospital_node.private.source import NoisedSource
 
 Model: TypeAlias = NDArray[np.float32]
 

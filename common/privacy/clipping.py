@@ -9,7 +9,7 @@ whatever floating point did before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -23,27 +23,38 @@ from common.secagg.prg import Keystream
 MOST_PASSES: Final = 300
 """With `Delta_int >= 4 sqrt(d)` shrinking ends after at most this many passes (7.3)."""
 
-_BLOCK_VALUES: Final = 1 << 20
+_TILE_VALUES: Final = 1 << 15
+"""Values worked on at a time: what is made of them on the way stays in a core's cache."""
+
 _SHRINK: Final = 1 - 2.0**-10
-_MOST_DELTA: Final = 2**31
+_MOST_DELTA: Final = 2**25
+"""Far above `4 sqrt(d)` for every d; below, float64 holds each square of a norm exactly."""
+
+_MOST_SCALE: Final = 1000
+"""Of a power of two: with the least number above 0 it still has a square."""
+
 _KEY_BYTES: Final = 32
-_UNIT: Final = 2.0**-53
+_ONE: Final = np.float64(1).view(np.uint64)
+"""The bits of 1.0; with 52 random bits behind them, a number in [1, 2)."""
 
 Uniforms: TypeAlias = Callable[[int], NDArray[np.uint64]]
-"""Returns that many fresh secret 64-bit words."""
+"""Returns that many fresh secret 64-bit words, the caller's to change until the next call."""
 
 
 def secret_uniforms(entropy: Entropy) -> Uniforms:
     """Return a source of secret uniform words: AES-256-CTR under a fresh secret key."""
     stream = Keystream(entropy.take(_KEY_BYTES))
     place = 0
+    buffer = np.empty(_TILE_VALUES, np.dtype("<u8"))
 
     def take(count: int) -> NDArray[np.uint64]:
-        nonlocal place
-        words = np.empty(count + count % 2, np.dtype("<u8"))
-        stream.words_into(words, place)
-        place += words.size
-        return words[:count]
+        nonlocal place, buffer
+        even = count + count % 2
+        if even > buffer.size:
+            buffer = np.empty(even, buffer.dtype)
+        stream.words_into(buffer[:even], place)
+        place += even
+        return buffer[:count]
 
     return take
 
@@ -57,61 +68,114 @@ def integer_sum(
         Refusal: INPUT_NAN, a value is not finite; DP_WEAK, `delta_int` below `4 sqrt(d)`.
     """
     rows, width = x.shape
+    if rows == 1:  # a hospital's whole update
+        only: NDArray[np.int64] = integer_rows(x, clip, delta_int, uniforms)[0].astype(np.int64)
+        return only
     total = np.zeros(width, np.int64)
-    step = max(1, _BLOCK_VALUES // max(width, 1))
+    step = _rows_at_once(width)
     for start in range(0, rows, step):
         block = x[start : start + step]
-        total += integer_rows(block, clip, delta_int, uniforms).sum(axis=0)
+        total += integer_rows(block, clip, delta_int, uniforms).sum(axis=0, dtype=np.int64)
     return total
 
 
 def integer_rows(
     x: NDArray[np.float32] | NDArray[np.float64], clip: float, delta_int: int, uniforms: Uniforms
-) -> NDArray[np.int64]:
+) -> NDArray[np.int32]:
     """Return each row of x [m, d] clipped to C = `clip` and rounded, of norm <= `delta_int`.
 
     Raises:
         Refusal, as `integer_sum`.
     """
-    width = x.shape[1]
+    rows, width = x.shape
     if delta_int**2 < LEVELS_PER_ROOT**2 * width or delta_int >= _MOST_DELTA:
-        raise Refusal("DP_WEAK", f"Delta_int {delta_int} is not from 4 sqrt(d) to 2^31, d={width}")
-    if not np.isfinite(x).all():
-        raise Refusal("INPUT_NAN", "a patient's contribution has a value that is not finite")
-    scaled = _scaled(x.astype(np.float64), clip, delta_int)
-    out = _rounded(scaled, uniforms)
-    for _ in range(MOST_PASSES):
-        squares = np.einsum("ij,ij->i", out, out)
-        over = np.flatnonzero(squares > delta_int**2)
-        if not over.size:
-            return out
-        factor = (delta_int / np.sqrt(squares[over].astype(np.float64))) * _SHRINK
-        scaled[over] *= factor[:, np.newaxis]
-        out[over] = _rounded(scaled[over], uniforms)
-    raise InternalError("clipping in integers did not end")
-
-
-def _scaled(x: NDArray[np.float64], clip: float, delta_int: int) -> NDArray[np.float64]:
-    """Return the rows clipped to `clip` and scaled to integers' size.
-
-    Divided by the largest value first, so that no square overflows or vanishes.
-    """
-    if not (math.isfinite(clip) and clip > 0):
+        raise Refusal("DP_WEAK", f"Delta_int {delta_int} is not from 4 sqrt(d) to 2^25, d={width}")
+    if not (clip > 0 and 0 < delta_int / clip < math.inf):
         raise InternalError(f"a clip of {clip} bounds nothing")
-    largest = np.abs(x).max(axis=1, initial=0.0)
-    safe = np.where(largest > 0, largest, 1.0)
-    direction = x / safe[:, np.newaxis]
-    norms = np.sqrt(np.einsum("ij,ij->i", direction, direction))
-    with np.errstate(over="ignore", under="ignore"):
-        share = np.minimum(1.0, norms * (largest / clip))  # of C, at most all of it
-    length = np.where(norms > 0, share * delta_int / np.where(norms > 0, norms, 1.0), 0.0)
-    out: NDArray[np.float64] = direction * length[:, np.newaxis]
+    out = np.empty((rows, width), np.int32)
+    step = _rows_at_once(width)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        _Rows(x[part], clip, delta_int).round_into(out[part], uniforms)
     return out
 
 
-def _rounded(values: NDArray[np.float64], uniforms: Uniforms) -> NDArray[np.int64]:
-    """Return integers: down, or up with the probability of the part behind the point."""
+def _rows_at_once(width: int) -> int:
+    return max(1, _TILE_VALUES // max(width, 1))
+
+
+class _Rows:
+    """Some rows of x; row i times `factor[i]` is rounded.
+
+    The products are made again for every pass, tile by tile: no copy of x is held.
+    """
+
+    def __init__(
+        self, x: NDArray[np.float32] | NDArray[np.float64], clip: float, delta_int: int
+    ) -> None:
+        self._x = x
+        self._delta_int = delta_int
+        largest = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
+        if not np.isfinite(largest).all():  # a NaN is its row's largest value too
+            raise Refusal("INPUT_NAN", "a patient's contribution has a value that is not finite")
+        # By a power of two about 1/largest: no square overflows, and none that counts vanishes.
+        exponents = np.frexp(largest.astype(np.float64))[1]
+        scale = np.ldexp(1.0, np.minimum(-exponents, _MOST_SCALE))
+        with np.errstate(divide="ignore", over="ignore"):
+            to_clip = delta_int / np.sqrt(self._squares(scale)) * scale
+        self._factor = np.minimum(delta_int / clip, to_clip)
+
+    def round_into(self, out: NDArray[np.int32], uniforms: Uniforms) -> None:
+        """Round every row into `out`; shrink and round again those that came out too long."""
+        rows = np.arange(len(self._x))
+        for _ in range(MOST_PASSES):
+            squares = self._round(rows, out, uniforms)
+            over = squares > self._delta_int**2
+            if not over.any():
+                return
+            rows = rows[over]
+            self._factor[rows] *= (self._delta_int / np.sqrt(squares[over])) * _SHRINK
+        raise InternalError("clipping in integers did not end")
+
+    def _round(
+        self, rows: NDArray[np.int64], out: NDArray[np.int32], uniforms: Uniforms
+    ) -> NDArray[np.float64]:
+        """Round `rows` into `out` and return their squared norms, which are exact.
+
+        For they are sums of whole numbers, and below 2^53: a row is at most `Delta_int` long
+        before rounding, which adds less than `sqrt(d)`, a quarter of that.
+        """
+        squares = np.zeros(rows.size, np.float64)
+        for columns in self._tiles(rows.size):
+            values = self._x[rows, columns] * self._factor[rows, np.newaxis]
+            _round_in_place(values, uniforms)
+            squares += np.einsum("ij,ij->i", values, values)
+            out[rows, columns] = values
+        return squares
+
+    def _squares(self, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the squared norm of each row times its `scale`."""
+        squares = np.zeros(len(self._x), np.float64)
+        for columns in self._tiles(len(self._x)):
+            values = self._x[:, columns] * scale[:, np.newaxis]
+            squares += np.einsum("ij,ij->i", values, values)
+        return squares
+
+    def _tiles(self, rows: int) -> Iterator[slice]:
+        width = self._x.shape[1]
+        step = max(1, _TILE_VALUES // max(rows, 1))
+        return (slice(start, start + step) for start in range(0, width, step))
+
+
+def _round_in_place(values: NDArray[np.float64], uniforms: Uniforms) -> None:
+    """Make whole numbers: down, or up with the probability of the part behind the point.
+
+    That probability is right to 2^-52.
+    """
     floor = np.floor(values)
-    words = uniforms(values.size).reshape(values.shape) >> np.uint64(11)
-    up = words * _UNIT < values - floor
-    return floor.astype(np.int64) + up
+    values -= floor
+    values += 1.0
+    words = uniforms(values.size).reshape(values.shape)
+    words >>= np.uint64(12)
+    words |= _ONE
+    np.add(floor, words.view(np.float64) < values, out=values)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InternalError
-from common.secagg.dp import LEAST_SIGMA, TRUNCATION
+from common.secagg.dp import LEAST_SIGMA, MOST_SIGMA, TRUNCATION
 from common.secagg.keys import CoefficientSeed
 from common.secagg.prg import Keystream
 
@@ -32,31 +32,38 @@ BLOCK_DRAWS: Final = 1 << 15
 _TOP_BITS: Final = 63
 _TIE_BITS: Final = 64
 _FINE: Final = 320
-"""Bits behind the point of the table's arithmetic: after 2^22 steps about 200 are right."""
+"""Bits behind the point of the table's arithmetic: after 2^23 steps about 250 are right."""
 
 _DIGITS: Final = 110
-_MOST_GUIDE_BITS: Final = 22
+_GUIDE_BITS_MORE: Final = 4
+"""About sixteen buckets for each entry of the table's middle: one draw in ten meets an edge."""
 _LOW_WORD: Final = (1 << _TIE_BITS) - 1
 _ALIGN: Final = 2
 
 
 class NoiseTable:
-    """The cumulative table of one sigma; made once and shared. `sigma` is at least 4."""
+    """The cumulative table of one sigma; made once and shared. `sigma` is from 4 to 2^19.
+
+    `_guide[b]` speaks of the values of u whose top bits are b. Most such buckets hold no
+    entry, so that every u of the bucket has the same draw: `2 |K|`. The others hold
+    `2 t + 1`, t being the least |K| that the bucket's first u can have.
+    """
 
     __slots__ = ("_guide", "_low", "_shift", "_top", "cap", "sigma")
 
     def __init__(self, sigma: float) -> None:
-        if not (math.isfinite(sigma) and sigma >= LEAST_SIGMA):
-            raise InternalError(f"a noise table needs sigma of at least 4, not {sigma}")
+        if not (math.isfinite(sigma) and LEAST_SIGMA <= sigma <= MOST_SIGMA):
+            raise InternalError(f"a noise table needs sigma of 4 to {MOST_SIGMA:g}, not {sigma}")
         self.sigma = sigma
         self.cap = math.ceil(TRUNCATION * sigma)
         self._top, self._low = _entries(sigma, self.cap)
-        # About eight buckets for each entry of the table's middle, so that most draws are
-        # found without a search.
-        bits = min(_MOST_GUIDE_BITS, math.ceil(math.log2(sigma)) + 3)
-        self._shift = np.uint64(_TOP_BITS - bits)
-        edges = np.arange(1 << bits, dtype=np.uint64) << self._shift
-        self._guide = np.searchsorted(self._top, edges, side="right").astype(np.int32)
+        bits = math.ceil(math.log2(sigma)) + _GUIDE_BITS_MORE
+        self._shift = _TOP_BITS - bits
+        edges = np.arange((1 << bits) + 1, dtype=np.uint64) << np.uint64(self._shift)
+        first = np.searchsorted(self._top, edges[:-1], side="right")
+        below = np.searchsorted(self._top, edges, side="left")
+        holds = below[1:] > below[:-1]
+        self._guide = ((first << 1) + holds).astype(np.int32)
 
     @staticmethod
     @lru_cache(maxsize=4)
@@ -66,13 +73,18 @@ class NoiseTable:
 
     def magnitudes(self, tops: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return |K| by the top 63 bits alone, and the places that need their tie word."""
-        found = self._guide[tops >> self._shift]
-        open_ = np.flatnonzero(tops >= self._top[found])
-        while open_.size:
-            found[open_] += 1
-            open_ = open_[tops[open_] >= self._top[found[open_]]]
-        below = self._top[np.maximum(found, 1) - 1]
-        return found, np.flatnonzero((found > 0) & (below == tops))
+        # Signed views: a top has 63 bits, and numpy looks nothing up by unsigned numbers.
+        found = self._guide.take(tops.view(np.int64) >> self._shift)
+        open_ = np.flatnonzero(found & 1)
+        found >>= 1
+        wanted = tops[open_]
+        near = found[open_]
+        near += wanted >= self._top[near]
+        far = np.flatnonzero(wanted >= self._top[near])
+        near[far] = np.searchsorted(self._top, wanted[far], side="right")
+        found[open_] = near
+        # A tie is an entry equal to u, and a bucket that holds one is open.
+        return found, open_[(near > 0) & (self._top[near - 1] == wanted)]
 
     def resolve(self, top: int, tie: int) -> int:
         """Return |K| of the whole 127-bit u: the readable form of the definition."""
@@ -147,7 +159,7 @@ class NoiseStream:
             block = out[start : start + BLOCK_DRAWS]
             block += self._draw(word_offset + start, block.size)
 
-    def _draw(self, place: int, count: int) -> NDArray[np.int64]:
+    def _draw(self, place: int, count: int) -> NDArray[np.int32]:
         skip = place % _ALIGN
         words = self._words[: skip + count]
         self._tops.words_into(words, place - skip)
@@ -156,8 +168,10 @@ class NoiseStream:
         found, tied = self._table.magnitudes(tops)
         for at in tied.tolist():
             found[at] = self._table.resolve(int(tops[at]), self._tie_word(place + at))
-        minus = -(words & np.uint64(1)).astype(np.int64)
-        return (found ^ minus) - minus
+        minus = -(words & np.uint64(1)).astype(np.int32)
+        found ^= minus
+        found -= minus
+        return found
 
     def _tie_word(self, place: int) -> int:
         pair = np.empty(_ALIGN, np.dtype("<u8"))

@@ -18,6 +18,9 @@ from common.errors import Refusal
 LEAST_SIGMA: Final = 4.0
 """Least `sigma_loc`: the sum of discrete Gaussians is one of the summed variance (9.1)."""
 
+MOST_SIGMA: Final = 2.0**19
+"""Largest `sigma_loc` of this version: the table of a larger one takes over 100 MiB."""
+
 TRUNCATION: Final = 13
 """Noise is cut at `T = ceil(13 sigma_loc)` (7.3)."""
 
@@ -165,6 +168,16 @@ def check_terms(terms: DpTerms, *, n: int, h: int, d: int, w: int) -> None:
         return
     _check_items(terms, d)
     _check_noise(terms, h, d)
+    _check_bound(terms, n, w)
+    if terms.sigma_loc > MOST_SIGMA:
+        raise Refusal(
+            "DP_WEAK",
+            f"sigma_loc is {terms.sigma_loc:.0f}, above {MOST_SIGMA:.0f}, the most of this "
+            "version; state a larger epsilon, fewer rounds or more min_sites",
+        )
+
+
+def _check_bound(terms: DpTerms, n: int, w: int) -> None:
     bound = word_bound(terms)
     if terms.mode is DpMode.PATIENT_LOCAL:
         if bound > EXACT_SUM:

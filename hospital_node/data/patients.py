@@ -5,13 +5,15 @@ groups none, each row alone is protected and the patient by far less. So a study
 mode that protects patients is held against the hospital's own word first, the manifest's
 `patient`: the column that tells patients apart, or null where each row is one patient.
 Where the manifest is silent, a column that is named like an identifier and repeats counts
-as that column, and so do rows that are copies of others, if they are more than a few.
+as that column, and so do rows that are copies of others, if they are far more than
+patients who look alike by chance.
 
 Messages name file and column, never a cell and never how many.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +31,10 @@ IDENTIFIERS: Final = frozenset(
 """Headings, in small letters, that name a column of patients."""
 
 MOST_COPIES: Final = 0.05
-"""Share of rows that may be copies of others: patients who look alike."""
+"""Share of rows that may be copies of others in any table."""
+
+MOST_ALIKE: Final = 10
+"""Pairs of equal rows may be this many times those that independent columns would have."""
 
 _PROTECTING: Final = ("patient-distributed", "patient-local")
 
@@ -58,7 +63,7 @@ def check_patients(study: Study, table: Table) -> None:
     for place, heading in enumerate(header):
         if heading.lower() in IDENTIFIERS:
             _refuse_split(path.name, heading, frame[f"c{place}"], groups)
-    if study.patient_key is None and _copies(frame) > MOST_COPIES * frame.height:
+    if study.patient_key is None and _holds_copies(frame):
         raise DataError(
             "PATIENT_KEY",
             f"{path.name}: many rows are copies of others, and the study groups none",
@@ -85,5 +90,22 @@ def _refuse_split(file: str, heading: str, patients: pl.Series, groups: pl.Serie
         )
 
 
-def _copies(frame: pl.DataFrame) -> int:
-    return frame.height - frame.unique().height
+def _holds_copies(frame: pl.DataFrame) -> bool:
+    """Whether more rows repeat than patients who look alike would make.
+
+    By chance a pair of rows is equal in all columns with the product of the shares of pairs
+    that are equal in each. Few columns, or coarse ones, make equal rows of different
+    patients; many columns hardly ever do.
+    """
+    rows = frame.height
+    if rows - frame.unique().height <= MOST_COPIES * rows:
+        return False
+    pairs = rows * (rows - 1)
+    chance = math.prod(_equal_pairs(frame.select(name)) / pairs for name in frame.columns)
+    return _equal_pairs(frame) > MOST_ALIKE * pairs * chance
+
+
+def _equal_pairs(frame: pl.DataFrame) -> int:
+    """Return how many ordered pairs of different rows are equal."""
+    counts = frame.group_by(frame.columns).len()["len"].to_list()
+    return sum(count * (count - 1) for count in counts)

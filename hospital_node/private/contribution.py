@@ -1,10 +1,8 @@
-"""A hospital's input of a round with differential privacy (docs/protocol.md, 7.3 and 9).
-
-    v = (sum of clipped, integer contributions)  +  this hospital's share of the noise
+"""What a hospital adds up in a round with differential privacy (docs/protocol.md, 7.3 and 9).
 
 The sum is exact in int64 and its sensitivity to one patient (mode patient-distributed) or
-to the hospital (mode hospital) is `Delta_int`. The noise is added as the words are
-written, so that no second vector is held; its key follows from the round's own seed.
+to the hospital (mode hospital) is `Delta_int`. `hospital_node.private.source` adds the
+noise.
 """
 
 from __future__ import annotations
@@ -14,39 +12,15 @@ from numpy.typing import NDArray
 
 from common import noised_evaluation, noised_statistics
 from common.entropy import Entropy
-from common.errors import InternalError
 from common.features import Encoded, Table
 from common.privacy.clipping import integer_sum, secret_uniforms
-from common.privacy.noise import NoiseStream, NoiseTable
 from common.secagg.dp import DpTerms
-from common.secagg.keys import CoefficientSeed
-from common.secagg.ring import Words, signed_view
 from common.study import Study
 from hospital_node.evaluate import predict
 from hospital_node.models import build
 from hospital_node.private.gradients import patient_gradients
 from hospital_node.private.sampling import poisson
 from hospital_node.train import train
-
-
-class NoisedSource:
-    """The finished `v_i` of a round with noise; see `hospital_node.contribution.WordSource`.
-
-    `total` int64 [d]: the integer sum, which this object owns.
-    """
-
-    def __init__(self, total: NDArray[np.int64], terms: DpTerms, seed: CoefficientSeed) -> None:
-        self.words = total.size
-        self._total = total
-        self._noise = NoiseStream(NoiseTable.of(terms.sigma_loc), seed)
-
-    def fill(self, out: Words, word_offset: int) -> None:
-        """See `WordSource`; the words of a chunk are ready once, for noise is added in place."""
-        chunk = self._total[word_offset : word_offset + out.size]
-        if chunk.size != out.size:
-            raise InternalError("a chunk reaches beyond the vector")
-        self._noise.add_to(chunk, word_offset)
-        signed_view(out)[:] = chunk
 
 
 def patient_sum(
@@ -77,7 +51,7 @@ def patient_sum(
     features, target = data.features[chosen], data.target[chosen]
     uniforms = secret_uniforms(entropy)
     for block in patient_gradients(study, module, features, target, groups.astype(np.int64)):
-        total += integer_sum(-block, terms.clip, terms.delta_int, uniforms)
+        total -= integer_sum(block, terms.clip, terms.delta_int, uniforms)
     return total
 
 

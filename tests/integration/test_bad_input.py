@@ -313,7 +313,7 @@ TABLES = [
     Case("bench round --sites 3 --params 5 --rounds x", "BAD_ARGUMENT", ("--rounds",)),
     Case("bench round --sites 3 --params 5 --rounds 1 --dropouts 2", "BAD_ARGUMENT",
          ("--dropouts",)),
-    Case("bench round --sites 3 --params 5 --rounds 1 --dp hospital", "NOT_SUPPORTED", ("--dp",)),
+    Case("bench round --sites 3 --params 5 --rounds 1 --dp some", "BAD_ARGUMENT", ("--dp",)),
 ]  # fmt: skip
 
 CERTIFICATES = [

@@ -38,6 +38,17 @@ def test_every_sum_is_exact_with_and_without_a_dropout(dropouts: int, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("mode", "dropouts"), [("patient-distributed", 1), ("patient-local", 0)])
+def test_every_noised_sum_is_the_sum_of_what_the_nodes_put_in(mode: str, dropouts: int) -> None:
+    plan = BenchPlan(sites=4, params=1500, rounds=2, dropouts=dropouts, dp=mode)
+    data = run_bench(plan, LineDisplay())
+    assert data["exact"] is True
+    assert data["dp_mode"] == mode
+    assert data["dropped"] == [plan.dropping()] * 2
+    assert data["voided_rounds"] == 0
+
+
+@pytest.mark.slow
 def test_a_sum_that_is_off_by_one_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check can fail: a pattern that differs in one place from the nodes' is noticed."""
 

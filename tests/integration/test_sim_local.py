@@ -107,7 +107,9 @@ def test_a_local_study_charges_first_and_charges_exactly_the_steps_it_takes(
     sites = [write_site(tmp_path, name, place, rows=240) for place, name in enumerate(SITES)]
     result = simulate(study, sites, LineDisplay(), time.monotonic())
     assert result.comparison.federated.pooled["auroc"] > 0.8  # type: ignore[operator]
-    assert result.data["dp"] == {"mode": "patient-local", "epsilon": 3.0, "delta": 1e-5}
+    told = result.data["dp"]
+    assert isinstance(told, dict)
+    assert told == {**told, "mode": "patient-local", "stated_epsilon": 3.0, "delta": 1e-5}
     z = study.privacy.dp.noise_multiplier
     assert z is not None
     one_round = ["charge", *["step"] * STEPS, "upload"]
@@ -123,5 +125,6 @@ def test_a_local_study_charges_first_and_charges_exactly_the_steps_it_takes(
         assert epsilon(spent, 1e-5).epsilon == pytest.approx(epsilon(brute, 1e-5).epsilon, 1e-12)
         assert epsilon(spent, 1e-5).epsilon == pytest.approx(charged(study), 1e-12)
     assert charged(study) <= 3
+    assert told["epsilon"] == pytest.approx(charged(study), 1e-12)
     weights = 3  # age, sex, the bias
     assert seen.noised == [weights] * (len(SITES) * ROUNDS * STEPS)

@@ -26,7 +26,7 @@ from common.ids import HeaderDigest, NodeId
 from common.privacy.noise import BLOCK_DRAWS, NoiseStream, NoiseTable
 from common.secagg.dp import DpMode, DpPlan
 from common.secagg.keys import CoefficientSeed
-from hospital_node.private.contribution import NoisedSource
+from hospital_node.private.source import NoisedSource
 from tests.reference.plain import X, keystream
 from tests.simulation.secagg_harness import Setting, Simulation
 

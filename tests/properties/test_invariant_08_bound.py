@@ -1,4 +1,4 @@
-"""Invariant 8: |v| <= M for all inputs, and no sum over any S can wrap (7.2)."""
+"""Invariant 8: |v| <= M for all inputs, and no sum over any S can wrap (7.2, 7.3)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Refusal
+from common.privacy.clipping import integer_sum
 from common.quantise import Coding, Quantiser, VectorEncoder, quantise_value
+from common.secagg.dp import DpMode, DpTerms, word_bound
 from common.secagg.header import Rounding, default_rounding, quant_bound, sum_bound
 from common.secagg.keys import CoefficientSeed
 from common.secagg.ring import check_sum_range, signed_view, word_dtype
 from common.vectors import ParameterSchema, TensorSpec, TensorType
+from hospital_node.private.source import NoisedSource
 from tests.properties.profile import bounded
 from tests.reference import quantiser as reference
 
@@ -114,3 +117,29 @@ def test_empty_tensors_make_empty_vectors() -> None:
     encoder.fill(out, 0)
     assert signed_view(out).tolist() == [100, -100, 100]
     Quantiser(Coding(100, 32, Rounding.EVEN)).quantise(np.zeros(0), 1.0, out[:0])
+
+
+@given(
+    mode=st.sampled_from([DpMode.HOSPITAL, DpMode.PATIENT_DISTRIBUTED]),
+    patients=st.integers(1, 9),
+    scale=st.sampled_from([5e-324, 1e-30, 1.0, 1e30, 1.7e308]),
+    sigma=st.sampled_from([4.0, 9.5, 700.0]),
+    w=st.sampled_from([32, 64]),
+    seed=st.binary(min_size=32, max_size=32),
+)
+@bounded(80)
+def test_every_noised_word_is_within_the_bound_of_its_mode(
+    mode: DpMode, patients: int, scale: float, sigma: float, w: int, seed: bytes
+) -> None:
+    """M = Delta_int + T, or m_max Delta_int + T, with every patient's whole clip in one word."""
+    local = mode is DpMode.PATIENT_DISTRIBUTED
+    terms = DpTerms(
+        mode, 1.0, 1.0, 4096, sigma, math.ceil(13 * sigma), float(local), patients * local
+    )
+    rows = np.zeros((patients if local else 1, 40))
+    rows[:, 7] = scale
+    up = integer_sum(rows, 1.0, 4096, lambda count: np.zeros(count, np.uint64))
+    source = NoisedSource(up, terms, CoefficientSeed(seed))
+    out = np.zeros(source.words, word_dtype(w))
+    source.fill(out, 0)
+    assert max(abs(int(word)) for word in signed_view(out)) <= word_bound(terms)

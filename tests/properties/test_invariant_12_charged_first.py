@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import layouts
+from common.entropy import CountingEntropy
 from common.privacy.accountant import add, epsilon
 from common.secagg.header import Header
 from common.secagg.messages import Refused
 from common.study import Study
 from hospital_node.driver import NodeParts
 from hospital_node.learning import HospitalDesk
+from hospital_node.ledger import Ledger
 from hospital_node.private.books import Books, round_cost
+from hospital_node.store import NodeStore
 from tests.node_world import SITES, Killed, World, node_id
 from tests.private_world import PrivateWorld
 from tests.properties.profile import bounded
@@ -184,8 +188,16 @@ def test_a_node_whose_ledger_was_tampered_with_uploads_nothing_more(
     assert refused == [code]
 
 
+def _charged_elsewhere(world: PrivateWorld, rounds: int) -> None:
+    """Charge rounds of another study, which cost what the victim's first round did."""
+    with NodeStore.open(world.state_dir(VICTIM), CountingEntropy(b"other")) as store:
+        ledger = Ledger.open(store.ledgers, node_id(VICTIM), "heart", store, None)
+        for number in range(rounds):
+            ledger.append(replace(ledger.charges[0], task="other", hd=f"{number:064x}"))
+
+
 def test_a_round_over_budget_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
-    """The victim's total holds one round of this study, not two: its policy was tightened."""
+    """The victim's total holds one round of this study, not two: another study ran meanwhile."""
     world = PrivateWorld(tmp_path, rounds=2)
 
     async def run() -> None:
@@ -193,7 +205,9 @@ def test_a_round_over_budget_is_refused_and_the_others_go_on(tmp_path: Path) -> 
             if site != VICTIM:
                 world.start(site)
         await _dies(world, "charged", 1, [])
-        world.totals[VICTIM] = epsilon(world.ledger(VICTIM).spent(), 1e-5).epsilon * 1.01
+        # Rounds, spare ones and all, cost the study's epsilon of 2: three of them are gone.
+        world.totals[VICTIM] = 2.0
+        _charged_elsewhere(world, 3)
         world.start(VICTIM)
         await world.finish(30)
 
@@ -204,4 +218,5 @@ def test_a_round_over_budget_is_refused_and_the_others_go_on(tmp_path: Path) -> 
     (refused,) = [m for node, m in world.sent if isinstance(m, Refused)]
     assert refused.code == "BUDGET"
     assert "together" in refused.detail
-    assert len(world.ledger(VICTIM).charges) == 1
+    assert [charge.task for charge in world.ledger(VICTIM).charges].count("other") == 3
+    assert len(world.ledger(VICTIM).charges) == 4

@@ -149,7 +149,7 @@ async def test_a_picture_follows_a_run_from_offer_to_end(tmp_path: Path) -> None
 async def test_a_run_without_enough_hospitals_is_paused_and_waits_for_those_away(
     tmp_path: Path,
 ) -> None:
-    async with Federation(tmp_path, rounds=200) as fed:
+    async with Federation(tmp_path, rounds=200, deadline="3s") as fed:
         await fed.submit()
         await fed.until(lambda: fed.state.position >= 2)
         for site in ("va", "switzerland"):

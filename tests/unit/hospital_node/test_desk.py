@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.errors import CATALOGUE, Refusal
+from common.errors import CATALOGUE, ConfigError, Refusal
+from common.layouts import noise_terms
 from common.logs import make_log
 from common.policy import parse_policy
 from common.secagg.dp import NO_DP
@@ -112,3 +113,41 @@ def test_no_round_without_noise_is_made_of_a_study_that_promises_it() -> None:
         header = replace(header_of(study, 1), dp=mode)
         with pytest.raises(Refusal, match="DP_WEAK"):
             work.make(header, None, CoefficientSeed(bytes(32)), lambda: False)
+
+
+class OpenBooks(NoBooks):
+    """Books that admit every study."""
+
+    def admit(self, study: Study, *, accepted: bool) -> None:
+        pass
+
+
+def vector_study(rounds: int) -> Study:
+    return parse_study(
+        STUDY.replace("{kind: logistic}", "{kind: vector, size: 1000}")
+        .replace("rounds: 1", f"rounds: {rounds}")
+        .replace(", impute: mean", "")
+        + "normalise: none\nprivacy: {dp: {mode: hospital, epsilon: 0.1, delta: 1.0e-6, clip: 1}}"
+    )
+
+
+def vector_desk() -> HospitalDesk:
+    policy = POLICY.replace("model_kinds: [logistic", "model_kinds: [vector, logistic")
+    return HospitalDesk(parse_policy(policy, "p.yaml"), None, make_log(io.StringIO()), OpenBooks())
+
+
+def test_noise_that_no_table_holds_is_refused_in_the_study_file() -> None:
+    with pytest.raises(ConfigError, match="above 524288, the most of this version"):
+        vector_study(4000)
+
+
+def test_the_noise_table_is_made_before_any_round_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For the round that is likely: of all members."""
+    made: list[float] = []
+    monkeypatch.setattr("hospital_node.learning.NoiseTable.of", made.append)
+    study, desk = vector_study(2), vector_desk()
+    assert desk.judge(canonical_json(study), config_hash(study)) == ()
+    members = len(parse_policy(POLICY, "p.yaml").value.federation.members)
+    assert made == [terms.sigma_loc for terms in noise_terms(study, members, members)]

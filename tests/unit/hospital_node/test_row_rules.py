@@ -17,7 +17,7 @@ from common.study import Study, parse_study
 from hospital_node.data.load import SiteData
 from hospital_node.disclosure import shown_figures
 from hospital_node.row_rules import check_cells, check_delta, check_ring
-from tests.security.refusals import OPEN, PRIVATE, TABLE, changed, judged
+from tests.security.refusals import OPEN, PRIVATE, changed, judged
 
 WHERE = "policy.yaml:7"
 
@@ -156,7 +156,7 @@ def test_by_hospital_n_is_the_roster() -> None:
 
 
 def test_noise_that_fits_few_hospitals_but_not_the_roster_is_refused_at_the_hospital() -> None:
-    study = parse_study(changed(PRIVATE, ("epsilon: 1.0", "epsilon: 1.0, noise_multiplier: 9000")))
+    study = parse_study(changed(PRIVATE, ("epsilon: 1.0", "epsilon: 1.0, noise_multiplier: 130")))
     check_ring(study, 4)
     with pytest.raises(Refusal) as caught:
         check_ring(study, 400)
@@ -212,12 +212,33 @@ def test_an_identifier_that_never_repeats_is_none(tmp_path: Path) -> None:
     assert asked(tmp_path, table) == []
 
 
+WIDE = "age,sick,sex,stage,ward\n" + "".join(
+    f"{20 + n / 2},{n % 2},{n // 2 % 2},{n // 4 % 4},{n % 5}\n" for n in range(80)
+)
+
+
 @pytest.mark.parametrize(("copies", "codes"), [(4, []), (5, ["PATIENT_KEY"])])
 def test_many_rows_that_are_copies_count_as_repeating(
     tmp_path: Path, copies: int, codes: list[str]
 ) -> None:
-    table = TABLE + TABLE.splitlines(keepends=True)[1] * copies
+    table = WIDE + WIDE.splitlines(keepends=True)[1] * copies
     assert asked(tmp_path, table) == codes
+
+
+def test_rows_of_three_visits_that_show_no_change_count_as_repeating(tmp_path: Path) -> None:
+    head, *lines = WIDE.splitlines(keepends=True)
+    assert asked(tmp_path, head + "".join(lines[:30] * 3)) == ["PATIENT_KEY"]
+
+
+def test_patients_who_look_alike_in_few_coarse_columns_are_no_copies(tmp_path: Path) -> None:
+    """Whatever 240 ages to a tenth of a year and what follows from them have in common."""
+    ages = np.random.default_rng(3).normal(60, 10, 240)
+    for more in ("", ",sex"):
+        cells = (f"{age:.1f},{int(age > 60)}{',' + str(n % 2) if more else ''}\n"
+                 for n, age in enumerate(ages))  # fmt: skip
+        table = f"age,sick{more}\n" + "".join(cells)
+        assert len(set(table.splitlines())) < 0.95 * 240
+        assert asked(tmp_path, table) == []
 
 
 def test_without_differential_privacy_rows_may_repeat(tmp_path: Path) -> None:

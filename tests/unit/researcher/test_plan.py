@@ -78,14 +78,14 @@ def test_epsilon_is_what_the_ledgers_will_charge_with_the_estimate_beside_it(
 
 
 def test_the_shipped_private_study_has_the_numbers_of_the_privacy_page(capsys: Capture) -> None:
-    """docs/privacy.md: z 16.6805, each hospital 16.6805 C / 2, the mean 0.034 C."""
+    """docs/privacy.md: z 15.6686, each hospital 15.6686 C / 2, the mean 0.032 C."""
     folder = Path(planning.__file__).resolve().parents[1] / "studies"
     _, data = planned(capsys, str(folder / "heart-disease-private.yaml"), "--sites", "4")
     noise = data["noise"]
-    assert noise["noise_multiplier"] == 16.6805
-    assert noise["sigma_loc"] == pytest.approx(16.6805 * noise["delta_int"] / 2)
-    assert noise["mean_sd_of_clip"] == pytest.approx(16.6805 / 486, rel=1e-6)
-    assert noise["step_sd"] == pytest.approx(2.0 * 16.6805 / 486, rel=1e-6)
+    assert noise["noise_multiplier"] == 15.6686
+    assert noise["sigma_loc"] == pytest.approx(15.6686 * noise["delta_int"] / 2)
+    assert noise["mean_sd_of_clip"] == pytest.approx(15.6686 / 486, rel=1e-6)
+    assert noise["step_sd"] == pytest.approx(2.0 * 0.4 * 15.6686 / 486, rel=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["patient-distributed", "hospital"])
