@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from common import layouts
 from common.errors import ConfigError, Refusal
 from common.privacy.accountant import ORDERS, epsilon
-from common.secagg.dp import DpMode
+from common.secagg.dp import NO_DP, DpMode
 from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.keys import Suite
 from common.secagg.node_header import _check_study
@@ -177,3 +177,28 @@ def test_no_study_charges_more_than_it_states(study: Study) -> None:
     found = epsilon(total, study.privacy.dp.delta or 0.0).epsilon
     assert found == pytest.approx(charged(study), rel=1e-9)
     assert found <= (study.privacy.dp.epsilon or 0.0) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("mode", ["patient-distributed", "hospital"])
+def test_no_privacy_term_of_an_accepted_study_can_be_altered(mode: str) -> None:
+    """Also those that no charge hangs on, such as C and m_max."""
+    more = ", evaluation_epsilon: 0.3" if mode == "patient-distributed" else ""
+    study = parse_study(private_text(mode=mode, more=more))
+    for kind in dict.fromkeys(layouts.round_kinds(study)):
+        layout = layouts.round_layout(study, kind)
+        assert layout.dp is not None
+        header = replace(
+            header_of(study, 1),
+            kind=kind,
+            layout_sha256=layout.schema.layout_sha256,
+            d=layout.schema.words,
+            w=layout.ring_bits,
+            dp=layout.dp.terms(2),
+        )
+        assert accepted(study, header)
+        assert not accepted(study, replace(header, dp=NO_DP))
+        for name, kept in CHANGES.items():
+            value = getattr(header.dp, name)
+            for other in (value * 0.999, value * 1.001, value + 1):
+                terms = replace(header.dp, **{name: kept(other)})
+                assert terms == header.dp or not accepted(study, replace(header, dp=terms))
