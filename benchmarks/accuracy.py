@@ -40,7 +40,7 @@ from coordinator.aggregate import mean_step
 from hospital_node.baselines import centralised, local_only
 from hospital_node.data import heart
 from hospital_node.data.load import SiteData, load
-from hospital_node.evaluate import predict, site_metrics
+from hospital_node.evaluate import finite, predict, site_metrics
 from hospital_node.pipeline import ContributionSource, make_contribution, make_statistics
 
 STUDY: Final = Path(__file__).resolve().parents[1] / "studies" / "heart-disease-flamby.yaml"
@@ -111,7 +111,9 @@ Figures = tuple[float, float, float]
 def scores(study: Study, model: Model, tests: Mapping[str, Encoded]) -> Figures:
     """Return the three figures of a model over all hospitals' test rows."""
     labels = np.concatenate([data.target for data in tests.values()]).astype(np.float64)
-    found = np.concatenate([predict(study, model, data.features) for data in tests.values()])
+    found = np.concatenate(
+        [finite(predict(study, model, data.features)) for data in tests.values()]
+    )
     each = [site_metrics(study, model, data).accuracy for data in tests.values() if data.rows]
     mean_accuracy = plain.fmean(value for value in each if value is not None)
     pooled = metrics.auroc(found, labels), metrics.log_loss(found, labels)

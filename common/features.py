@@ -23,7 +23,7 @@ class Table:
     `values` float64 [rows, features]: numbers, or level indices of categories; NaN where
     missing. `target` float64 [rows]: 0 or 1 (binary), level index (multiclass), number
     (continuous), 0 in a statistics study. `patient` int64 [rows]: equal for rows of one
-    patient, a running number without a patient key.
+    patient, and the patient's own whoever else is in the file.
     """
 
     values: NDArray[np.float64]

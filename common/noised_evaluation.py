@@ -43,14 +43,17 @@ def contributions(
     """Return each patient's vector, float64 [patients, 2 BINS], of norm at most 1.
 
     `predictions` P(positive) [rows], `target` 0 or 1 [rows]; `groups` [rows] numbers each
-    row's patient from 0 without a gap.
+    row's patient from 0 without a gap. A row whose score is not finite adds nothing: a refusal
+    would tell, without noise, that there is such a patient.
     """
+    scored = np.isfinite(predictions)
+    predictions = np.where(scored, predictions, 0.0)
     place = np.clip((predictions * BINS).astype(np.int64), 0, BINS - 1)
     # A score of exactly the threshold says no (`metrics.THRESHOLD`): it stays below the edge.
     place = np.where(predictions == metrics.THRESHOLD, BINS // 2 - 1, place)
     cell = (target > 0) * BINS + place
     out = np.zeros((int(groups.max(initial=-1)) + 1, _CLASSES * BINS))
-    np.add.at(out, (groups, cell), 1.0 / np.bincount(groups)[groups])
+    np.add.at(out, (groups, cell), scored / np.bincount(groups)[groups])
     return out
 
 

@@ -107,7 +107,8 @@ class Preprocessing:
             values = filled[:, column.feature]
             if column.level is not None:
                 values = (values == column.level).astype(np.float64)
-            out[:, place] = (values - self.centre[place]) / self.scale[place]
+            with np.errstate(over="ignore", invalid="ignore"):  # whoever computes with it sees it
+                out[:, place] = (values - self.centre[place]) / self.scale[place]
         return Encoded(out, table.target.astype(np.float32))
 
     def _filled(self, study: Study, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -142,11 +142,13 @@ def read_site(path: Path) -> Loaded[Site]:
     """Return a manifest with absolute table paths, and its lines.
 
     Raises:
-        ConfigError: the manifest is missing or wrong, or names a file that is not there.
+        ConfigError: the manifest is missing or wrong, or names a file that is not there, or
+            one file twice.
     """
     loaded = load(path, Site, SCHEMA)
     folder = path.resolve().parent
     tables: list[Table] = []
+    taken: dict[tuple[int, int], str] = {}
     for index, table in enumerate(loaded.value.data):
         file = folder / table.path
         wrong = _why_no_file(file)
@@ -156,9 +158,28 @@ def read_site(path: Path) -> Loaded[Site]:
                 "FILE_MISSING",
                 f"{where}: data[{index}].path {show(table.path)} {wrong}",
             )
+        _refuse_again(loaded.source.where("data", index, "path"), index, table, file, taken)
         tables.append(table.model_copy(update={"path": str(file)}))
     site = loaded.value.model_copy(update={"data": tuple(tables)})
     return Loaded(site, loaded.source)
+
+
+def _refuse_again(
+    where: str, index: int, table: Table, file: Path, taken: dict[tuple[int, int], str]
+) -> None:
+    """Refuse the file of another table, by whatever path: its patients would be counted twice.
+
+    Each data set has a privacy budget of its own (docs/protocol.md, section 9.4).
+    """
+    found = file.stat()
+    other = taken.setdefault((found.st_dev, found.st_ino), table.name)
+    if other != table.name:
+        raise ConfigError(
+            "DUPLICATE_KEY",
+            f"{where}: data[{index}].path {show(table.path)} is the file of data set "
+            f"{show(other)}: the same patients would have two privacy budgets",
+            fix="Offer one table under one name; map headings with `columns`.",
+        )
 
 
 def _why_no_file(file: Path) -> str:

@@ -26,7 +26,7 @@ from common.config import Label, Name, Section, Text, problem, validate
 from common.documents import Document, dump_yaml, parse_json, parse_yaml, read_text
 from common.errors import ConfigError
 from common.ids import ConfigHash
-from common.study_privacy import check_privacy, complete_privacy
+from common.study_privacy import check_privacy, complete_privacy, protects_patients
 from common.study_sections import (
     DEFAULT_METRICS,
     DP_MODES,
@@ -122,7 +122,8 @@ class Study(Section):
         full = dict(data)
         split = full.get("split", {})
         if isinstance(split, dict) and split_form(split) == "random" and "stratify" not in split:
-            full["split"] = {**split, "stratify": target_type in ("binary", "multiclass")}
+            classes = target_type in ("binary", "multiclass")
+            full["split"] = {**split, "stratify": classes and not protects_patients(full)}
         evaluate = full.get("evaluate", {})
         if isinstance(evaluate, dict) and "metrics" not in evaluate:
             full["evaluate"] = {**evaluate, "metrics": DEFAULT_METRICS.get(str(target_type), ())}

@@ -23,14 +23,30 @@ if TYPE_CHECKING:
 FIGURES: Final = ("statistics", "evaluation")
 """What a study with differential privacy can pay for beside training: one noised sum each."""
 
+PATIENT_MODES: Final = ("patient-distributed", "patient-local")
+"""The modes that protect one patient."""
+
 _DEFAULT_ROUNDS: Final = 10
 _DEFAULT_SPARE: Final = 2
 _MOST_ROUNDS: Final = 100_000
 _MOST_STEPS: Final = 1_000_000
 _MOST_DELTA: Final = 0.1
-_MOST_NOISE: Final = 1e9
+_LEAST_NOISE, _MOST_NOISE = 1e-9, 1e9
+"""Of a noise multiplier; with less no `Delta_int` makes noise of 4 steps (protocol, 9.1)."""
 _TOLERANCE: Final = 1e-9
 """Of epsilon, relative: what two machines' logarithms may differ by."""
+
+
+def _mode(terms: Mapping[str, Any]) -> object:
+    """Return the mode of a study's raw terms: stated, or the one that they imply."""
+    return terms.get("mode", "patient-distributed" if terms else "none")
+
+
+def protects_patients(data: Mapping[str, Any]) -> bool:
+    """Whether a study's raw data ask for a mode that protects patients."""
+    privacy = data.get("privacy")
+    terms = privacy.get("dp") if isinstance(privacy, dict) else None
+    return isinstance(terms, dict) and _mode(terms) in PATIENT_MODES
 
 
 def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +63,7 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
         return data
     if not (isinstance(federation, dict) and isinstance(train, dict)):
         return data
-    mode = terms.get("mode", "patient-distributed" if terms else "none")
+    mode = _mode(terms)
     if mode != "none":
         _refuse_batch_norm(data.get("model"))
     if mode not in ("patient-distributed", "patient-local", "hospital"):
@@ -104,7 +120,7 @@ def _noise_multiplier(
     from common.privacy.accountant import epsilon as epsilon_of  # it brings numpy
 
     paid = [figure for figure in FIGURES if terms.get(f"{figure}_epsilon") is not None]
-    figures = _figures_cost([_number(terms.get(f"{name}_noise"), _MOST_NOISE) for name in paid])
+    figures = _figures_cost([_noise(terms.get(f"{name}_noise")) for name in paid])
     if epsilon_of(figures, delta).epsilon >= epsilon:
         raise problem(
             f"leaves nothing of epsilon {epsilon:g} for training", "privacy", "dp",
@@ -138,6 +154,11 @@ def _number(value: object, most: float) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
         return None
     return float(value)
+
+
+def _noise(value: object) -> float | None:
+    found = _number(value, _MOST_NOISE)
+    return None if found is None or found < _LEAST_NOISE else found
 
 
 def _count(value: object, most: int = _MOST_ROUNDS) -> int | None:
@@ -196,12 +217,14 @@ def check_privacy(study: Study) -> None:
             name="NOT_SUPPORTED",
         )  # fmt: skip
     _check_federation(study)
+    _check_split(study)
     if study.privacy.dp.mode == "patient-local":
         _check_local(study)
     _check_figures(study)
     _check_noise(study)
     _check_constants(study)
     _check_ring(study)
+    _check_reserve(study)
     if study.privacy.dp.mode == "patient-distributed":
         _check_step(study)
 
@@ -209,7 +232,7 @@ def check_privacy(study: Study) -> None:
 def _check_noise(study: Study) -> None:
     terms = study.privacy.dp
     found, stated = charged(study), terms.epsilon or 0.0
-    if found > stated * (1 + _TOLERANCE):
+    if not found <= stated * (1 + _TOLERANCE):
         raise problem(
             f"is {terms.noise_multiplier:g}, which charges epsilon {found:.4f} over "
             f"{steps(study)} steps; the study states {stated:g}. Leave the key out: it follows",
@@ -231,11 +254,25 @@ def _check_figures(study: Study) -> None:
                 "noise of a figure: remove it",
                 "privacy", "dp", stated, name="NOT_SUPPORTED",
             )  # fmt: skip
+        _check_figure(figure, getattr(terms, stated), getattr(terms, follows), terms.delta or 0.0)
     if terms.evaluation_noise is not None and study.target.type != "binary":
         raise problem(
             "is for binary targets in this version; leave it out, and no figure of the model "
             "leaves a hospital",
             "privacy", "dp", "evaluation_epsilon", name="NOT_SUPPORTED",
+        )  # fmt: skip
+
+
+def _check_figure(figure: str, stated: float, noise: float, delta: float) -> None:
+    """Refuse noise that would make a figure cost more than people read in the study."""
+    from common.privacy.accountant import epsilon, step_rdp  # it brings numpy
+
+    found = epsilon(step_rdp(1 / noise), delta).epsilon
+    if not found <= stated * (1 + _TOLERANCE):
+        raise problem(
+            f"is {noise:g}, which charges epsilon {found:.4f}; the study states {stated:g}. Leave "
+            "the key out: it follows",
+            "privacy", "dp", f"{figure}_noise",
         )  # fmt: skip
 
 
@@ -287,6 +324,16 @@ def _check_federation(study: Study) -> None:
         )  # fmt: skip
 
 
+def _check_split(study: Study) -> None:
+    """One patient's label must not decide on which side of the split another one falls."""
+    if study.privacy.dp.mode in PATIENT_MODES and getattr(study.split, "stratify", False):
+        raise problem(
+            "is true, which lets one patient's label move others between training and test; with "
+            "differential privacy for patients it must be false",
+            "split", "stratify",
+        )  # fmt: skip
+
+
 def _check_ring(study: Study) -> None:
     """Refuse a clip that the ring's integers cannot carry (7.3), at the fewest hospitals.
 
@@ -316,6 +363,24 @@ def _check_ring(study: Study) -> None:
             f"is not carried by the ring: {refusal.detail}. Lower max_patients, or state a larger "
             "epsilon",
             "privacy", "dp", "clip",
+        ) from None  # fmt: skip
+
+
+def _check_reserve(study: Study) -> None:
+    """Refuse a delta that every hospital's books would find too small in the first round (9.4)."""
+    from common.layouts import model_schema  # it brings numpy
+    from common.privacy.accountant import check_reserve
+
+    terms, n, d = study.privacy.dp, study.federation.min_sites, model_schema(study).parameters
+    try:
+        check_reserve(
+            terms.epsilon or 0.0, terms.delta or 0.0, rounds=steps(study) + len(FIGURES), n=n, d=d
+        )
+    except Refusal as refusal:
+        raise problem(
+            f"does not pay for the noise: {refusal.detail}. State a larger delta or a smaller "
+            "epsilon",
+            "privacy", "dp", "delta",
         ) from None  # fmt: skip
 
 

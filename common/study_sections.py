@@ -499,11 +499,11 @@ class DifferentialPrivacy(Section):
     batch: Annotated[int, Field(ge=1, le=2**40)] | None = None
     max_patients: Annotated[int, Field(ge=1, le=2**31)] | None = None
     spare_rounds: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    noise_multiplier: Annotated[Number, Field(gt=0, le=1e9)] | None = None
+    noise_multiplier: Annotated[Number, Field(ge=1e-9, le=1e9)] | None = None
     statistics_epsilon: Annotated[Number, Field(gt=0, le=1000)] | None = None
-    statistics_noise: Annotated[Number, Field(gt=0, le=1e9)] | None = None
+    statistics_noise: Annotated[Number, Field(ge=1e-9, le=1e9)] | None = None
     evaluation_epsilon: Annotated[Number, Field(gt=0, le=1000)] | None = None
-    evaluation_noise: Annotated[Number, Field(gt=0, le=1e9)] | None = None
+    evaluation_noise: Annotated[Number, Field(ge=1e-9, le=1e9)] | None = None
 
     @property
     def on(self) -> bool:

@@ -183,7 +183,9 @@ def _privacy_rules(study: Study, limits: PrivacyRules, rules: Rules) -> Iterator
     )
     for name, noun, asked, limit in most:
         yield rules.at_most("POLICY_DP", key + name, noun, asked, limit)
-    z, least = terms.noise_multiplier, limits.min_noise_multiplier
+    noises = (terms.noise_multiplier, terms.statistics_noise, terms.evaluation_noise)
+    z = min((noise for noise in noises if noise is not None), default=None)
+    least = limits.min_noise_multiplier
     yield rules.finding(
         "POLICY_DP",
         key + "min_noise_multiplier",

@@ -27,10 +27,8 @@ def predict(
 ) -> NDArray[np.float64]:
     """Return P(positive) [rows], P(level) [rows, levels] or the number [rows].
 
-    A row's prediction is the same bits whatever rows stand beside it.
-
-    Raises:
-        Refusal: INPUT_NAN, the model gives a value that is not finite.
+    A row's prediction is the same bits whatever rows stand beside it, and what the model gives,
+    finite or not: `finite` asks.
     """
     make_deterministic()
     with torch.no_grad():
@@ -40,6 +38,18 @@ def predict(
         tops = [(forward(module, filled(part))[1][-1], len(part)) for part in parts]
         found = [_predicted(study, top)[:count] for top, count in tops]
     predictions: NDArray[np.float64] = torch.cat([none, *found]).numpy()
+    return predictions
+
+
+def finite(predictions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return predictions whose figures are taken without noise.
+
+    With differential privacy nobody asks: whether all are finite can hang on one patient, and
+    a hospital that leaves a round tells.
+
+    Raises:
+        Refusal: INPUT_NAN, one is not finite.
+    """
     if not np.isfinite(predictions).all():
         raise Refusal("INPUT_NAN", "the model predicts a value that is not finite")
     return predictions
@@ -57,15 +67,22 @@ def _predicted(study: Study, outputs: Tensor) -> Tensor:
 
 
 def site_metrics(study: Study, model: NDArray[np.float32], data: Encoded) -> Metrics:
-    """Return exact metrics of `model` over one hospital's rows."""
-    return evaluation.site_metrics(
-        study, predict(study, model, data.features), data.target.astype(np.float64)
-    )
+    """Return exact metrics of `model` over one hospital's rows.
+
+    Raises:
+        Refusal: INPUT_NAN, a prediction is not finite.
+    """
+    predictions = finite(predict(study, model, data.features))
+    return evaluation.site_metrics(study, predictions, data.target.astype(np.float64))
 
 
 def evaluation_contribution(
     study: Study, model: NDArray[np.float32], data: Encoded
 ) -> NDArray[np.float64]:
-    """Return the hospital's vector of an evaluate round (`common.evaluation.layout`)."""
-    predictions = predict(study, model, data.features)
+    """Return the hospital's vector of an evaluate round (`common.evaluation.layout`).
+
+    Raises:
+        Refusal: INPUT_NAN, a prediction is not finite.
+    """
+    predictions = finite(predict(study, model, data.features))
     return evaluation.contribution(study, predictions, data.target.astype(np.float64))

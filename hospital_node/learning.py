@@ -183,6 +183,8 @@ class StudyWork:
         """See `Work`."""
         if abandoned():
             raise RoundError("RUN_CANCELLED", "the round ended before training began")
+        if header.dp.mode != self._study.privacy.dp.mode:  # the machine saw to it, whoever asks
+            raise Refusal("DP_WEAK", f"dp mode {header.dp.mode} is not the study's")
         if header.dp.mode is not DpMode.NONE:
             return self._noised(header, model, seed, abandoned)
         coding = Coding.of_header(header, seed)

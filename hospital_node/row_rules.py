@@ -83,7 +83,8 @@ def _check_round(layout: RoundLayout, terms: DpTerms, members: int, h: int) -> N
 def check_delta(study: Study, data: SiteData | None, members: int, log: EventLog) -> None:
     """Refuse a delta with which one of those protected may be published whole.
 
-    N is this hospital's patients, or the hospitals of the roster in mode hospital. Between
+    N is this hospital's patients in a noised sum, of the training part and, where figures are
+    paid for, of the test part; or the hospitals of the roster in mode hospital. Between
     1/(10 N) and 1/N the hospital is warned: section 9.4 asks for less.
 
     Raises:
@@ -92,7 +93,9 @@ def check_delta(study: Study, data: SiteData | None, members: int, log: EventLog
     if data is None:
         return  # a `vector`'s pattern is made of nobody
     hospitals = study.privacy.dp.mode == "hospital"
-    protected = members if hospitals else patients(data.train)
+    figures = study.privacy.dp.evaluation_noise is not None
+    summed = (data.train, data.test) if figures else (data.train,)
+    protected = members if hospitals else patients(*summed)
     whose = "the federation's hospitals" if hospitals else "this hospital's patients"
     delta = study.privacy.dp.delta or 0.0
     if delta * protected >= 1:
@@ -107,6 +110,6 @@ def check_delta(study: Study, data: SiteData | None, members: int, log: EventLog
         log.warning(Event.STUDY_ACCEPTED, study=study.id, meaning=meaning)
 
 
-def patients(table: Table) -> int:
-    """Return how many patients have rows in a part."""
-    return len(np.unique(table.patient))
+def patients(*parts: Table) -> int:
+    """Return how many patients have rows in any of these parts."""
+    return len(np.unique(np.concatenate([table.patient for table in parts])))

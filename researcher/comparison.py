@@ -141,10 +141,13 @@ def score(
     study: Study, test: Mapping[str, Encoded], model: Callable[[str], Weights]
 ) -> dict[str, Scored]:
     """Return each hospital's test rows scored by the model chosen for it."""
-    from hospital_node.evaluate import predict
+    from hospital_node.evaluate import finite, predict
 
     return {
-        site: Scored(predict(study, model(site), rows.features), rows.target.astype(np.float64))
+        site: Scored(
+            finite(predict(study, model(site), rows.features)),
+            rows.target.astype(np.float64),
+        )
         for site, rows in test.items()
     }
 

@@ -42,6 +42,9 @@ Rdp: TypeAlias = tuple[float, ...]
 
 NOTHING: Final[Rdp] = (0.0,) * len(ORDERS)
 
+_MOST_EXPONENT: Final = 700.0
+"""Of e in binary64; nothing pays for more."""
+
 _ALPHA: Final = np.array(ORDERS, np.float64)
 
 
@@ -69,11 +72,13 @@ def step_rdp(e: float, p: float = 1.0) -> Rdp:
     if not (math.isfinite(e) and e > 0 and 0 < p <= 1):
         raise InternalError(f"no step has inverse noise {e} and sampling {p}")
     if p == 1:
-        return tuple((_ALPHA * (e * e / 2)).tolist())
+        return tuple(alpha * (e * e / 2) for alpha in ORDERS)
     return tuple(_sampled(alpha, e, p) for alpha in ORDERS)
 
 
 def _sampled(alpha: int, e: float, p: float) -> float:
+    if not math.isfinite(alpha * (alpha - 1) * (e * e / 2)):
+        return math.inf  # inf - inf below would be no number, and that would count as nothing
     chosen = np.arange(alpha + 1, dtype=np.float64)
     terms = (
         _log_binomials(alpha)
@@ -109,9 +114,10 @@ def epsilon(rdp: Sequence[float], delta: float) -> Spent:
     """Return what a cost amounts to at `delta` in (0, 1); nothing spent is 0.
 
     Raises:
-        InternalError: the cost is not over `ORDERS`, or delta lies outside (0, 1).
+        InternalError: the cost is not over `ORDERS`, negative or no number, or delta lies
+            outside (0, 1).
     """
-    if len(rdp) != len(ORDERS) or not 0 < delta < 1:
+    if len(rdp) != len(ORDERS) or not 0 < delta < 1 or not all(cost >= 0 for cost in rdp):
         raise InternalError("an epsilon needs a cost at every order and a delta in (0, 1)")
     if not any(rdp):
         return Spent(0.0, ORDERS[0])
@@ -129,6 +135,10 @@ def check_reserve(eps: float, delta: float, *, rounds: int, n: int, d: int) -> N
     Raises:
         Refusal: DP_WEAK.
     """
-    needed = (1 + math.exp(eps)) * rounds * n * d * SAMPLER_DISTANCE
-    if delta * (1 - DELTA_SHARE) <= needed:
-        raise Refusal("DP_WEAK", f"delta {delta:g} leaves nothing for {rounds} rounds of noise")
+    factor = math.exp(eps) if eps < _MOST_EXPONENT else math.inf
+    needed = (1 + factor) * rounds * n * d * SAMPLER_DISTANCE
+    if not delta * (1 - DELTA_SHARE) > needed:  # a NaN pays for nothing
+        raise Refusal(
+            "DP_WEAK",
+            f"delta {delta:g} leaves nothing for {rounds} rounds of noise at epsilon {eps:g}",
+        )

@@ -11,6 +11,7 @@ missing code that is a number matches every spelling of it: level "1" matches `1
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -202,9 +203,19 @@ def _map_labels(cells: pl.Series, matches: Callable[[str], bool]) -> NDArray[np.
 
 
 def _patients(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a number per row, equal for the rows of one patient."""
+    """Return a number per row, equal for the rows of one patient.
+
+    It is the patient's own: the row's place in the file, or 63 bits of the key's hash. So no
+    other patient's coming, going, missing or changed value gives this one another number, and
+    with it another side of the split or another place on the hospital's list (protocol, 9.3).
+    """
     if study.patient_key is None:
-        return np.arange(len(used), dtype=np.int64)
+        return used
     keys = text.columns[study.patient_key].gather(used)
     _Rows(text.name, study.patient_key, used).refuse((keys == "").to_numpy(), "names no patient")
-    return np.unique(keys.to_numpy(), return_inverse=True)[1].astype(np.int64)
+    numbers = {key: _number_of(key) for key in keys.unique().to_list()}
+    return np.array([numbers[key] for key in keys.to_list()], np.int64)
+
+
+def _number_of(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1

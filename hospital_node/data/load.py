@@ -13,10 +13,11 @@ from common.errors import DataError
 from common.features import Table
 from common.site import Table as SiteTable
 from common.study import RandomSplit, Study
+from common.study_privacy import PATIENT_MODES
 from hospital_node.data.contract import apply
 from hospital_node.data.csv import TextTable, read_csv
 from hospital_node.data.patients import check_patients
-from hospital_node.data.split import train_test
+from hospital_node.data.split import drawn_alone, train_test
 
 _TRAIN, _TEST, _VALIDATION = range(3)
 
@@ -57,7 +58,8 @@ def prepare(study: Study, text: TextTable) -> SiteData:
     """Check and split a table of text; see `load`."""
     table, groups = apply(study, text)
     if study.kind == "training" and isinstance(study.split, RandomSplit):
-        groups = _draw(study.split, table)
+        draw = _draw_each if study.privacy.dp.mode in PATIENT_MODES else _draw
+        groups = draw(study.split, table)
     parts = [table.take(np.flatnonzero(groups == group)) for group in range(_VALIDATION + 1)]
     if parts[_TRAIN].rows == 0:
         raise DataError("DATA_EMPTY", f"{text.name} has no training row for study {study.id}")
@@ -69,10 +71,21 @@ def _draw(split: RandomSplit, table: Table) -> NDArray[np.int64]:
 
     A patient's label, for stratification, is the largest of the patient's rows.
     """
-    patients = int(table.patient.max()) + 1
-    labels = np.full(patients, -np.inf)
-    np.maximum.at(labels, table.patient, table.target)
+    patients, places = np.unique(table.patient, return_inverse=True)
+    labels = np.full(patients.size, -np.inf)
+    np.maximum.at(labels, places, table.target)
     _, test = train_test(labels, split.test, split.seed, stratify=split.stratify)
-    in_test = np.zeros(patients, np.bool_)
+    in_test = np.zeros(patients.size, np.bool_)
     in_test[test] = True
-    return np.where(in_test[table.patient], _TEST, _TRAIN).astype(np.int64)
+    return np.where(in_test[places], _TEST, _TRAIN).astype(np.int64)
+
+
+def _draw_each(split: RandomSplit, table: Table) -> NDArray[np.int64]:
+    """Return each row's group where patients are protected: each patient drawn alone.
+
+    By the study's seed and the patient's number only. A shuffle of all patients would let one
+    more or one less of them, or a label, move many others from one part to the other.
+    """
+    patients, places = np.unique(table.patient, return_inverse=True)
+    in_test = drawn_alone(patients, split.test, split.seed)
+    return np.where(in_test[places], _TEST, _TRAIN).astype(np.int64)

@@ -11,11 +11,14 @@ a class of at most two rows.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from common.encoding import enc
 
 SMALLEST_CLASS: Final = 3
 """A class of fewer rows turns stratification off."""
@@ -39,6 +42,17 @@ def train_test(
         order = rng.permutation(rows)
         held_out, train = order[:n_test], order[n_test:]
     return np.sort(train).astype(np.int64), np.sort(held_out).astype(np.int64)
+
+
+def drawn_alone(patients: NDArray[np.int64], test: float, seed: int) -> NDArray[np.bool_]:
+    """Return whether each of `patients` (their numbers) tests: each by itself, with chance `test`.
+
+    By `SHA-256(enc("split", seed, number))`, its first 64 bits as a fraction of 2^64, so that
+    nobody's part depends on who else is there (protocol, section 9.3).
+    """
+    digests = (hashlib.sha256(enc("split", seed, number)) for number in patients.tolist())
+    fractions = [int.from_bytes(digest.digest()[:8], "big") for digest in digests]
+    return np.array([fraction < test * 2.0**64 for fraction in fractions], np.bool_)
 
 
 def _stratified(

@@ -53,7 +53,6 @@ class LocalTraining:
 
         Raises:
             ConfigError: BAD_VALUE, the study has no public batch size for this site.
-            Refusal: INPUT_NAN, a gradient is not finite.
             RoundError: RUN_CANCELLED, `abandoned` said so between two steps.
         """
         terms, train = header.dp, self.study.train
@@ -65,12 +64,18 @@ class LocalTraining:
         for step in range(terms.steps):
             if abandoned():
                 raise RoundError("RUN_CANCELLED", "the round ended while training ran")
-            total = self._sum(local.astype(np.float32), header)
+            total = self._sum(_narrow(local), header)
             noise.add_to(total, step * header.d + first)
             local += train.lr * (total / scale / batch - train.weight_decay * local)
-        return (local - weights).astype(np.float32)
+        return _narrow(local - weights)
 
     def _sum(self, weights: NDArray[np.float32], header: Header) -> NDArray[np.int64]:
         return patient_sum(
             self.study, self.data, self.patients, weights, self.listed, header.dp, self.entropy
         )
+
+
+def _narrow(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return float32 values; one beyond them is infinite, and refused where it is coded (7.2)."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
 
 import mpmath
 import pytest
@@ -184,6 +185,31 @@ def test_a_delta_that_cannot_pay_for_the_sampler_is_refused() -> None:
     check_reserve(3.0, least * 1.01, **terms)
     with pytest.raises(Exception, match="DP_WEAK"):
         check_reserve(3.0, least, **terms)
+
+
+def test_an_epsilon_whose_power_no_float_holds_is_refused_like_any_other() -> None:
+    for eps in (699.0, 710.0, 1000.0, math.inf, math.nan):
+        with pytest.raises(Exception, match="DP_WEAK"):
+            check_reserve(eps, 0.05, rounds=1, n=2, d=1)
+
+
+@pytest.mark.parametrize("e", [1e100, 1e152, 1e153, 1e154, 1e200, 1e308])
+@pytest.mark.parametrize("p", [1e-9, 0.5, 1.0])
+def test_noise_that_is_next_to_nothing_never_costs_nothing(e: float, p: float) -> None:
+    """What no float holds costs infinity at its order; a NaN there would count as nothing."""
+    cost = step_rdp(e, p)
+    assert min(cost) > 1e100
+    assert all(a <= b for a, b in pairwise(cost))
+    assert epsilon(cost, 1e-5).epsilon > 1e100
+
+
+@pytest.mark.parametrize("cost", [math.nan, -1e-9])
+@pytest.mark.parametrize("at", [0, 50, len(ORDERS) - 1])
+def test_a_cost_that_is_no_number_is_no_epsilon(cost: float, at: int) -> None:
+    rdp = list(step_rdp(1.0))
+    rdp[at] = cost
+    with pytest.raises(Exception, match="INTERNAL"):
+        epsilon(rdp, 1e-5)
 
 
 @pytest.mark.parametrize(("e", "p"), [(0.0, 0.1), (math.nan, 0.1), (1.0, 0.0), (1.0, 1.5)])

@@ -29,6 +29,7 @@ def private(evaluation: str = "evaluation_epsilon: 0.25") -> Study:
     text = altered(text, ", missing: [0]", "")
     train = "{optimiser: sgd, lr: 0.02, batch: 16, local_steps: 25, weight_decay: 0}"
     text = altered(text, train, "{optimiser: sgd, lr: 2.0}")
+    text = altered(text, "stratify: true", "stratify: false")
     terms = f"{{epsilon: 1.0, delta: 1.0e-6, batch: 400, {evaluation}}}"
     return parse_study(altered(text, "{mode: none}", terms))
 

@@ -101,6 +101,24 @@ def test_two_tables_of_one_name_are_refused(tmp_path: Path) -> None:
     assert caught.value.name == "DUPLICATE_KEY"
 
 
+@pytest.mark.parametrize("how", ["same", "symlink", "hard link"])
+def test_one_file_under_two_names_would_have_two_budgets(tmp_path: Path, how: str) -> None:
+    write(tmp_path)
+    file, other = tmp_path / "cleveland.csv", tmp_path / "other.csv"
+    match how:
+        case "same":
+            other = tmp_path / ".." / tmp_path.name / "cleveland.csv"
+        case "symlink":
+            other.symlink_to(file)
+        case _:
+            other.hardlink_to(file)
+    text = SITE + f"  - {{name: lungs, kind: csv, path: {other}}}\n"
+    says = r"site.yaml:5: data\[1\].path .* two privacy budgets"
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_site(write(tmp_path, text))
+    assert caught.value.name == "DUPLICATE_KEY"
+
+
 def test_two_hospitals_of_one_id_are_refused(tmp_path: Path) -> None:
     one, two = write(tmp_path, name="one.yaml"), write(tmp_path, name="two.yaml")
     with pytest.raises(ConfigError, match=r"two.yaml:2: id 'cleveland' is the id of .*one.yaml:2"):

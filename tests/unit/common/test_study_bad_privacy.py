@@ -76,3 +76,35 @@ def test_by_hospital_the_noise_alone_can_be_too_much() -> None:
         .replace("noise_multiplier: 1}", "noise_multiplier: 90000}")
     )  # fmt: skip
     assert "is not carried by the ring" in error.detail
+
+
+EPSILON = "epsilon: 1.0, delta: 1.0e-4"
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ("epsilon: 5, evaluation_epsilon: 0.5, evaluation_noise: 2.0", "dp.evaluation_noise is 2,"),
+        ("epsilon: 5, noise_multiplier: 5.0e-324", "dp.noise_multiplier must be at least 1e-09"),
+        ("epsilon: 5, noise_multiplier: 1.0e-160", "dp.noise_multiplier must be at least 1e-09"),
+        (
+            "epsilon: 5, evaluation_epsilon: 1, evaluation_noise: 5.0e-324",
+            "dp.evaluation_noise must be at least 1e-09",
+        ),
+        ("epsilon: 1000", "dp.delta does not pay for the noise: delta 0.0001 leaves nothing"),
+        ("epsilon: 60", "dp.delta does not pay for the noise"),
+        ("epsilon: 1.0e-3", "dp.epsilon is 0.001, which no noise gives"),
+    ],
+)
+def test_terms_that_contradict_each_other_or_cannot_hold_are_refused_by_key(
+    terms: str, words: str
+) -> None:
+    error = refused(PRIVATE, (EPSILON, f"{terms}, delta: 1.0e-4"))
+    assert error.name == "BAD_VALUE"
+    assert words in error.detail
+
+
+@pytest.mark.parametrize("delta", ["1.0e-300", "1.0e-30"])
+def test_a_delta_below_the_samplers_distance_is_refused(delta: str) -> None:
+    error = refused(PRIVATE, (EPSILON, f"epsilon: 5, delta: {delta}"))
+    assert "dp.delta does not pay for the noise" in error.detail

@@ -10,6 +10,7 @@ from common.policy import parse_policy
 from common.study import Study, config_hash, parse_study
 from hospital_node.consent import Accepted, ConsentRefused, decide, examine
 from tests.policy_texts import POLICY
+from tests.private_study import private_study
 from tests.study_texts import HEART, STATISTICS, altered
 
 PATH = "/etc/fedcare/policy.yaml"
@@ -170,3 +171,18 @@ def test_a_rule_left_to_its_default_cites_its_section() -> None:
         altered(POLICY, "  weights: [size_class, equal]\n", ""),
     )
     assert error.detail.startswith("policy.yaml:8: allow.weights")
+
+
+@pytest.mark.parametrize(("least", "ok"), [(10.0, False), (4.0, True)])
+def test_the_least_noise_is_that_of_every_round_figures_too(least: float, *, ok: bool) -> None:
+    """Or the node would refuse the evaluate round of a study that it had accepted."""
+    study = private_study(epsilon=2.9, rounds=400, more=", evaluation_epsilon: 1.0")
+    terms = study.privacy.dp
+    assert (terms.noise_multiplier or 0) > 16
+    assert 4 < (terms.evaluation_noise or 0) < 5
+    loaded = parse_policy(
+        altered(POLICY, "require:", f"require:\n  dp: {{min_noise_multiplier: {least}}}"), PATH
+    )
+    found = examine(study, config_hash(study), loaded.value, loaded.source)
+    (rule,) = (one for one in found if "min_noise_multiplier" in str(one))
+    assert rule.ok == ok

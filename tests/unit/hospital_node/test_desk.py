@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.errors import CATALOGUE, ConfigError
+from common.errors import CATALOGUE, ConfigError, Refusal
 from common.layouts import noise_terms
 from common.logs import make_log
 from common.policy import parse_policy
+from common.secagg.dp import NO_DP
 from common.secagg.header import Header
+from common.secagg.keys import CoefficientSeed
 from common.site import load_site
 from common.study import Study, canonical_json, config_hash, parse_study
-from hospital_node.learning import HospitalDesk
+from hospital_node.learning import HospitalDesk, StudyWork
 from tests.policy_texts import POLICY
+from tests.private_study import header_of, private_study
 
 STUDY = """\
 schema: fedcare.study/v1
@@ -99,6 +103,16 @@ def test_a_study_that_fits_is_accepted(tmp_path: Path) -> None:
         parse_policy(POLICY, "policy.yaml"), site, make_log(io.StringIO()), NO_BOOKS
     )
     assert desk.judge(canonical_json(study), config_hash(study)) == ()
+
+
+def test_no_round_without_noise_is_made_of_a_study_that_promises_it() -> None:
+    """The machine compares every term before; this is the last place that could."""
+    study = private_study()
+    work = StudyWork(study, "a", 4, None, NO_BOOKS, 1)
+    for mode in (NO_DP, header_of(private_study(mode="hospital"), 1).dp):
+        header = replace(header_of(study, 1), dp=mode)
+        with pytest.raises(Refusal, match="DP_WEAK"):
+            work.make(header, None, CoefficientSeed(bytes(32)), lambda: False)
 
 
 class OpenBooks(NoBooks):

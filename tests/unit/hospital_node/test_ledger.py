@@ -6,6 +6,8 @@ Each test is one sentence of `hospital_node.ledger` or of docs/privacy.md (F74, 
 from __future__ import annotations
 
 import errno
+import hashlib
+import math
 import os
 import shutil
 import time
@@ -19,6 +21,7 @@ from common.errors import StateError
 from common.privacy.accountant import NOTHING
 from hospital_node import files, ledger_lines
 from hospital_node.ledger import Ledger, look
+from hospital_node.ledger_lines import charging, opening
 from hospital_node.store import NodeStore, StoreReader
 from tests.ledger_world import (
     BEGUN,
@@ -392,6 +395,20 @@ def test_a_foreign_ledger_is_known_by_its_first_line_with_or_without_a_head(
         if headless:
             head_of(store).unlink()
         assert "line 1: is not what this hospital wrote" in refused(store).detail
+
+
+@pytest.mark.parametrize("cost", [math.nan, -1e-12])
+def test_a_line_whose_cost_would_give_budget_back_is_refused(cost: float) -> None:
+    """Even where the chain is whole: whoever has the file can make it anew."""
+    line, head = opening(NODE, DATASET, BEGUN)
+    bad, _ = charging(charge(1, rdp=(*RDP[:-1], 0.125)), head)
+    body = bad[: bad.index(b',"prev"')].replace(b"0.125", repr(cost).encode()) + b"}"
+    good = hashlib.sha256(head.encode() + body)
+    tail = f',"prev":"{head}","sha256":"{good.hexdigest()}"}}\n'.encode()
+    with pytest.raises(StateError, match="LEDGER_DAMAGED"):
+        ledger_lines.read_lines(line + body[:-1] + tail, NODE, DATASET, "f")
+    whole, _ = ledger_lines.read_lines(line + bad, NODE, DATASET, "f")
+    assert whole.count == 2
 
 
 def test_the_damaged_line_is_named(tmp_path: Path) -> None:

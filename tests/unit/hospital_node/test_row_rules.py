@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,20 @@ def test_a_delta_of_1_over_n_is_refused_with_what_to_change(delta: float, patien
     said, _ = delta_check(delta, patients)
     assert said.startswith(f"FC-3022 DP_WEAK: privacy.dp.delta {delta:g} is at least 1/n")
     assert str(patients) not in said.removeprefix("FC-3022").replace(f"{delta:g}", "")
+
+
+@pytest.mark.parametrize(("figures", "refused"), [(", evaluation_epsilon: 0.2", True), ("", False)])
+def test_patients_whose_scores_are_counted_are_among_the_n(figures: str, *, refused: bool) -> None:
+    """50 train and 50 others test; figures that are not paid for count nobody."""
+    study = parse_study(changed(PRIVATE, ("delta: 1.0e-4", f"delta: 0.01{figures}")))
+    test = rows(50)
+    parts = data(rows(50), replace(test, patient=test.patient + 50))
+    log = make_log(io.StringIO(), form="json")
+    if refused:
+        with pytest.raises(Refusal, match="DP_WEAK"):
+            check_delta(study, parts, 4, log)
+    else:
+        check_delta(study, parts, 4, log)
 
 
 def test_a_delta_between_a_tenth_of_that_and_that_is_warned_about() -> None:

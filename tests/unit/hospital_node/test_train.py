@@ -12,7 +12,7 @@ from common.errors import DataError, Refusal
 from common.features import Encoded
 from common.study import Study
 from hospital_node.baselines import centralised, local_only
-from hospital_node.evaluate import predict, site_metrics
+from hospital_node.evaluate import finite, predict, site_metrics
 from hospital_node.models import build, flatten
 from hospital_node.train import train
 from tests.learning import study
@@ -170,7 +170,7 @@ def test_a_model_that_is_not_finite_predicts_nothing() -> None:
     terms = study()
     broken = np.full(models.layout(terms).parameters, np.nan, np.float32)
     with pytest.raises(Refusal, match="INPUT_NAN"):
-        predict(terms, broken, rows(3).features)
+        finite(predict(terms, broken, rows(3).features))
 
 
 def test_baselines_train_as_long_as_the_federation_would() -> None:

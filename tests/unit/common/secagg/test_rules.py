@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import Refusal
 from common.secagg.dp import DpMode
-from common.secagg.header import Header
+from common.secagg.header import Header, RoundKind
 from common.secagg.keys import Suite
 from common.secagg.rules import NodeRules, check_floors, check_hours
 from common.study import parse_study
@@ -64,6 +64,13 @@ def test_each_floor_refuses_with_both_numbers(
     found = refusal(header, rules)
     assert found.name == name
     assert numbers in found.detail
+
+
+def test_the_largest_clip_is_one_of_gradients() -> None:
+    """C of a figure is the length of the longest vector: it follows from the features."""
+    rules = replace(LOOSE, max_clip=0.5)
+    for kind in (RoundKind.STATISTICS, RoundKind.EVALUATE):
+        check_floors(replace(NOISED, kind=kind), rules, Suite.HYBRID)
 
 
 def test_a_refusal_cites_the_line_where_it_knows_it() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from common.errors import FedError, Refusal, StateError
-from common.ids import RunId
+from common.ids import RoundNo, RunId
 from common.policy import parse_policy
 from common.privacy import accountant
 from common.privacy.accountant import Rdp, epsilon
@@ -336,6 +336,51 @@ def test_a_list_drawn_for_more_patients_is_not_cut(tmp_path: Path) -> None:
         )
         with pytest.raises(Refusal, match="max_patients"):
             books.listed(smaller, "train", np.arange(100))
+
+
+def test_a_list_is_drawn_by_nothing_in_the_data_and_holds_nobody_who_came_later(
+    tmp_path: Path,
+) -> None:
+    study, patients = private_study(), np.arange(1000, 1100)
+    found = []
+    for place in ("one", "two"):
+        with open_store(tmp_path / place) as store:
+            books = books_of(store)
+            drawn = books.listed(study, "train", patients)
+            found.append(drawn.tolist())
+            gone = drawn[:3]
+            left = np.setdiff1d(np.append(patients, [5, 2000]), gone)
+            assert books.listed(study, "train", left).tolist() == drawn[3:].tolist()
+    assert found[0] != found[1]
+    assert all(drawn[-1] > 1030 for drawn in found)
+
+
+def test_a_vector_too_long_for_the_samplers_reserve_is_refused_and_not_charged(
+    tmp_path: Path,
+) -> None:
+    study = private_study(epsilon=29.0)
+    limits = Limits(30.0, 30.0, 1e-5, "p:1", "p:2")
+    with open_store(tmp_path) as store:
+        books = books_of(store, limits)
+        books.admit(study, accepted=False)
+        header = header_of(study, 1)
+        with pytest.raises(Refusal, match="DP_WEAK"):
+            books.charge(study, replace(header, d=2**32, r=RoundNo(2)))
+        assert spent(store) == accountant.NOTHING
+        books.charge(study, header)
+
+
+def test_fewer_charges_than_sums_that_others_know_of_stop_the_data_set(tmp_path: Path) -> None:
+    study = private_study()
+    with open_store(tmp_path) as store:
+        books = books_of(store)
+        run(books, study, 1)
+        books.witnessed({"heart": 1, "lungs": 9})
+        books.charge(study, header_of(study, 2))
+        books.witnessed({"heart": 3})
+        books.witnessed({"heart": 0})  # what was once known is not forgotten
+        with pytest.raises(StateError, match="LEDGER_ROLLED_BACK"):
+            books.charge(study, header_of(study, 3))
 
 
 # --- two accountants --------------------------------------------------------------------------
