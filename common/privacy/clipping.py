@@ -64,8 +64,11 @@ def integer_sum(
 ) -> NDArray[np.int64]:
     """Return the sum of the rows of x [m, d], each clipped and rounded, int64 [d].
 
+    A row with a value that is not finite adds nothing. Whoever chose the model could have made
+    it overflow for one patient; to refuse would tell, without noise, that the patient is here.
+
     Raises:
-        Refusal: INPUT_NAN, a value is not finite; DP_WEAK, `delta_int` below `4 sqrt(d)`.
+        Refusal: DP_WEAK, `delta_int` below `4 sqrt(d)`.
     """
     rows, width = x.shape
     if rows == 1:  # a hospital's whole update
@@ -83,6 +86,8 @@ def integer_rows(
     x: NDArray[np.float32] | NDArray[np.float64], clip: float, delta_int: int, uniforms: Uniforms
 ) -> NDArray[np.int32]:
     """Return each row of x [m, d] clipped to C = `clip` and rounded, of norm <= `delta_int`.
+
+    Zeros for a row with a value that is not finite, as in `integer_sum`.
 
     Raises:
         Refusal, as `integer_sum`.
@@ -113,11 +118,13 @@ class _Rows:
     def __init__(
         self, x: NDArray[np.float32] | NDArray[np.float64], clip: float, delta_int: int
     ) -> None:
+        largest = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
+        sound = np.isfinite(largest)  # a NaN is its row's largest value too
+        if not sound.all():
+            x = np.where(sound[:, np.newaxis], x, np.zeros_like(x))
+            largest = np.where(sound, largest, 0)
         self._x = x
         self._delta_int = delta_int
-        largest = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
-        if not np.isfinite(largest).all():  # a NaN is its row's largest value too
-            raise Refusal("INPUT_NAN", "a patient's contribution has a value that is not finite")
         # By a power of two about 1/largest: no square overflows, and none that counts vanishes.
         exponents = np.frexp(largest.astype(np.float64))[1]
         scale = np.ldexp(1.0, np.minimum(-exponents, _MOST_SCALE))

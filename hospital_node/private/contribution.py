@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from common import noised_evaluation, noised_statistics
 from common.entropy import Entropy
+from common.errors import Refusal
 from common.features import Encoded, Table
 from common.privacy.clipping import integer_sum, secret_uniforms
 from common.secagg.dp import DpTerms
@@ -36,10 +37,8 @@ def patient_sum(
 
     `patients` [rows] numbers each row's patient; `listed` are the numbers on the hospital's
     list. Each of them takes part with probability `p`, drawn from the operating system. A
-    step is the negative gradient of the patient's mean loss.
-
-    Raises:
-        Refusal: INPUT_NAN, a gradient is not finite.
+    step is the negative gradient of the patient's mean loss; one that is not finite adds
+    nothing (`common.privacy.clipping`).
     """
     drawn = listed[poisson(listed.size, terms.p, entropy)]
     chosen = np.isin(patients, drawn)
@@ -77,9 +76,6 @@ def evaluation_sum(
     """Return the histogram of the listed patients' scores, int64 [2 BINS] (section 9.5).
 
     Arguments as of `patient_sum`, rows of the test part; nobody is left out by chance.
-
-    Raises:
-        Refusal: INPUT_NAN, the model predicts a value that is not finite.
     """
     chosen = np.isin(patients, listed)
     if not chosen.any():
@@ -102,9 +98,15 @@ def hospital_step(
 ) -> NDArray[np.int64]:
     """Return the hospital's whole update, clipped to C, in integers, int64 [weights].
 
+    Zeros where training leads to a value that is not finite: that a hospital leaves a round
+    would be told without noise.
+
     Raises:
-        DataError: DATA_EMPTY. Refusal: INPUT_NAN.
+        DataError: DATA_EMPTY.
     """
-    update = train(study, data, weights, site=site, round_no=round_no)
+    try:
+        update = train(study, data, weights, site=site, round_no=round_no)
+    except Refusal:  # INPUT_NAN
+        return np.zeros(weights.size, np.int64)
     rows = update.delta[np.newaxis, :]
     return integer_sum(rows, terms.clip, terms.delta_int, secret_uniforms(entropy))
