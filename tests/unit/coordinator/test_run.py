@@ -452,6 +452,22 @@ def test_ten_voided_rounds_in_a_row_end_the_run_and_keep_the_model() -> None:
     assert len(world.state.history) == MAX_VOIDED_IN_A_ROW
 
 
+def test_a_run_that_a_hospital_keeps_from_its_rounds_ends_with_what_the_hospital_said() -> None:
+    world = RunWorld()
+    world.hold = {rs.OpenSum}
+    world.begin()
+    for _ in range(MAX_VOIDED_IN_A_ROW):
+        current = world.state.round
+        assert current is not None
+        world.hear(world.at(2), Refused(current.hd, "BUDGET", "together 9; the limit is 8"))
+        if world.phase is RunPhase.RUNNING:
+            world.tell(rs.SumRefused(current.hd))
+    assert world.phase is RunPhase.FAILED
+    assert world.state.reason == (
+        "ROUND_VOID: 10 rounds in a row failed; h0002: BUDGET: together 9; the limit is 8"
+    )
+
+
 def test_nine_voided_rounds_and_one_that_opens_are_no_reason_to_end() -> None:
     world = RunWorld()
     world.hold = {rs.OpenSum}
