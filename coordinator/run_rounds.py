@@ -236,7 +236,11 @@ def _close(step: Step, close: rounds.Close) -> None:
         )
     )
     step.do(DropSpool(state.round.hd))
-    step.state = replace(step.state, sitting_out=step.state.sitting_out | set(close.sit_out))
+    step.state = replace(
+        step.state,
+        sitting_out=step.state.sitting_out | set(close.sit_out),
+        trouble=tuple(one for one in step.state.trouble if one[0] not in record.survivors),
+    )
     tell_end(step, record)
     _tell_late_members(step, state.round)
     if _hopeless(step.state):

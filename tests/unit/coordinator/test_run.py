@@ -520,6 +520,22 @@ def test_a_refusal_of_a_member_is_shown_and_not_waited_for() -> None:
     assert dict(world.state.trouble)[world.at(2)] == "INPUT_NAN: a value is not a number"
 
 
+def test_what_a_hospital_refused_once_is_not_held_against_it_when_it_takes_part() -> None:
+    world = RunWorld()
+    world.hold = {rs.OpenSum}
+    world.begin()
+    current = world.state.round
+    assert current is not None
+    world.hear(world.at(2), Refused(b"", "POLICY_HOURS", "the next window opens at 20:00"))
+    assert world.at(2) in dict(world.state.trouble)
+    (command,) = world.held
+    assert isinstance(command, rs.OpenSum)
+    world.held, world.hold = [], set()
+    world.tell(rs.SumUsed(command.header.digest(), digest("sum"), None, ()))
+    assert world.at(2) in world.state.history[0].survivors
+    assert world.state.trouble == ()
+
+
 # --- what a coordinator must not take ------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from common.cli import main
 from common.ids import RunId, SiteName, StudyId
 from common.views import RunPhase, RunView, SiteView, WaitView
 from researcher import run_cli
+from researcher.progress import LineDisplay
 
 SITE = SiteView(
     site=SiteName("va"),
@@ -73,3 +75,14 @@ def test_people_are_waited_for_unless_told_otherwise(
     assert data["waiting_for_people"] == (code == 6)
     assert data["sites"][0]["people"] == (["dr-weber"] if code else [])
     assert "hospital va waits for approval by dr-weber" in err
+
+
+def test_a_hospital_outside_its_hours_waits_and_has_not_refused() -> None:
+    out = io.StringIO()
+    objection = (
+        "POLICY_HOURS: the next window opens at 2026-11-26 20:00 UTC (policy.yaml:16: hours)"
+    )
+    site = replace(SITE, people=(), objection=objection)
+    LineDisplay(out).show(replace(WAITS, sites=(site,)))
+    assert f"hospital va waits: {objection}" in out.getvalue()
+    assert "refused" not in out.getvalue()
