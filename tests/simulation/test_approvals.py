@@ -28,10 +28,10 @@ class Consortium(Federation):
         self.people = root
         policy = self.plan.site_folder(SITE) / "policy.yaml"
         text = policy.read_text("utf-8")
-        head, _, tail = text.partition("require: {")
+        head, _, tail = text.partition("require:\n")
         assert tail, text
         rule = section(*people, quorum=quorum)
-        policy.write_text(f"{head}require: {{{rule}, {tail}", encoding="utf-8")
+        policy.write_text(f"{head}require:\n  {rule}\n{tail}", encoding="utf-8")
 
     def call(self, *words: str) -> int:
         return main(["node", "approvals", *words, "--config", str(self.node)])
