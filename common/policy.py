@@ -259,7 +259,7 @@ class Approval(Section):
                     words = f"is {show(value)}, as an earlier approver's is"
                     raise problem(words, "approvers", index, key, name="DUPLICATE_KEY")
                 seen.add(value)
-        if self.approvers and self.quorum > len(self.approvers):
+        if self.quorum > max(1, len(self.approvers)):  # the default asks nobody
             raise problem(
                 f"is {self.quorum}, but {len(self.approvers)} approvers are named", "quorum"
             )

@@ -236,11 +236,15 @@ def _close(step: Step, close: rounds.Close) -> None:
         )
     )
     step.do(DropSpool(state.round.hd))
-    step.state = replace(step.state, sitting_out=step.state.sitting_out | set(close.sit_out))
+    step.state = replace(
+        step.state,
+        sitting_out=step.state.sitting_out | set(close.sit_out),
+        trouble=tuple(one for one in step.state.trouble if one[0] not in record.survivors),
+    )
     tell_end(step, record)
     _tell_late_members(step, state.round)
     if _hopeless(step.state):
-        end(step, RunPhase.FAILED, f"ROUND_VOID: {MAX_VOIDED_IN_A_ROW} rounds in a row failed")
+        end(step, RunPhase.FAILED, _why_hopeless(step.state))
     else:
         gather(step)
 
@@ -282,6 +286,12 @@ def _record_of(
 def _hopeless(state: RunState) -> bool:
     last = state.history[-MAX_VOIDED_IN_A_ROW:]
     return len(last) == MAX_VOIDED_IN_A_ROW and not any(record.opened for record in last)
+
+
+def _why_hopeless(state: RunState) -> str:
+    """Say what the hospitals refused last, for a voided round's own reason names nobody."""
+    said = (f"{site_name(node)}: {text}" for node, text in sorted(state.trouble))
+    return "; ".join((f"ROUND_VOID: {MAX_VOIDED_IN_A_ROW} rounds in a row failed", *said))
 
 
 def sum_used(step: Step, event: SumUsed) -> None:

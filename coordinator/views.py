@@ -6,7 +6,6 @@ from common.ids import NodeId, SiteName, site_name
 from common.layouts import round_kinds
 from common.secagg.coordinator_session import SetupPhase
 from common.secagg.coordinator_state import RoundPhase, RoundState
-from common.text import listed
 from common.views import APPROVAL, RoundView, RunPhase, RunView, SiteView, WaitView
 from coordinator.run_state import RoundRecord, RunState, Waiting
 from coordinator.run_step import current_kind, round_is_open
@@ -129,7 +128,7 @@ def _undecided(state: RunState, node: NodeId) -> tuple[str, str]:
 def _approval(waiting: Waiting) -> str:
     """Say whose approval is missing; and why, where it is not simply the first time."""
     why = [found.code for found in waiting.objections if found.code != "APPROVAL_MISSING"]
-    return f"{APPROVAL} by {listed(waiting.people)}" + (f" ({', '.join(why)})" if why else "")
+    return f"{APPROVAL} by {', '.join(waiting.people)}" + (f" ({', '.join(why)})" if why else "")
 
 
 def _in_round(current: RoundState | None, node: NodeId) -> tuple[str, str]:

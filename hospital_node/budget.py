@@ -24,8 +24,9 @@ from common.study_privacy import charged, steps, study_cost
 from hospital_node.config import NodeConfig
 from hospital_node.ledger import Charge, Entries, ledger_path, look, lost
 from hospital_node.private import second_accountant
-from hospital_node.private.books import agreed_datasets, anchor_of
+from hospital_node.private.books import agreed_datasets, anchor_of, check_witness
 from hospital_node.private.limits import Bound, Limits, bounds
+from hospital_node.status import noised_sums
 from hospital_node.store import KEY_NAME, StoreReader
 
 _MOST_STUDIES: Final = 1 << 20
@@ -82,7 +83,7 @@ def _accounts(config: NodeConfig, policy: Loaded[Policy]) -> list[Account]:
     reader = StoreReader(root, OsEntropy(), key_file)
     agreed = agreed_datasets(reader.decisions())
     node = hospital_id(policy.value.federation.id, policy.value.site)
-    found = []
+    sums, found = noised_sums(root), []
     for name in sorted(names | agreed):
         try:
             entries = look(
@@ -93,6 +94,7 @@ def _accounts(config: NodeConfig, policy: Loaded[Policy]) -> list[Account]:
                 anchor_of(anchor, node, name, reader),
                 begun=name not in agreed,
             )
+            check_witness(name, len(entries.charges), sums.get(name, 0))
         except FedError as trouble:
             found.append(Account(name, Entries(), trouble))
         else:

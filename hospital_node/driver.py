@@ -110,6 +110,7 @@ class Node:
         self._errands: dict[str, asyncio.Task[None]] = {}
         self._last_failure: FedError | None = None
         self._status_at = float("-inf")
+        self._witnessed: dict[str, int] = {}
         self._writes = True
         self._dials = 0
         self._answers = 0
@@ -287,7 +288,8 @@ class Node:
             hello = Hello(parts.software, PROTOCOL_VERSION, tasks)
 
             def welcomed(welcome: Welcome) -> None:
-                parts.witnessed(dict(welcome.noised))
+                self._witnessed = dict(welcome.noised)
+                parts.witnessed(self._witnessed)
                 self._slot.fill(link)
                 self._last_failure = None
                 parts.log.info(Event.LINK_CONNECTED)
@@ -480,6 +482,7 @@ class Node:
             "written_at": self._parts.clock.unix(),
             "tasks": [task.status() for _, task in sorted(self._tasks.items())],
             "decisions": self._offers.summary(),
+            "noised_sums": self._witnessed,
         }
 
     def _write_status(self, *, final: bool = False) -> None:

@@ -50,6 +50,18 @@ def read_status(state_dir: Path) -> dict[str, Any]:
     return {**found, "running": running, "connected": running and found.get("connected") is True}
 
 
+def noised_sums(state_dir: Path) -> dict[str, int]:
+    """Return what the coordinator said last of opened noised sums, by data set; {} if nothing.
+
+    For those who read beside the node or after it; the node itself asks anew.
+    """
+    try:
+        found = json.loads((state_dir / "status.json").read_bytes())["noised_sums"]
+        return {str(name): int(count) for name, count in found.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
 def describe(status: Mapping[str, Any], now_unix: float) -> str:
     """Return the one screen for people."""
     lines = [f"{status['site']} in federation {status['federation']}: {_link(status)}"]

@@ -105,6 +105,8 @@ class LineDisplay:
         """Say when a hospital comes, goes or objects; not each step of each round."""
         if site.state == "withdrawn":
             words = f"withdrawn: {escape(site.objection)}"
+        elif site.objection.startswith("POLICY_HOURS: "):  # no decision: it goes on by itself
+            words = f"waits: {escape(site.objection)}"
         elif site.objection:
             words = f"refused: {escape(site.objection)}"
         elif site.people:

@@ -91,7 +91,7 @@ class ApprovalDesk:
         approved = [former for former in dated if former.at]
         return max(approved, key=lambda former: former.at) if approved else None
 
-    def spent(self, case: Case) -> Mapping[str, float] | None:
+    def spent(self, case: Case) -> Mapping[str, Any] | None:
         """Return what the data set's budget holds and would hold; None without privacy terms.
 
         Raises:
@@ -102,8 +102,15 @@ class ApprovalDesk:
         from hospital_node.approval.forecast import forecast  # they bring numpy
         from hospital_node.budget import read_budget
 
-        account = read_budget(self._config).account(case.study.dataset)
-        return forecast(case.study, self.policy.value.require.dp, account)
+        budget = read_budget(self._config)
+        versions = (one for one in self.cases() if one.study.id == case.study.id)
+        return forecast(
+            case.study,
+            budget.limits,
+            budget.account(case.study.dataset),
+            alone=all(one.refused or one.config_hash == case.config_hash for one in versions)
+            and not case.refused,
+        )
 
     def say(
         self, case: Case, word: Word, name: str, key: Ed25519PrivateKey, reason: str

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from common.layouts import round_kinds
 from common.secagg.header import RoundKind
@@ -25,6 +25,7 @@ from common.study import (
     Study,
     completed,
 )
+from common.study_privacy import steps_per_round
 from common.text import escape, show
 from hospital_node.approval.cases import Case
 from hospital_node.approval.desk import ApprovalDesk, Former, standing_data
@@ -40,6 +41,37 @@ _WEIGHTS: Final = {
     "with and without this hospital gives it away",
     "public": "a constant that stands in the study: nothing is said of the number of patients",
 }
+_WITHOUT_NOISE: Final = (
+    (
+        "There is no noise. The sums themselves, and the released model, may say something about "
+        "a patient who is unlike all others."
+    ),
+    (
+        "A malicious coordinator, or whoever chooses the models, can send models that differ "
+        "slightly from round to round and subtract the sums; that may isolate what one patient or "
+        "hospital contributed. Where the coordinator is not trusted, ask for differential privacy."
+    ),
+)
+_STATISTICS: Final = {
+    False: "sums over the columns: shares of present values and of levels, means, spreads, and "
+    "histograms where medians are needed",
+    True: "sums over the patients, each counted once: present values, means, spreads and levels of "
+    "the columns, plus noise",
+}
+_EVALUATION: Final = {
+    False: "counts and sums of errors over the test rows, for a yes/no target with a histogram of "
+    "the model's scores",
+    True: "a histogram of the model's scores, each test patient counted once, plus noise",
+}
+_MISSING: Final = {
+    "none": "must not occur",
+    "drop-row": "the row is left out",
+    "centre": "a constant that stands in the study",
+    "mean": "the mean over all hospitals",
+    "median": "the median over all hospitals",
+    "most-frequent": "the most frequent level over all hospitals",
+}
+"""By what takes a missing value's place (`hospital_node.data.contract`)."""
 
 
 def page_data(desk: ApprovalDesk, case: Case) -> dict[str, Any]:
@@ -62,7 +94,7 @@ def page_data(desk: ApprovalDesk, case: Case) -> dict[str, Any]:
         "reads": _reads(study),
         "leaves": _leaves(study),
         "protected": _protected(study, len(policy.value.federation.members)),
-        "not_protected": _not_protected(study),
+        "not_protected": _not_protected(study, len(policy.value.federation.members)),
         "budget": desk.spent(case),
         "policy": [asdict(finding) for finding in findings],
         "approval": standing_data(desk.standing(case.config_hash)),
@@ -110,26 +142,27 @@ def _target(study: Study) -> str | None:
 
 
 def _leaves(study: Study) -> list[dict[str, Any]]:
-    """Return every kind of message with something of this hospital's data in it."""
-    rounds = Counter(round_kinds(study))
-    found = []
-    if rounds[RoundKind.STATISTICS]:
-        what = (
-            "sums over the columns: shares of present values and of levels, means, spreads, and "
-            "histograms where medians are needed"
-        )
-        found.append(_message("statistics", what, rounds[RoundKind.STATISTICS]))
-    if rounds[RoundKind.TRAIN]:
-        found.append(_message("training", _trained(study), rounds[RoundKind.TRAIN]))
-    if rounds[RoundKind.EVALUATE]:
-        what = "counts and sums of errors over the test rows, for a yes/no target with a histogram"
-        found.append(_message("evaluation", f"{what} of the model's scores", 1))
-    noised = study.privacy.dp.on
-    return [{**entry, "noised": noised and entry["round"] == "training"} for entry in found]
+    """Return every kind of message with something of this hospital's data in it.
 
-
-def _message(kind: str, what: str, rounds: int) -> dict[str, Any]:
-    return {"round": kind, "what": what, "rounds": rounds, "form": "masked sum"}
+    With differential privacy whatever leaves is noised (protocol, section 9.5).
+    """
+    noised, rounds = study.privacy.dp.on, Counter(round_kinds(study))
+    whats = {
+        RoundKind.STATISTICS: ("statistics", _STATISTICS[noised]),
+        RoundKind.TRAIN: ("training", _trained(study)),
+        RoundKind.EVALUATE: ("evaluation", _EVALUATION[noised]),
+    }
+    return [
+        {
+            "round": name,
+            "what": what,
+            "rounds": rounds[kind],
+            "form": "masked sum",
+            "noised": noised,
+        }
+        for kind, (name, what) in whats.items()
+        if rounds[kind]
+    ]
 
 
 def _trained(study: Study) -> str:
@@ -142,28 +175,33 @@ def _trained(study: Study) -> str:
             )
         case "hospital":
             return "how training changes the model's numbers, cut to a length, plus noise"
-        case _:
+        case "patient-local":
+            return (
+                "how training changes the model's numbers, where every step is a sum of the "
+                "patients' gradients, each cut to a length, plus noise"
+            )
+        case "patient-distributed":
             return "the sum of the patients' gradients, each cut to a length, plus noise"
+        case _:
+            assert_never(study.privacy.dp.mode)
 
 
 def _protected(study: Study, members: int) -> list[str]:
     c, sites = study.colluders(members), study.federation.min_sites
-    found = [
-        "Rows, values and labels never leave the hospital.",
-        (
-            f"What leaves is masked: the coordinator reads only the sum over at least {sites} "
-            f"hospitals, and no smaller part of it even if up to {c} of the {members} hospitals "
-            f"help{'s' if c == 1 else ''} it."
-        ),
-    ]
+    masked = (
+        f"What leaves is masked: the coordinator alone reads only sums over at least {sites} "
+        "hospitals"
+    )
+    if c:
+        masked += (
+            f"; with the help of {c} of the {members} hospitals, sums over at least {sites - c} "
+            "of the others"
+        )
+    found = ["Rows, values and labels never leave the hospital.", f"{masked}."]
     terms = study.privacy.dp
     if not terms.on:
         return found
     whom = "hospital" if terms.mode == "hospital" else "patient"
-    shared = "; the hospitals share the noise, so it protects in the sum"
-    mode: str = terms.mode
-    if mode == "patient-local":  # every upload is noised by itself
-        shared = ""
     return [
         *found,
         (
@@ -171,32 +209,40 @@ def _protected(study: Study, members: int) -> list[str]:
             f"whether one {whom} was in the data. Epsilon {_number(terms.epsilon)} for the whole "
             f"study, delta {_number(terms.delta)}: the smaller, the stronger."
         ),
-        (
-            f"Each {whom}'s part is cut to the length {_number(terms.clip)}; noise of "
-            f"{_number(terms.noise_multiplier)} times that length is added in every training "
-            f"round{shared}."
-        ),
+        _noise(study, whom, sites - c),
+        *_figures_noise(study),
     ]
 
 
-def _not_protected(study: Study) -> list[str]:
+def _noise(study: Study, whom: str, honest: int) -> str:
     terms = study.privacy.dp
-    found = []
-    if not terms.on:
-        found += [
-            (
-                "There is no noise. The sums themselves, and the released model, may say something "
-                "about a patient who is unlike all others."
-            ),
-            (
-                "A malicious coordinator, or whoever chooses the models, can send models that "
-                "differ slightly from round to round and subtract the sums; over many rounds that "
-                "may isolate what one patient or hospital contributed. Where the coordinator is "
-                "not trusted, ask for differential privacy."
-            ),
-        ]
-    elif terms.mode == "hospital":
-        found.append("The noise is made to hide a hospital as a whole.")
+    cut = f"is cut to the length {_number(terms.clip)}"
+    times = f"{_number(terms.noise_multiplier)} times that length"
+    if terms.mode == "patient-local":
+        return (
+            f"Each {whom}'s part {cut}; this hospital adds noise of {times} in every one of "
+            f"its {steps_per_round(study)} steps a round, so that what it sends is protected by "
+            "itself."
+        )
+    return (
+        f"Each {whom}'s part {cut}; every training round's sum has noise of {times}. The "
+        f"hospitals make it together, sized for {honest} honest ones: it protects in the sum."
+    )
+
+
+def _figures_noise(study: Study) -> list[str]:
+    terms = study.privacy.dp
+    paid = (("statistics", terms.statistics_noise), ("evaluation", terms.evaluation_noise))
+    return [
+        f"The sum of {name} has noise of its own, {_number(noise)} times the length of one "
+        "patient's part; the epsilon above pays for it too."
+        for name, noise in paid
+        if noise is not None
+    ]
+
+
+def _not_protected(study: Study, members: int) -> list[str]:
+    found = _noise_limits(study, members) if study.privacy.dp.on else list(_WITHOUT_NOISE)
     if study.federation.min_sites == 2:  # noqa: PLR2004
         found.append(
             "Rounds of two hospitals are possible: then each can compute the other's part."
@@ -205,7 +251,28 @@ def _not_protected(study: Study) -> list[str]:
         found.append("One hospital that helps the coordinator undoes the masks.")
     if study.evaluate.site_metrics:
         found.append("The study asks for this hospital's own figures, not only for pooled ones.")
-    found.append("Which hospitals take part, in which rounds, and when, is known to all of them.")
+    found.append(
+        "Which hospitals take part, in which rounds, and when, is known to all of them and to the "
+        "coordinator."
+    )
+    return found
+
+
+def _noise_limits(study: Study, members: int) -> list[str]:
+    """Return what the noise does not do."""
+    mode, c = study.privacy.dp.mode, study.colluders(members)
+    found = []
+    if mode != "hospital":
+        found.append(
+            "What this hospital's patients have in common: the noise hides one patient, not the "
+            "hospital."
+        )
+        if study.patient_key is None:
+            found.append("A patient with several rows is hidden row by row only.")
+    if mode != "patient-local":
+        whoever = f"More than {c} hospitals that tell" if c else "One hospital that tells"
+        weaken = "weaken" if c else "weakens"
+        found.append(f"{whoever} the coordinator a part of the noise {weaken} the promise.")
     return found
 
 
@@ -271,7 +338,7 @@ def _section(title: str, lines: list[str]) -> list[str]:
 def _reads_lines(reads: Mapping[str, Any]) -> list[str]:
     lines = [f"data set {reads['dataset']}; {len(reads['features'])} columns for the model:"]
     lines += [
-        f"  {one['name']}: {one['form']}; missing values: {one['missing_values']}"
+        f"  {one['name']}: {one['form']}; missing values: {_MISSING[one['missing_values']]}"
         for one in reads["features"]
     ]
     if reads["target"]:
@@ -293,18 +360,18 @@ def _leaves_lines(leaves: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _budget_lines(budget: Mapping[str, float] | None) -> list[str]:
+def _budget_lines(budget: Mapping[str, Any] | None) -> list[str]:
     if budget is None:
         return ["nothing is charged: the study has no differential privacy"]
-    over = " (OVER THE LIMIT)" if budget["after"] > budget["limit_total"] else ""
-    return [
+    lines = [
         f"epsilon spent on this data set so far: {budget['spent']:.4g}",
         (
             f"with the whole of this study: {budget['after']:.4g} of "
-            f"{budget['limit_total']:.4g}, at delta {budget['delta']:.4g}{over}"
+            f"{budget['limit_total']:.4g}, at delta {budget['delta']:.4g}"
         ),
         f"this study alone: {budget['study']:.4g} of {budget['limit_study']:.4g} for one study",
     ]
+    return [*lines, *(f"OVER THE LIMIT: {line}" for line in budget["over"])]
 
 
 def _policy_lines(findings: list[dict[str, Any]]) -> list[str]:

@@ -16,7 +16,6 @@ from common.approval import Statement, Word
 from common.ids import ConfigHash
 from common.messages import Objection
 from common.policy import Approval
-from common.text import listed
 from hospital_node.approval.records import Records, Rejected
 
 LEAD_S: Final = 300
@@ -167,7 +166,7 @@ def _short(found: Standing) -> Standing:
         ends = ", ".join(f"{voice.name}'s on {stamp(voice.until)}" for voice in expired)
         detail = f"the approval has expired: {ends}; {found.quorum} valid grants are needed"
         return _standing(found, Stand.EXPIRED, "APPROVAL_EXPIRED", detail)
-    others = listed(voice.name for voice in found.voices if voice.said is not Said.GRANTED)
+    others = ", ".join(voice.name for voice in found.voices if voice.said is not Said.GRANTED)
     detail = f"{granted} of {found.quorum} needed have approved it; it waits for {others}"
     return _standing(found, Stand.WAITING, "APPROVAL_MISSING", detail)
 

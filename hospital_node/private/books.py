@@ -140,19 +140,28 @@ class Books:
                 begun,
                 anchor_of(self._anchor, self._node, dataset, self._store),
             )
-        ledger, known = self._ledgers[dataset], self._sums.get(dataset, 0)
-        if len(ledger.charges) < known:
-            raise StateError(
-                "LEDGER_ROLLED_BACK",
-                f"the ledger of data set {dataset} has {len(ledger.charges)} charges; the "
-                f"coordinator opened {known} noised sums with this hospital in them",
-            )
+        ledger = self._ledgers[dataset]
+        check_witness(dataset, len(ledger.charges), self._sums.get(dataset, 0))
         return ledger
 
     def _check(self, study: Study, ledger: Ledger, cost: Rdp) -> None:
         for bound in bounds(study, self._limits, ledger.entries, cost):
             if not bound.holds:
                 raise Refusal("BUDGET", str(bound))
+
+
+def check_witness(dataset: str, charges: int, sums: int) -> None:
+    """Refuse a ledger with fewer charges than the coordinator has opened sums of this hospital.
+
+    Raises:
+        StateError: LEDGER_ROLLED_BACK.
+    """
+    if charges < sums:
+        raise StateError(
+            "LEDGER_ROLLED_BACK",
+            f"the ledger of data set {dataset} has {charges} charges; the coordinator opened "
+            f"{sums} noised sums with this hospital in them",
+        )
 
 
 def anchor_of(folder: Path | None, node: str, dataset: str, tagger: Tagger) -> Anchor | None:

@@ -87,6 +87,7 @@ def test_approvers_are_read_and_written_as_they_stand() -> None:
         ("false", "BAD_VALUE", "require.approval must be keys and values"),
         ("{quorum: 0}", "BAD_VALUE", "require.approval.quorum must be at least 1"),
         (f"{{quorum: 2, approvers: [{ONE}]}}", "BAD_VALUE", "but 1 approvers are named"),
+        ("{quorum: 2}", "BAD_VALUE", "is 2, but 0 approvers are named"),
         (f"{{approvers: [{ONE}, {ONE}]}}", "DUPLICATE_KEY", "approvers[1].name is 'dr-weber', as"),
         (
             f"{{approvers: [{ONE}, {ONE.replace('weber', 'ito')}]}}",

@@ -452,6 +452,22 @@ def test_ten_voided_rounds_in_a_row_end_the_run_and_keep_the_model() -> None:
     assert len(world.state.history) == MAX_VOIDED_IN_A_ROW
 
 
+def test_a_run_that_a_hospital_keeps_from_its_rounds_ends_with_what_the_hospital_said() -> None:
+    world = RunWorld()
+    world.hold = {rs.OpenSum}
+    world.begin()
+    for _ in range(MAX_VOIDED_IN_A_ROW):
+        current = world.state.round
+        assert current is not None
+        world.hear(world.at(2), Refused(current.hd, "BUDGET", "together 9; the limit is 8"))
+        if world.phase is RunPhase.RUNNING:
+            world.tell(rs.SumRefused(current.hd))
+    assert world.phase is RunPhase.FAILED
+    assert world.state.reason == (
+        "ROUND_VOID: 10 rounds in a row failed; h0002: BUDGET: together 9; the limit is 8"
+    )
+
+
 def test_nine_voided_rounds_and_one_that_opens_are_no_reason_to_end() -> None:
     world = RunWorld()
     world.hold = {rs.OpenSum}
@@ -502,6 +518,22 @@ def test_a_refusal_of_a_member_is_shown_and_not_waited_for() -> None:
     finished_with = world.state.history[0]
     assert finished_with.dropped == (world.at(2),)
     assert dict(world.state.trouble)[world.at(2)] == "INPUT_NAN: a value is not a number"
+
+
+def test_what_a_hospital_refused_once_is_not_held_against_it_when_it_takes_part() -> None:
+    world = RunWorld()
+    world.hold = {rs.OpenSum}
+    world.begin()
+    current = world.state.round
+    assert current is not None
+    world.hear(world.at(2), Refused(b"", "POLICY_HOURS", "the next window opens at 20:00"))
+    assert world.at(2) in dict(world.state.trouble)
+    (command,) = world.held
+    assert isinstance(command, rs.OpenSum)
+    world.held, world.hold = [], set()
+    world.tell(rs.SumUsed(command.header.digest(), digest("sum"), None, ()))
+    assert world.at(2) in world.state.history[0].survivors
+    assert world.state.trouble == ()
 
 
 # --- what a coordinator must not take ------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_a_run_that_only_people_can_let_begin_waits_for_them_and_names_them() ->
     assert (shown.wait.what, shown.wait.for_people) == ("approval", True)
     assert shown.wait.sites == ("h0002", "h0003")
     assert (site(world, 2).state, site(world, 2).people) == ("waiting", PEOPLE)
-    assert site(world, 2).waiting_for == "approval by dr-weber or dr-ito"
+    assert site(world, 2).waiting_for == "approval by dr-weber, dr-ito"
     assert site(world, 2).objection == ""
     world.fire("waiting")
     assert told(world, Event.ROUND_WAITING)[-1]["people"] == (
@@ -260,7 +260,7 @@ def test_the_operators_screen_names_the_people() -> None:
     status = StatusView("sim", "1.0", sites, (view(world),), 12.0)
     page = screen(status, 1_800_000_000.0)
     assert "waits for h0002, h0003" in page
-    assert "approval by dr-weber or dr-ito" in page
+    assert "approval by dr-weber, dr-ito" in page
     (run,) = data_of(status)["runs"]
     assert run["wait"]["what"] == "approval"
     assert [one["people"] for one in run["sites"]] == [[], [], list(PEOPLE), ["dr-rossi"]]

@@ -95,6 +95,22 @@ def test_show_before_any_node_ran_says_that_nothing_is_spent(config: Path, capsy
     assert not (config.parent / "state").exists()
 
 
+def test_a_state_that_was_restored_from_an_old_copy_is_shown_as_the_node_sees_it(
+    config: Path, capsys: Capture
+) -> None:
+    with serving(config) as store:  # nothing beside the ledger knows of a fifth charge
+        charge(store, private_study(), 4)
+        store.write_status({"noised_sums": {"heart": 4}})
+        assert asked(capsys, "show", "--config", str(config))[0] == 0
+        store.write_status({"noised_sums": {"heart": 5}})
+        code, data = asked(capsys, "show", "--config", str(config))
+    (account,) = data["datasets"]
+    assert code == 1
+    assert account["epsilon_left"] == 0
+    assert account["error"]["code"] == "FC-7008"
+    assert "has 4 charges; the coordinator opened 5 noised sums" in account["error"]["message"]
+
+
 def test_history_lists_the_charges_with_the_epsilon_after_each(
     config: Path, capsys: Capture
 ) -> None:

@@ -223,6 +223,7 @@ async def test_status_says_what_each_task_waits_for_and_whether_the_node_runs(
     await world.until(lambda: len(world.coordinator.accepted) == 2)
     world.nodes["h1"]._write_status(final=True)
     found = read_status(world.state_dir("h1"))
+    assert found["noised_sums"] == {}  # `node budget` reads it
     assert found["running"]
     assert found["connected"]
     screen = describe(found, world.clock.unix() + 5)

@@ -14,6 +14,7 @@ from common.cli import main
 from common.ids import RunId, SiteName, StudyId
 from common.views import RunPhase, RunView, SiteView, WaitView
 from researcher import run_cli
+from researcher.progress import LineDisplay
 
 SITE = SiteView(
     site=SiteName("va"),
@@ -73,3 +74,14 @@ def test_people_are_waited_for_unless_told_otherwise(
     assert data["waiting_for_people"] == (code == 6)
     assert data["sites"][0]["people"] == (["dr-weber"] if code else [])
     assert "hospital va waits for approval by dr-weber" in err
+
+
+def test_a_hospital_outside_its_hours_waits_and_has_not_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    objection = "POLICY_HOURS: the next window opens at 20:00 (policy.yaml:16: hours)"
+    site = replace(SITE, people=(), objection=objection)
+    LineDisplay().show(replace(WAITS, sites=(site,)))
+    said = capsys.readouterr().out
+    assert f"hospital va waits: {objection}" in said
+    assert "refused" not in said

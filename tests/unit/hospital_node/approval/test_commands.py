@@ -15,15 +15,19 @@ from common.approval import Word, parse, verify
 from common.approval_keys import key_bytes
 from common.cli import main
 from common.clock import SystemClock
+from common.entropy import OsEntropy
 from common.errors import PolicyRefusal
-from common.ids import RunId
+from common.ids import RunId, hospital_id
 from common.secret import Secret
 from common.study import Study, canonical_json, config_hash, parse_study
 from hospital_node.approval import key as key_module
 from hospital_node.approval.records import FOLDER
+from hospital_node.private.books import Books
+from hospital_node.private.limits import Limits
 from hospital_node.store import DecisionRecord, NodeStore
 from tests.approvers import DAY, ITO, WEBER, Office, key_file, public, section
 from tests.policy_texts import POLICY
+from tests.private_study import header_of
 from tests.study_texts import HEART, altered
 
 DP = """\
@@ -373,13 +377,14 @@ def test_the_page_says_what_a_privacy_officer_asks(
         study.owner.organisation,
         "purpose    research",
         "data set heart",
-        "age: float in a; missing values: mean",
+        "age: float in a; missing values: the mean over all hospitals",
         "no patient key: every row counts as a patient of its own",
         "statistics, 1 round, as a masked sum without noise",
         f"training, {study.federation.rounds} rounds, as a masked sum without noise",
         "evaluation, 1 round, as a masked sum without noise",
         "rounded down to a power of two",
-        "the sum over at least 3 hospitals, and no smaller part of it even if up to 1 of the 4",
+        "the coordinator alone reads only sums over at least 3 hospitals",
+        "with the help of 1 of the 4 hospitals, sums over at least 2 of the others",
         "There is no noise.",
         "A malicious coordinator",
         "differ slightly from round to round and subtract the sums",
@@ -409,6 +414,64 @@ def test_the_page_of_a_private_study_says_what_it_costs(
     assert budget["spent"] == 0
     assert budget["study"] == pytest.approx(2.0, rel=1e-3)
     assert 0 < budget["after"] <= budget["limit_total"] == 10.0
+
+
+def test_figures_that_a_private_study_pays_for_leave_with_noise_and_say_so(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = altered(DP, "centre: 55, scale: 9", "range: [18, 110], impute: mean")
+    text = altered(text, "normalise: fixed", "normalise: federated")
+    paid = "statistics_epsilon: 0.5, evaluation_epsilon: 0.5, max_patients"
+    said = page(clinic, clinic.offer(altered(text, "max_patients", paid)).id, capsys)
+    assert "statistics, 1 round, as a masked sum with noise: sums over the patients" in said
+    assert "evaluation, 1 round, as a masked sum with noise: a histogram" in said
+    assert "without noise" not in said
+    assert said.count("noise of its own") == 2
+
+
+def test_the_page_says_who_makes_the_noise_and_what_it_does_not_hide(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = page(clinic, clinic.offer(DP).id, capsys)
+    assert "The hospitals make it together, sized for 2 honest ones" in shared
+    assert "More than 1 hospitals that tell the coordinator a part of the noise weaken" in shared
+    assert "the noise hides one patient, not the hospital" in shared
+    assert "row by row" not in shared
+    text = altered(DP, "patient-distributed", "patient-local").replace("private-study", "local")
+    text = altered(
+        altered(text, "patient_key: pid\n", ""), "model: {", "train: {local_steps: 3}\nmodel: {"
+    )
+    local = page(clinic, clinic.offer(text).id, capsys)
+    assert "where every step is a sum of the patients' gradients" in local
+    assert "in every one of its 3 steps a round" in local
+    assert "a part of the noise" not in local
+    assert "A patient with several rows is hidden row by row only." in local
+
+
+def test_another_version_of_a_study_costs_on_top_of_what_the_first_has_spent(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, store = parse_study(DP), NodeStore.open(clinic.state, OsEntropy())
+    books = Books(
+        store,
+        hospital_id("heart-network", "cleveland"),
+        Limits(3.0, 10.0, 1e-5),
+        OsEntropy(),
+        lambda: clinic.now,
+    )
+    books.admit(first, accepted=False)
+    clinic.offer(DP)
+    for r in range(1, 6):
+        books.charge(first, header_of(first, r))
+    store.close()
+    again = page(clinic, f"{first.id}-1", capsys)
+    assert "OVER THE LIMIT" not in again  # its own charges count once
+    clinic.offer(altered(DP, "epsilon: 2.0", "epsilon: 1.9"))
+    said = page(clinic, f"{first.id}-2", capsys)
+    assert f"OVER THE LIMIT: study {first.id}: epsilon " in said
+    assert clinic.call("show", f"{first.id}-2", "--json") == 0
+    budget = envelope(capsys)["data"]["budget"]
+    assert budget["after"] > budget["study"] > 1.8
 
 
 def test_the_page_names_each_key_that_has_changed_since_the_last_approved_version(
