@@ -66,6 +66,10 @@ MAX_VOIDED_IN_A_ROW: Final = 10
 """A run whose rounds fail this often in a row ends; the model so far is kept."""
 
 
+MAX_REFUSED_WITH_NOISE: Final = 2
+"""The same for rounds with differential privacy that a hospital keeps refusing."""
+
+
 def gather(step: Step) -> None:
     """Between two rounds: decide what comes next, and wait for those it needs."""
     state = step.state
@@ -283,15 +287,25 @@ def _record_of(
     )
 
 
+def _most_voided(state: RunState) -> int:
+    """Return after how many voided rounds in a row a run ends.
+
+    A voided round with noise may have been charged to every hospital that did not refuse it.
+    """
+    refused = state.study.privacy.dp.on and bool(state.trouble)
+    return MAX_REFUSED_WITH_NOISE if refused else MAX_VOIDED_IN_A_ROW
+
+
 def _hopeless(state: RunState) -> bool:
-    last = state.history[-MAX_VOIDED_IN_A_ROW:]
-    return len(last) == MAX_VOIDED_IN_A_ROW and not any(record.opened for record in last)
+    most = _most_voided(state)
+    last = state.history[-most:]
+    return len(last) == most and not any(record.opened for record in last)
 
 
 def _why_hopeless(state: RunState) -> str:
     """Say what the hospitals refused last, for a voided round's own reason names nobody."""
     said = (f"{site_name(node)}: {text}" for node, text in sorted(state.trouble))
-    return "; ".join((f"ROUND_VOID: {MAX_VOIDED_IN_A_ROW} rounds in a row failed", *said))
+    return "; ".join((f"ROUND_VOID: {_most_voided(state)} rounds in a row failed", *said))
 
 
 def sum_used(step: Step, event: SumUsed) -> None:

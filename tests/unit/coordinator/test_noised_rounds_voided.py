@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from common.layouts import round_kinds
 from common.secagg.header import RoundKind
 from common.study import Study, config_hash, parse_study
 from coordinator.run_facts import apply
+from coordinator.run_rounds import _hopeless, _why_hopeless
 from coordinator.run_state import RoundEnded, RoundRecord, RunState
 from tests.study_texts import HEART, altered
 
@@ -64,6 +66,20 @@ def test_training_ends_with_the_steps_that_came_about_once_all_paid_ones_were_tr
     spare: int, opened: str, wanted: RoundKind | None
 ) -> None:
     assert next_kind(private(spare), opened) is wanted
+
+
+@pytest.mark.parametrize(
+    ("opened", "refuses", "ends"),
+    [("vv", True, True), ("v", True, False), ("vvo", True, False), ("vv", False, False)],
+)
+def test_rounds_that_a_hospital_keeps_refusing_do_not_use_up_the_others_budgets(
+    opened: str, refuses: bool, ends: bool
+) -> None:
+    trouble = ((NODES[0], "BUDGET: spent"),) if refuses else ()
+    state = replace(after(private(2), opened), trouble=trouble)
+    assert _hopeless(state) is ends
+    if ends:
+        assert _why_hopeless(state) == "ROUND_VOID: 2 rounds in a row failed; a: BUDGET: spent"
 
 
 def test_without_noise_a_voided_round_is_tried_again() -> None:
