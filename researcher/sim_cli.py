@@ -55,9 +55,19 @@ def _text(study: Study, result: SimResult) -> str:
         rows = comparison_rows(result.comparison, name)
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
     parts += [NOTE, ""]
+    parts += _promise(result)
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]
     return "\n".join(parts)
+
+
+def _promise(result: SimResult) -> list[str]:
+    """Say what the run cost a patient, or that nothing was promised."""
+    dp = result.data["dp"]
+    if not isinstance(dp, dict) or dp["epsilon"] is None:
+        return ["no differential privacy: the model may tell something about single patients"]
+    spent = f"epsilon {dp['epsilon']:.4f} charged of {dp['stated_epsilon']:g} stated"
+    return [f"privacy {dp['mode']}: {spent}, at delta {dp['delta']:g}"]
 
 
 app = single(sim, "Run a study over several site manifests in one process.")
