@@ -186,15 +186,6 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
     }
     if two:
         require["allow_two_party"] = True
-    terms = study.privacy.dp
-    if terms.on:
-        require["dp"] = {
-            "modes": [terms.mode],
-            "epsilon_per_study": terms.epsilon,
-            "epsilon_total": terms.epsilon,
-            "delta": terms.delta,
-            "max_clip": terms.clip,
-        }
     return {
         "schema": "fedcare.policy/v1",
         "site": site,
