@@ -31,6 +31,7 @@ _DEFAULT_SPARE: Final = 2
 _MOST_ROUNDS: Final = 100_000
 _MOST_STEPS: Final = 1_000_000
 _MOST_DELTA: Final = 0.1
+_MOST_WEIGHT: Final = 1e9
 _LEAST_NOISE, _MOST_NOISE = 1e-9, 1e9
 """Of a noise multiplier; with less no `Delta_int` makes noise of 4 steps (protocol, 9.1)."""
 _TOLERANCE: Final = 1e-9
@@ -52,9 +53,9 @@ def protects_patients(data: Mapping[str, Any]) -> bool:
 def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     """Return a study's raw data with what follows from its privacy terms filled in.
 
-    That is equal weights, one step a round in the patient modes, and the noise
-    multipliers. Values that are wrong are left as they are: the sections' own checks name
-    them.
+    That is equal weights, one step a round in the patient modes, the public batch where the
+    sites' public numbers of patients are stated, and the noise multipliers. Values that are
+    wrong are left as they are: the sections' own checks name them.
     """
     privacy, federation = data.get("privacy"), data.get("federation", {})
     terms = privacy.get("dp") if isinstance(privacy, dict) else None
@@ -72,8 +73,20 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
     if mode != "hospital" and not {"local_steps", "local_epochs"} & train.keys():
         full["train"] = {**train, "local_steps": 1}
     per_round = full.get("train", train).get("local_steps") if mode == "patient-local" else 1
+    if mode == "patient-distributed":
+        terms = _with_batch(terms, federation)
     full["privacy"] = {**privacy, "dp": _with_noise(terms, federation, per_round)}
     return full
+
+
+def _with_batch(terms: dict[str, Any], federation: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the public batch: sampling times the sites' public numbers of patients, if any."""
+    weights, p = federation.get("weights"), _number(terms.get("sampling", 1.0), 1)
+    if terms.get("batch") is not None or p is None or not isinstance(weights, dict):
+        return terms
+    numbers = [_number(number, _MOST_WEIGHT) for number in weights.values()]
+    patients = sum(number for number in numbers if number is not None)
+    return {**terms, "batch": max(1, round(p * patients))} if patients else terms
 
 
 def _refuse_batch_norm(model: object) -> None:
@@ -308,10 +321,10 @@ def _check_constants(study: Study) -> None:
 
 def _check_federation(study: Study) -> None:
     rule, mode = study.federation.weight_rule, study.privacy.dp.mode
-    local = mode == "patient-local"
-    if rule != "equal" and not (local and rule == "public"):
-        wanted = "equal (each patient, or hospital, counts the same)"
-        if local:
+    patients = mode in PATIENT_MODES
+    if rule != "equal" and not (patients and rule == "public"):
+        wanted = "equal (each hospital counts the same)"
+        if patients:
             wanted = "equal, or a public number of patients for each site"
         raise problem(
             f"is {rule}; with dp mode {mode} it must be {wanted}", "federation", "weights"

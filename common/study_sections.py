@@ -64,6 +64,10 @@ _DP_NEEDED: Final[Mapping[str, frozenset[str]]] = {
     "patient-local": frozenset(_DP_KEYS) - {"batch"},
     "hospital": frozenset({"epsilon", "delta", "clip", "spare_rounds"}),
 }
+_DP_HINTS: Final[Mapping[str, str]] = {
+    "batch": ", the public number of patients that a step draws at all hospitals together; or "
+    "state federation.weights, a public number of patients for each site",
+}
 _DP_UNNEEDED: Final[Mapping[str, frozenset[str]]] = {"patient-local": frozenset({"batch"})}
 _PATIENT_DEFAULTS: Final[Mapping[str, float]] = {
     "clip": 1.0,
@@ -531,7 +535,7 @@ class DifferentialPrivacy(Section):
         for key in _DP_KEYS:
             value = getattr(self, key)
             if value is None and key in needed:
-                raise problem(f"needs the key '{key}' for mode {self.mode}")
+                raise problem(f"needs the key '{key}' for mode {self.mode}{_DP_HINTS.get(key, '')}")
             if value is not None and key not in needed | _DP_UNNEEDED.get(self.mode, frozenset()):
                 raise problem(f"is not used by dp mode {self.mode}; remove it", key)
         figures = ("statistics", "evaluation")

@@ -85,9 +85,3 @@ def test_what_contradicts_it_is_refused(pairs: list[tuple[str, str]], words: str
         altered(*pairs)
     assert words in refused.value.detail
     assert refused.value.detail.startswith("s.yaml:")
-
-
-def test_public_weights_belong_to_local_noise_only() -> None:
-    with pytest.raises(ConfigError, match="is public; with dp mode patient-distributed"):
-        altered(("patient-local", "patient-distributed"), ("sampling", "batch: 30, sampling"),
-                ("local_steps: 4", "local_steps: 1"))  # fmt: skip
