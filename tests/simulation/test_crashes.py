@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from common.errors import StateError
-from common.ids import hospital_id
 from common.messages import UploadChunk
 from common.secagg.messages import Certificate, Commit, Ready, Release, RoundStart, UploadEnd
 from coordinator import driver
 from coordinator.run_facts import replay
 from coordinator.run_state import RunState, decode_fact
 from coordinator.store import SqlStore
-from tests.federation import NAME, SITES, Federation, names
+from tests.federation import SITES, Federation, names
 from tests.run_world import stored
 
 NODE_WRITES = 22
@@ -113,7 +112,9 @@ async def test_a_nonce_dies_with_its_process_and_the_round_closes_without_its_no
         fed.check(run)
         took_part = [names(record.survivors) for record in run.history]
         assert took_part == [set(SITES) - {"va"}, set(SITES)]
-        assert "HEADER_NONCE" in dict(run.trouble)[hospital_id(NAME, "va")]
+        refused = [line for line in fed.words.getvalue().splitlines() if "HEADER_NONCE" in line]
+        assert refused
+        assert all('"site": "va"' in line for line in refused)
 
 
 # --- the coordinator ---------------------------------------------------------------------------
