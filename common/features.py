@@ -22,7 +22,8 @@ class Table:
 
     `values` float64 [rows, features]: numbers, or level indices of categories; NaN where
     missing. `target` float64 [rows]: 0 or 1 (binary), level index (multiclass), number
-    (continuous), 0 in a statistics study. `patient` int64 [rows]: equal for rows of one
+    (continuous), 0 in a statistics study; of a survival target [rows, 2]: the time, and 1 if
+    the event came then, else 0. `patient` int64 [rows]: equal for rows of one
     patient, and the patient's own whoever else is in the file.
     """
 
@@ -42,7 +43,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Rows as a model sees them: `features` float32 [rows, columns], `target` float32 [rows]."""
+    """Rows as a model sees them: `features` float32 [rows, columns], `target` float32 [rows].
+
+    A survival target is [rows, 2], as in `Table`.
+    """
 
     features: NDArray[np.float32]
     target: NDArray[np.float32]

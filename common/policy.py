@@ -41,14 +41,9 @@ from common.hours import Hours
 from common.ids import ConfigHash
 from common.policy_limits import ResourceLimits
 from common.site import MAX_SITES, SiteId
-from common.study_sections import (
-    DP_MODES,
-    LATER_MODEL_KINDS,
-    LATER_STRATEGIES,
-    MODEL_KINDS,
-    STRATEGIES,
-    WEIGHT_RULES,
-)
+from common.study_federation import LATER_STRATEGIES, STRATEGIES, WEIGHT_RULES
+from common.study_models import LATER_MODEL_KINDS, MODEL_KINDS
+from common.study_sections import DP_MODES
 from common.text import listed, nearest, show
 
 SCHEMA: Final = "fedcare.policy/v1"

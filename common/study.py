@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -26,39 +27,57 @@ from common.config import Label, Name, Section, Text, problem, validate
 from common.documents import Document, dump_yaml, parse_json, parse_yaml, read_text
 from common.errors import ConfigError
 from common.ids import ConfigHash
-from common.study_privacy import check_privacy, complete_privacy, protects_patients
-from common.study_sections import (
-    DEFAULT_METRICS,
-    DP_MODES,
-    LATER_MODEL_KINDS,
+from common.study_evaluation import DEFAULT_METRICS, METRICS, Evaluate, Subgroup
+from common.study_features import (
+    BinaryTarget,
+    ContinuousTarget,
+    Feature,
+    MulticlassTarget,
+    NoTarget,
+    SurvivalTarget,
+    Target,
+)
+from common.study_federation import (
     LATER_STRATEGIES,
-    METRICS,
-    MODEL_KINDS,
     STRATEGIES,
     WEIGHT_RULES,
-    BinaryTarget,
-    ColumnSplit,
-    ContinuousTarget,
-    DifferentialPrivacy,
-    Evaluate,
-    Feature,
+    Ditto,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedBn,
     Federation,
+    FedProx,
+    FedYogi,
+    Newton,
+    Scaffold,
+    Strategy,
+)
+from common.study_models import (
+    FITTING_KINDS,
+    LATER_MODEL_KINDS,
+    MODEL_KINDS,
+    CoxModel,
+    LinearModel,
     LogisticModel,
     MlpModel,
     Model,
-    MulticlassTarget,
     NoModel,
-    NoTarget,
+    PoissonModel,
+    Train,
+    VectorModel,
+)
+from common.study_privacy import check_privacy, complete_privacy, protects_patients
+from common.study_sections import (
+    DP_MODES,
+    ColumnSplit,
+    DifferentialPrivacy,
     Owner,
     Privacy,
     RandomSplit,
     SecureAggregation,
     Split,
-    Strategy,
-    SurvivalTarget,
-    Target,
-    Train,
-    VectorModel,
     split_form,
 )
 from common.text import listed, nearest, show
@@ -68,15 +87,65 @@ SCHEMA: Final = "fedcare.study/v1"
 _TRAINING_ONLY: Final = ("target", "split", "normalise", "model", "train", "evaluate")
 _STUDY_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
+_ABSENT: Final = object()
+_ADDED: Final[Mapping[str, Mapping[str, object]]] = {
+    "evaluate": {"threshold": 0.5, "confidence": 0.95, "subgroups": [], "horizons": []},
+    "train": {"imbalance": "none"},
+}
+"""Keys added after the schema's first release, and their defaults (`canonical_json`)."""
+
 __all__ = [
-    "DP_MODES", "LATER_MODEL_KINDS", "LATER_STRATEGIES", "METRICS", "MODEL_KINDS", "SCHEMA",
-    "STRATEGIES", "WEIGHT_RULES", "BinaryTarget", "ColumnSplit", "ContinuousTarget",
-    "DifferentialPrivacy", "Evaluate", "Feature", "Federation", "LogisticModel", "MlpModel",
-    "MulticlassTarget", "NoModel", "NoTarget", "Owner", "Privacy", "RandomSplit",
-    "SecureAggregation", "Strategy", "Study", "SurvivalTarget", "Train", "VectorModel",
+    "DP_MODES",
+    "LATER_MODEL_KINDS",
+    "LATER_STRATEGIES",
+    "METRICS",
+    "MODEL_KINDS",
+    "SCHEMA",
+    "STRATEGIES",
+    "WEIGHT_RULES",
+    "BinaryTarget",
+    "ColumnSplit",
+    "ContinuousTarget",
+    "CoxModel",
+    "DifferentialPrivacy",
+    "Ditto",
+    "Evaluate",
+    "Feature",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedBn",
+    "FedProx",
+    "FedYogi",
+    "Federation",
+    "LinearModel",
+    "LogisticModel",
+    "MlpModel",
+    "MulticlassTarget",
+    "Newton",
+    "NoModel",
+    "NoTarget",
+    "Owner",
+    "PoissonModel",
+    "Privacy",
+    "RandomSplit",
+    "Scaffold",
+    "SecureAggregation",
+    "Strategy",
+    "Study",
+    "Subgroup",
+    "SurvivalTarget",
+    "Train",
+    "VectorModel",
     "canonical_json",
-    "completed", "completed_yaml", "config_hash", "load_study", "parse_study",
-    "study_from_canonical", "warnings",
+    "completed",
+    "completed_yaml",
+    "config_hash",
+    "load_study",
+    "parse_study",
+    "study_from_canonical",
+    "warnings",
 ]  # fmt: skip
 
 
@@ -122,7 +191,7 @@ class Study(Section):
         full = dict(data)
         split = full.get("split", {})
         if isinstance(split, dict) and split_form(split) == "random" and "stratify" not in split:
-            classes = target_type in ("binary", "multiclass")
+            classes = target_type in ("binary", "multiclass", "survival")
             full["split"] = {**split, "stratify": classes and not protects_patients(full)}
         evaluate = full.get("evaluate", {})
         if isinstance(evaluate, dict) and "metrics" not in evaluate:
@@ -149,6 +218,7 @@ class Study(Section):
     def check(self) -> Self:
         """Run the checks across sections."""
         self._check_columns()
+        self._check_subgroups()
         self._check_sites()
         if self.kind == "statistics":
             self._check_statistics()
@@ -206,6 +276,22 @@ class Study(Section):
                 )
             used[column] = ".".join(path)
 
+    def _check_subgroups(self) -> None:
+        features = {feature.name: feature for feature in self.features}
+        for index, group in enumerate(self.evaluate.subgroups):
+            at = ("evaluate", "subgroups", index)
+            feature = features.get(group.feature)
+            if feature is None:
+                guess = nearest(group.feature, features)
+                hint = f"; did you mean '{guess}'?" if guess else ""
+                raise problem(
+                    f"is {show(group.feature)}, which is not a feature{hint}", *at, "feature"
+                )
+            if feature.numeric and group.bands is None:
+                raise problem("needs 'bands', because its feature is a number", *at)
+            if not feature.numeric and group.bands is not None:
+                raise problem("belongs to numbers, and this is a category", *at, "bands")
+
     def _check_sites(self) -> None:
         federation = self.federation
         colluders = self.privacy.secure_aggregation.colluders
@@ -235,17 +321,18 @@ class Study(Section):
             raise ValueError("is of kind training and needs the key 'target'")
         if self.model.kind == "none":
             raise ValueError("is of kind training and needs the key 'model'")
-        if target == "survival":
+        if self.model.kind not in FITTING_KINDS[target]:
             raise problem(
-                "is survival, for which this version has no model",
-                "target",
-                "type",
-                name="NOT_SUPPORTED",
+                f"is {self.model.kind}, which cannot predict a {target} target; "
+                f"one of {listed(FITTING_KINDS[target])} can",
+                "model",
+                "kind",
             )
-        if target == "continuous" and self.model.kind == "logistic":
-            raise problem("is logistic, which cannot predict a number; use mlp", "model", "kind")
+        self._check_strategy(target)
         if isinstance(self.split, RandomSplit) and self.split.stratify and target == "continuous":
             raise problem("must be false for a continuous target", "split", "stratify")
+        if self.evaluate.horizons and target != "survival":
+            raise problem("belongs to a survival target", "evaluate", "horizons")
         for index, metric in enumerate(self.evaluate.metrics):
             if metric not in METRICS[target]:
                 guess = nearest(metric, METRICS[target])
@@ -256,6 +343,26 @@ class Study(Section):
                     "metrics",
                     index,
                 )
+
+    def _check_strategy(self, target: str) -> None:
+        """Refuse a way of training that the model, the target or the privacy does not have."""
+        strategy, model = self.federation.strategy.name, self.model
+        at = ("federation", "strategy", "name")
+        exact = model.kind in ("logistic", "linear", "poisson", "cox") and target != "multiclass"
+        if strategy == "newton" and not exact:
+            raise problem(
+                "is newton, which fits a logistic (two classes), linear, poisson or cox model", *at
+            )
+        if strategy == "fedbn" and not (isinstance(model, MlpModel) and model.norm == "batch"):
+            raise problem("is fedbn, which needs a model with batch norm", *at)
+        if self.model.kind == "vector" and strategy != "fedavg":
+            raise problem("must be fedavg for a model that learns nothing", *at)
+        if self.privacy.dp.on and strategy != "fedavg":
+            raise problem("must be fedavg with differential privacy", *at)
+        if self.privacy.dp.on and (model.kind == "poisson" or target == "survival"):
+            raise problem("has no form with differential privacy in this version", "model", "kind")
+        if self.train.imbalance != "none" and target not in ("binary", "multiclass"):
+            raise problem("belongs to targets with classes", "train", "imbalance")
 
     def _check_normalise(self) -> None:
         for index, feature in enumerate(self.features):
@@ -336,9 +443,19 @@ def _stated(feature: dict[str, Any]) -> dict[str, Any]:
 
 
 def canonical_json(study: Study) -> bytes:
-    """Return the canonical form: JSON, sorted keys, no spaces, ASCII, shortest floats."""
+    """Return the canonical form: JSON, sorted keys, no spaces, ASCII, shortest floats.
+
+    A key that came into the schema after its first release is absent where it has its
+    default, so that what hospitals approved earlier keeps its hash.
+    """
+    data = completed(study)
+    for section, added in _ADDED.items():
+        if section in data:
+            for key, default in added.items():
+                if data[section].get(key, _ABSENT) == default:
+                    del data[section][key]
     return json.dumps(
-        completed(study), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+        data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode("ascii")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from common.config import problem
 from common.errors import ConfigError, Refusal
-from common.study_sections import DEFAULT_BATCH
+from common.study_models import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from common.privacy.accountant import Rdp
@@ -66,7 +66,7 @@ def complete_privacy(data: dict[str, Any]) -> dict[str, Any]:
         return data
     mode = _mode(terms)
     if mode != "none":
-        _refuse_batch_norm(data.get("model"))
+        _refuse_norm(data.get("model"))
     if mode not in ("patient-distributed", "patient-local", "hospital"):
         return data
     full = {**data, "federation": {"weights": "equal", **federation}}
@@ -89,12 +89,19 @@ def _with_batch(terms: dict[str, Any], federation: Mapping[str, Any]) -> dict[st
     return {**terms, "batch": max(1, round(p * patients))} if patients else terms
 
 
-def _refuse_batch_norm(model: object) -> None:
-    """Say why, not only that no version has it: statistics of a batch mix its patients (7.1)."""
-    if isinstance(model, dict) and model.get("norm") == "batch":
+def _refuse_norm(model: object) -> None:
+    """Say why: statistics of a batch mix its patients (7.1); the rest has no closed form here."""
+    norm = model.get("norm") if isinstance(model, dict) else None
+    if norm == "batch":
         raise problem(
             "is batch, which mixes the patients of a batch: a gradient then depends on the others "
             "and cannot be clipped patient by patient. With differential privacy use none",
+            "model", "norm",
+        )  # fmt: skip
+    if norm == "layer":
+        raise problem(
+            "is layer, whose gradients this version does not clip patient by patient. With "
+            "differential privacy use none",
             "model", "norm",
         )  # fmt: skip
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.features import Table
+from common.positive import PositiveRule
 from common.statistics import UNRANGED
 from common.study import (
     BinaryTarget,
@@ -27,7 +28,9 @@ from common.study import (
     ContinuousTarget,
     Feature,
     MulticlassTarget,
+    NoTarget,
     Study,
+    SurvivalTarget,
 )
 from hospital_node.data.csv import TextTable
 
@@ -168,14 +171,16 @@ def _check_nothing_missing(
 def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return labels as numbers; every used row must have one."""
     target = study.target
-    if not isinstance(target, (BinaryTarget, MulticlassTarget, ContinuousTarget)):
+    if isinstance(target, NoTarget):
         return np.zeros(len(used))
+    if isinstance(target, SurvivalTarget):
+        return _survival(target, text, used)
     cells = text.columns[target.name].gather(used)
     rows = _Rows(text.name, target.name, used)
     rows.refuse((cells == "").to_numpy(), "has no label", "DATA_LABEL")
     match target:
         case BinaryTarget():
-            return _binary(target, cells, rows)
+            return _matching(target.rule, cells, rows)
         case MulticlassTarget(levels=levels):
             codes = _match(cells, levels)
             rows.refuse(codes < 0, "is not one of the target's levels", "DATA_LABEL")
@@ -188,8 +193,25 @@ def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[n
             return values
 
 
-def _binary(target: BinaryTarget, cells: pl.Series, rows: _Rows) -> NDArray[np.float64]:
-    rule = target.rule
+def _survival(
+    target: SurvivalTarget, text: TextTable, used: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return each row's time and whether the event came then (1) or not (0), [rows, 2]."""
+    rows = _Rows(text.name, target.time, used)
+    cells = text.columns[target.time].gather(used)
+    rows.refuse((cells == "").to_numpy(), "has no time", "DATA_LABEL")
+    times = _parsed(cells)
+    rows.refuse(~np.isfinite(times), "is not a number", "DATA_LABEL")
+    rows.refuse(times < 0, "is a time below 0", "DATA_LABEL")
+    rows.refuse(times > UNRANGED, f"is a time above {UNRANGED:g}", "DATA_LABEL")
+    rows = _Rows(text.name, target.event, used)
+    cells = text.columns[target.event].gather(used)
+    rows.refuse((cells == "").to_numpy(), "does not say whether the event came", "DATA_LABEL")
+    return np.stack([times, _matching(target.rule, cells, rows)], axis=1)
+
+
+def _matching(rule: PositiveRule, cells: pl.Series, rows: _Rows) -> NDArray[np.float64]:
+    """Return 1 where a cell fits the rule, else 0."""
     if not rule.numeric:
         return _map_labels(cells, rule.matches)
     values = _parsed(cells)

@@ -69,11 +69,12 @@ def prepare(study: Study, text: TextTable) -> SiteData:
 def _draw(split: RandomSplit, table: Table) -> NDArray[np.int64]:
     """Return each row's group. Patients are drawn, so that one's rows stay together.
 
-    A patient's label, for stratification, is the largest of the patient's rows.
+    A patient's label, for stratification, is the largest of the patient's rows; of a survival
+    target, whether the event came.
     """
     patients, places = np.unique(table.patient, return_inverse=True)
     labels = np.full(patients.size, -np.inf)
-    np.maximum.at(labels, places, table.target)
+    np.maximum.at(labels, places, table.target if table.target.ndim == 1 else table.target[:, 1])
     _, test = train_test(labels, split.test, split.seed, stratify=split.stratify)
     in_test = np.zeros(patients.size, np.bool_)
     in_test[test] = True

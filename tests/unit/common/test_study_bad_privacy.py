@@ -19,19 +19,16 @@ def refused(base: str, *changes: Change) -> FedError:
     return caught.value
 
 
-@pytest.mark.parametrize("base", [PRIVATE, OPEN])
-def test_normalisation_over_a_batch_is_refused_by_its_line(base: str) -> None:
-    error = refused(base, (LOGISTIC, "model: {kind: mlp, hidden: [4], norm: batch}"))
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_normalisation_between_layers_is_refused_where_patients_are_protected(norm: str) -> None:
+    error = refused(PRIVATE, (LOGISTIC, f"model: {{kind: mlp, hidden: [4], norm: {norm}}}"))
     assert error.detail.startswith("study.yaml:11: model.norm is")
-    if base == PRIVATE:
-        assert error.name == "BAD_VALUE"
-        assert "mixes the patients of a batch" in error.detail
-        assert "use none" in error.detail
-    else:
-        assert error.name == "NOT_SUPPORTED"
+    assert error.name == "BAD_VALUE"
+    assert ("mixes the patients of a batch" in error.detail) == (norm == "batch")
+    assert "use none" in error.detail
 
 
-@pytest.mark.parametrize(("norm", "name"), [("layer", "NOT_SUPPORTED"), ("bach", "BAD_VALUE")])
+@pytest.mark.parametrize(("norm", "name"), [("group", "NOT_SUPPORTED"), ("bach", "BAD_VALUE")])
 def test_other_norms_are_not_ignored(norm: str, name: str) -> None:
     error = refused(OPEN, (LOGISTIC, f"model: {{kind: mlp, hidden: [4], norm: {norm}}}"))
     assert error.name == name
