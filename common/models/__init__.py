@@ -11,19 +11,33 @@ and tensor names.
 from common.models.catalogue import (
     LOSS_LIMIT,
     METRIC_WORDS,
+    full_layout,
     initial,
+    initial_own,
+    is_norm,
+    is_statistic,
     layer_widths,
     layout,
     metric_ranges,
     output_count,
+    own_layout,
+    split_own,
+    with_own,
 )
 
 __all__ = [
     "LOSS_LIMIT",
     "METRIC_WORDS",
+    "full_layout",
     "initial",
+    "initial_own",
+    "is_norm",
+    "is_statistic",
     "layer_widths",
     "layout",
     "metric_ranges",
     "output_count",
+    "own_layout",
+    "split_own",
+    "with_own",
 ]
