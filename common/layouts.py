@@ -3,9 +3,10 @@
 A run is a row of rounds of three kinds. Each has a layout of its own (the tensors of
 the vector `v`), a ring, and rules for its ranges; a header that differs is refused by
 every hospital. The *model* that travels is the same throughout: first the constants of
-preprocessing, as tensors named `preprocess.*`, then the weights. Because the constants
-are part of the model, the header's `model_sha256` binds them, and no hospital can be
-made to scale its data differently from the others.
+preprocessing, as tensors named `preprocess.*`, then the weights, then, with SCAFFOLD, the
+server's control variate, `control.*`. Because the constants and the control variate are
+part of the model, the header's `model_sha256` binds them, and no hospital can be made to
+scale its data, or to correct its gradients, differently from the others.
 """
 
 from __future__ import annotations
@@ -19,19 +20,24 @@ from numpy.typing import NDArray
 from common import evaluation, models, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
 from common.features import encoded_columns
-from common.model_file import CONSTANT_PREFIX
+from common.model_file import CONSTANT_PREFIX, CONTROL_PREFIX, is_control
 from common.preprocessing import Preprocessing
 from common.secagg.dp import DpMode, DpPlan, DpTerms, codes_ranges, delta_int_of
 from common.secagg.header import Rounding, RoundKind
 from common.secagg.node_state import HeaderExpectation, RangeRule, SessionExpectation
 from common.secagg.params import SecAggParams
-from common.study import Study, VectorModel
+from common.study import Scaffold, Study, VectorModel
 from common.study_privacy import steps_per_round
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
 TRAIN_RING_BITS: Final = 32
 FIRST_RANGE: Final = 1.0
 """Range of a weight's update before any aggregate is known, and the least one ever."""
+
+FIRST_CONTROL_RANGE: Final = 32.0
+"""The same for a control variate's change, which is a gradient and not a step of `lr` times it.
+
+Rounding is 32 times as coarse for it, still far below what one batch's gradient varies by."""
 
 RANGE_FACTOR: Final = 8.0
 """`R_l` is this many times the root mean square of the last aggregate (section 7.2)."""
@@ -83,7 +89,21 @@ def round_kinds(study: Study) -> tuple[RoundKind, ...]:
 def model_schema(study: Study) -> ParameterSchema:
     """Return the layout of the model that travels, which is also a training round's."""
     weights = models.layout(study)
-    return ParameterSchema((*_constants(study), *weights.tensors), weights.metrics)
+    tensors = (*_constants(study), *weights.tensors, *control_schema(study).tensors)
+    return ParameterSchema(tensors, weights.metrics)
+
+
+def control_schema(study: Study) -> ParameterSchema:
+    """Return the tensors of a control variate: with SCAFFOLD one number per trained weight."""
+    if not isinstance(study.federation.strategy, Scaffold):
+        return ParameterSchema(())
+    return ParameterSchema(
+        tuple(
+            TensorSpec(f"{CONTROL_PREFIX}{tensor.name}", tensor.dtype, tensor.shape)
+            for tensor in models.layout(study).tensors
+            if not models.is_statistic(tensor.name)
+        )
+    )
 
 
 def _constants(study: Study) -> tuple[TensorSpec, ...]:
@@ -247,9 +267,11 @@ def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tu
     """Return `R_1 .. R_L` of a header with `B` = `bound`.
 
     `rms` holds the root mean square of the last aggregate per tensor, empty before the
-    first; free ranges of a training round follow it, never below `FIRST_RANGE`.
+    first; free ranges of a training round follow it, never below `FIRST_RANGE`, or for a
+    control variate `FIRST_CONTROL_RANGE`.
     """
     out: list[float] = []
+    tensors = layout.schema.tensors
     for place, rule in enumerate(layout.ranges):
         if rule == "count":
             out.append(float(bound))
@@ -259,7 +281,9 @@ def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tu
             out.append(statistics.ranges(bound)[place])
         else:
             last = rms[place] if place < len(rms) else 0.0
-            out.append(max(FIRST_RANGE, RANGE_FACTOR * last))
+            control = place < len(tensors) and is_control(tensors[place].name)
+            least = FIRST_CONTROL_RANGE if control else FIRST_RANGE
+            out.append(max(least, RANGE_FACTOR * last))
     return tuple(out)
 
 
@@ -274,9 +298,10 @@ def first_model(study: Study, preprocessing: Preprocessing | None) -> NDArray[np
     weights = models.initial(study)
     if preprocessing is None:
         return weights
+    control = np.zeros(control_schema(study).parameters, np.float32)
     impute = [0.0 if value is None else value for value in preprocessing.impute]
     constants = (preprocessing.centre, preprocessing.scale, impute)
-    return np.concatenate([*(np.asarray(row, np.float32) for row in constants), weights])
+    return np.concatenate([*(np.asarray(row, np.float32) for row in constants), weights, control])
 
 
 def split_model(
@@ -300,9 +325,14 @@ def split_model(
             for feature, value in zip(study.features, impute, strict=True)
         ),
     )
-    return preprocessing, model[size:]
+    return preprocessing, model[size : size + models.layout(study).parameters]
+
+
+def control_of(study: Study, model: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the server's control variate in a received model (a view); often empty."""
+    return model[constant_count(study) + models.layout(study).parameters :]
 
 
 def with_constants(study: Study, delta: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an update of the weights as an update of the whole model: constants stay."""
+    """Return an update of all that follows the constants as one of the whole model."""
     return np.concatenate([np.zeros(constant_count(study), np.float32), delta])

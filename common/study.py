@@ -355,6 +355,8 @@ class Study(Section):
             )
         if strategy == "fedbn" and not (isinstance(model, MlpModel) and model.norm == "batch"):
             raise problem("is fedbn, which needs a model with batch norm", *at)
+        if strategy == "scaffold" and self.train.optimiser != "sgd":
+            raise problem("is scaffold, whose control variates need train.optimiser sgd", *at)
         if self.model.kind == "vector" and strategy != "fedavg":
             raise problem("must be fedavg for a model that learns nothing", *at)
         if self.privacy.dp.on and strategy != "fedavg":

@@ -1,13 +1,19 @@
 """From an opened sum to the next model (protocol, section 8).
 
-    next = model + lr * ((sum * R_l) / weight_sum)       coded words: mode none, patient-local
-    next = model + lr * ((sum / s) / m)                  noised integers, s = Delta_int / C
+    mean = (sum * R_l) / weight_sum                      coded words: mode none, patient-local
+    mean = lr * ((sum / s) / m)                          noised integers, s = Delta_int / C
+    next = model + rule(mean)                            `coordinator.strategies`
 
-in float64, in this order, cast once to the tensor's type (ties to even). The first is
-FedAvg (McMahan et al. 2017, algorithm 1) with `lr` 1; in mode patient-local, where no weight
-is sent, `weight_sum` is B times the survivors' public weights. In the second `m` is the number of
-survivors and `lr` 1 (mode hospital), or a public batch size and the study's learning rate
-(mode patient-distributed), never the number of patients drawn.
+in float64, in this order, cast once to the tensor's type (ties to even). With FedAvg
+(McMahan et al. 2017, algorithm 1) the rule is the identity. In mode patient-local, where no
+weight is sent, `weight_sum` is B times the survivors' public weights. In the second line `m`
+is the number of survivors and `lr` 1 (mode hospital), or a public batch size and the study's
+learning rate (mode patient-distributed), never the number of patients drawn.
+
+What a server optimiser remembers (its moments) is an object beside the model: for each
+value of the model, in its order, the moments of that value, float32, cast once. It is
+written in the same pass and named by the same fact, so that a crash finds both as they were
+or both anew, and a voided round changes neither.
 
 Tensors whose name begins with `preprocess.` are constants of the run: their words are
 passed over and their bytes copied.
@@ -30,8 +36,8 @@ from common.secagg.ring import SignedWords
 from common.vectors import ModelHasher, ParameterSchema
 from coordinator.objects import ObjectReader, ObjectWriter
 from coordinator.opening import Later
+from coordinator.strategies import Mean, ServerRule, moment_count
 
-SERVER_LR: Final = 1.0
 MIN_WEIGHT_SHARE: Final = 2.0**-10
 """Below `s_min * B * MIN_WEIGHT_SHARE` the summed weight voids the round (section 8)."""
 
@@ -47,18 +53,17 @@ def check_weight_sum(weight_sum: float, s_min: int, bound: int) -> None:
 
 
 def mean_step(words: SignedWords, scale: float, weight_sum: float) -> NDArray[np.float64]:
-    """Return `lr * ((sum * R_l) / weight_sum)` of opened words, a new float64 array."""
+    """Return `(sum * R_l) / weight_sum` of opened words, a new float64 array."""
     step: NDArray[np.float64] = words * np.float64(scale)
     step /= weight_sum
-    step *= SERVER_LR
     return step
 
 
 class ServerStep(Protocol):
-    """What is added to the model for one tensor's opened words."""
+    """The mean update of one tensor's opened words."""
 
     def __call__(self, tensor: int, words: SignedWords) -> NDArray[np.float64]:
-        """Return the step for words of tensor number `tensor`, a new float64 array."""
+        """Return the mean for words of tensor number `tensor`, a new float64 array."""
         ...
 
 
@@ -88,20 +93,30 @@ def noised_mean(terms: DpTerms, count: int, lr: float) -> ServerStep:
 class NextModel:
     """The next model: its file's address, its protocol digest, and how far it moved.
 
-    `rms` holds, per tensor, the root mean square of the applied update; the next round's
-    ranges follow from it.
+    `rms` holds, per tensor, the root mean square of the mean update; the next round's
+    ranges follow from it. `moments_sha256`: where what the server remembers lies.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...]
+    moments_sha256: Sha256 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Where a server optimiser's moments come from (None: the first round) and go to."""
+
+    previous: ObjectReader | None
+    writer: ObjectWriter
 
 
 class ModelUpdate:
     """A sink that writes the next model while the sum is being opened.
 
-    `previous` is read by offset, `writer` receives the file in order. Only float32
-    layouts exist in this version's catalogue.
+    `previous` is read by offset, `writer` receives the file in order; `rules` holds each
+    tensor's rule, without one the mean is added. Only float32 layouts exist in this
+    version's catalogue.
     """
 
     def __init__(
@@ -110,6 +125,8 @@ class ModelUpdate:
         server_step: ServerStep,
         previous: ObjectReader,
         writer: ObjectWriter,
+        rules: tuple[ServerRule, ...] = (),
+        moments: Moments | None = None,
     ) -> None:
         if not schema.is_flat_float32:
             raise InternalError("the server step is written for float32 layouts")
@@ -117,6 +134,11 @@ class ModelUpdate:
         self._server_step = server_step
         self._previous = previous
         self._writer = writer
+        self._rules = rules or (Mean(),) * len(schema.tensors)
+        self._moments = moments
+        self._kept = moment_count(self._rules)
+        if (self._kept > 0) != (moments is not None):
+            raise InternalError("a server rule and the place of its moments come together")
         self._header = model_header(schema)
         self._hasher = ModelHasher(schema)
         self._squares = [0.0] * len(schema.tensors)
@@ -129,26 +151,47 @@ class ModelUpdate:
             return None
         data = self._previous.read(len(self._header) + 4 * start, 4 * count)
         model = np.frombuffer(data, "<f4").astype(np.float64)
+        moments = self._read_moments(start, count)
         for index, segment in enumerate(self._schema.segments()):
             low, high = max(segment.start, start) - start, min(segment.stop, start + count) - start
             if low < high and not is_constant(self._schema.tensors[index].name):
-                self._step(index, model[low:high], words[low:high])
+                self._step(index, model[low:high], words[low:high], moments[low:high])
         out = model.astype("<f4").data.cast("B")
-        return lambda: self._keep(out)
+        kept = moments.astype("<f4").tobytes()
+        return lambda: self._keep(out, kept)
 
-    def _keep(self, out: memoryview) -> None:
+    def _read_moments(self, start: int, count: int) -> NDArray[np.float64]:
+        """Return the moments of a block, [count, kept], as the last round left them."""
+        shape = (count, self._kept)
+        if self._moments is not None and self._moments.previous is not None:
+            size = 4 * self._kept
+            data = self._moments.previous.read(size * start, size * count)
+            return np.frombuffer(data, "<f4").reshape(shape).astype(np.float64)
+        moments = np.zeros(shape)
+        for rule, segment in zip(self._rules, self._schema.segments(), strict=True):
+            part = slice(max(segment.start - start, 0), max(segment.stop - start, 0))
+            moments[part, : len(rule.first)] = rule.first
+        return moments
+
+    def _keep(self, out: memoryview, kept: bytes) -> None:
         self._hasher.update(out)
         self._writer.write(out)
+        if self._moments is not None:
+            self._moments.writer.write(kept)
 
-    def _step(self, index: int, model: np.ndarray, words: SignedWords) -> None:
-        step = self._server_step(index, words)
-        self._squares[index] += float(np.dot(step, step))
-        model += step
+    def _step(
+        self, index: int, model: np.ndarray, words: SignedWords, moments: NDArray[np.float64]
+    ) -> None:
+        mean = self._server_step(index, words)
+        self._squares[index] += float(np.dot(mean, mean))
+        rule = self._rules[index]
+        model += rule.step(mean, moments[:, : len(rule.first)])
 
     def finish(self) -> NextModel:
-        """Make the next model durable and describe it."""
+        """Make the next model durable, and what is remembered with it; describe both."""
         sizes = (max(tensor.size, 1) for tensor in self._schema.tensors)
         rms = tuple(
             math.sqrt(square / size) for square, size in zip(self._squares, sizes, strict=True)
         )
-        return NextModel(self._writer.commit(), self._hasher.finish(), rms)
+        moments = None if self._moments is None else self._moments.writer.commit()
+        return NextModel(self._writer.commit(), self._hasher.finish(), rms, moments)

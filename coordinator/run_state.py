@@ -35,12 +35,22 @@ NO_DISPUTES: Final = EdgeRecord()
 class ModelRef:
     """A model on disk: its file's address, its protocol digest, and how far it just moved.
 
-    `rms` holds, per tensor, the root mean square of the update that led to it.
+    `rms` holds, per tensor, the root mean square of the hospitals' mean update that led to
+    it. `moments_sha256` is the address of what a server optimiser remembers with it
+    (`coordinator.aggregate`), which no hospital is ever sent.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...] = ()
+    moments_sha256: Sha256 | None = field(default=None, metadata=codec.added())
+
+    @property
+    def objects(self) -> tuple[Sha256, ...]:
+        """Every stored object that belongs to the model."""
+        if self.moments_sha256 is None:
+            return (self.object_sha256,)
+        return self.object_sha256, self.moments_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,12 +468,16 @@ class MakeFirstModel:
 
 @dataclass(frozen=True, slots=True)
 class OpenSum:
-    """Open the sum and use it; answer with `SumUsed` or `SumRefused`."""
+    """Open the sum and use it; answer with `SumUsed` or `SumRefused`.
+
+    `hospitals`: how many take part in the run, in this round or not.
+    """
 
     header: Header
     survivors: tuple[NodeId, ...]
     plan: OpeningPlan
     model: ModelRef | None
+    hospitals: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,8 @@ class CoordinatorService:
             driver.take_up(made[-KEPT_MODELS:])
         for made in models.values():
             for model in made:
-                self._shop.objects.remove(model.object_sha256)
+                for digest in model.objects:
+                    self._shop.objects.remove(digest)
 
     def _first_state(self, run: StoredRun, study: Study) -> RunState:
         return RunState(

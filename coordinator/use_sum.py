@@ -10,6 +10,7 @@ Runs in a worker thread; everything it returns is durable.
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final, assert_never
 
@@ -30,6 +31,7 @@ from common.vectors import ParameterSchema, model_digest
 from common.weights import public_weight
 from coordinator.aggregate import (
     ModelUpdate,
+    Moments,
     ServerStep,
     check_weight_sum,
     noised_mean,
@@ -39,6 +41,7 @@ from coordinator.objects import ObjectStore
 from coordinator.opening import Collect, Opening, open_sum, open_tail
 from coordinator.run_state import ModelRef, OpenSum, SumUsed
 from coordinator.spool import Spool
+from coordinator.strategies import moment_count, tensor_rules
 
 SMALLEST_CELL: Final = 10
 """Rows, of all hospitals together, below which no pooled figure is published."""
@@ -97,11 +100,23 @@ def _train(
     if command.model is None:
         raise InternalError("a training round has no model to add to")
     server_step = _server_step(study, command, opening, schema)
-    with objects.open(command.model.object_sha256) as previous, objects.writer() as writer:
-        update = ModelUpdate(schema, server_step, previous, writer)
+    rules = tensor_rules(
+        study, schema, survivors=len(command.survivors), hospitals=command.hospitals
+    )
+    with ExitStack() as stack:
+        previous = stack.enter_context(objects.open(command.model.object_sha256))
+        writer = stack.enter_context(objects.writer())
+        moments = None
+        if moment_count(rules) > 0:
+            before = command.model.moments_sha256
+            moments = Moments(
+                None if before is None else stack.enter_context(objects.open(before)),
+                stack.enter_context(objects.writer()),
+            )
+        update = ModelUpdate(schema, server_step, previous, writer, rules, moments)
         digest = open_sum(opening, update)
         made = update.finish()
-    model = ModelRef(made.object_sha256, made.model_sha256, made.rms)
+    model = ModelRef(made.object_sha256, made.model_sha256, made.rms, made.moments_sha256)
     return SumUsed(HeaderDigest(header.digest()), digest, model, ())
 
 

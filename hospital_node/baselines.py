@@ -1,8 +1,9 @@
 """What the federation is compared with: each hospital alone, and all rows in one place.
 
 Both train the study's model with its optimiser, rounds and local steps, on data that is
-prepared as in the federation. They need several hospitals' rows at once, so they exist
-for `demo`, `sim` and benchmarks only; a node never calls them.
+prepared as in the federation; a strategy of federating has no part in them. They need
+several hospitals' rows at once, so they exist for `demo`, `sim` and benchmarks only; a node
+never calls them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.features import Encoded
-from common.models import initial
+from common.models import initial, with_own
 from common.study import Study
 from hospital_node.train import train
 
@@ -33,7 +34,7 @@ def centralised(study: Study, sites: Mapping[str, Encoded]) -> NDArray[np.float3
 
 
 def _alone(study: Study, site: str, data: Encoded) -> NDArray[np.float32]:
-    model = initial(study)
+    model = with_own(study, initial(study))
     for round_no in range(1, study.federation.rounds + 1):
         model = model + train(study, data, model, site=site, round_no=round_no).delta
     return model

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,8 @@ from common.ids import ConfigHash
 from common.layouts import RoundLayout
 from common.logs import EventLog
 from common.messages import Objection
-from common.models import vector
+from common.model_file import is_control
+from common.models import vector, with_own
 from common.policy import Policy
 from common.preprocessing import Preprocessing
 from common.privacy.noise import NoiseTable
@@ -37,13 +39,14 @@ from common.secagg.header import Header, RoundKind
 from common.secagg.keys import CoefficientSeed, Suite
 from common.secagg.ring import Words
 from common.site import Site
-from common.study import Study, VectorModel, study_from_canonical
+from common.study import Scaffold, Study, VectorModel, study_from_canonical
 from common.vectors import ParameterSchema
 from common.weights import public_batch, public_weight
 from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
 from hospital_node.disclosure import public_detail, shown_figures
 from hospital_node.findings import cite
+from hospital_node.personal_state import FEDBN, OwnTensors
 from hospital_node.private.source import NoisedSource, pattern_sum, pattern_update
 from hospital_node.receive import read_model
 from hospital_node.row_rules import MIN_CELL, check_cells, check_delta, check_ring
@@ -51,11 +54,13 @@ from hospital_node.work import PrivacyBooks, Terms, Work
 
 if TYPE_CHECKING:
     from hospital_node.data.load import SiteData
+    from hospital_node.pipeline import ContributionSource
 
 QUICK_WORDS: Final = 1 << 16
 """A pattern of up to this many values is made in well under a millisecond."""
 
 _TWO: Final = 2
+_NO_CONTROL: Final = np.zeros(0, np.float32)
 _TILE: Final = 1 << 18
 
 
@@ -179,6 +184,7 @@ class StudyWork:
         model: Path | None,
         seed: CoefficientSeed,
         abandoned: Callable[[], bool],
+        own: OwnTensors,
     ) -> WordSource:
         """See `Work`."""
         if abandoned():
@@ -198,16 +204,40 @@ class StudyWork:
             case RoundKind.STATISTICS:
                 source = pipeline.make_statistics(study, site, self._rows().train, header.bound)
             case RoundKind.TRAIN:
-                weights, rows = self._split(model, "train")
-                source = pipeline.make_contribution(study, site, rows, weights, header.r)
-                whole = layouts.with_constants(study, np.asarray(source.values, np.float32))
-                source = pipeline.ContributionSource(whole, source.u, source.metrics)
+                source = self._train(header, model, abandoned, own)
             case RoundKind.EVALUATE:
                 weights, rows = self._split(model, "test")
-                source = pipeline.make_evaluation(study, rows, weights)
+                mine = with_own(study, weights, own.get(FEDBN))
+                source = pipeline.make_evaluation(study, rows, mine)
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
+
+    def _train(
+        self, header: Header, model: Path | None, abandoned: Callable[[], bool], own: OwnTensors
+    ) -> ContributionSource:
+        """Train by the study's strategy; stage what stays here before anything leaves."""
+        from hospital_node import pipeline
+        from hospital_node.strategies import Received
+
+        study = self._study
+        weights, rows = self._split(model, "train")
+        control = _NO_CONTROL
+        if isinstance(study.federation.strategy, Scaffold):
+            control = layouts.control_of(study, self._flat(model))
+        tensors = self._model_schema.tensors
+        limits = [
+            limit
+            for tensor, limit in zip(tensors, header.ranges, strict=False)
+            if is_control(tensor.name)
+        ]
+        received = Received(weights, control, limits)
+        source = pipeline.make_contribution(study, self._site, rows, received, header.r, own.all())
+        if abandoned():
+            raise RoundError("RUN_CANCELLED", "the round ended during training")
+        own.stage(header.digest(), source.own)
+        whole = layouts.with_constants(study, np.asarray(source.values, np.float32))
+        return replace(source, values=whole)
 
     def _noised(
         self,
@@ -271,14 +301,15 @@ class StudyWork:
         coding, u = Coding.of_header(header, seed), public_weight(study, site)
         return VectorEncoder(schema, whole, ranges=header.ranges, coding=coding, u=u)
 
-    def report(self, model: Path) -> Mapping[str, object]:
+    def report(self, model: Path, own: OwnTensors) -> Mapping[str, object]:
         """See `Work`; nothing to report for a pattern without data."""
         if self._data is None:
             return {}
         from hospital_node.evaluate import site_metrics
 
         weights, rows = self._split(model, "test")
-        found = site_metrics(self._study, weights, rows).as_dict(self._study)
+        mine = with_own(self._study, weights, own.get(FEDBN))
+        found = site_metrics(self._study, mine, rows).as_dict(self._study)
         return shown_figures(found, self._min_cell)
 
     def _layout(self, kind: RoundKind) -> RoundLayout:
@@ -293,17 +324,19 @@ class StudyWork:
 
     def _split(self, model: Path | None, part: str) -> tuple[np.ndarray, Encoded]:
         """Return the model's weights, and rows encoded with its constants (kept for the run)."""
-        if model is None:
-            raise InternalError("a round with a model came without one")
-        schema = self._model_schema
-        flat = schema.flat(read_model(model, schema))
-        preprocessing, weights = layouts.split_model(self._study, flat)
+        preprocessing, weights = layouts.split_model(self._study, self._flat(model))
         known = self._encoded.get(part)
         if known is None or known[0] != preprocessing:
             table: Table = getattr(self._rows(), part)
             known = (preprocessing, preprocessing.encode(self._study, table))
             self._encoded[part] = known
         return weights, known[1]
+
+    def _flat(self, model: Path | None) -> NDArray[np.float32]:
+        if model is None:
+            raise InternalError("a round with a model came without one")
+        schema = self._model_schema
+        return schema.flat(read_model(model, schema))
 
 
 class PatternSource:

@@ -99,13 +99,13 @@ class OwnTensors:
         Raises:
             StateError: DISK.
         """
-        for name in NAMES:
+        left = self._staged_files()
+        for name in NAMES if counted else ():
             staged = self._staged(name, hd)
-            if counted and staged.exists():
+            if staged in left:
                 with files.disk_errors(staged):
                     staged.replace(self._path(name))
-        self._remove(f"*{_STAGED}")
-        files.sync_directory(self._folder)
+        self._forget(left)
 
     def drop(self, names: Iterable[str] = NAMES) -> None:
         """Forget tensors and whatever is staged.
@@ -113,14 +113,17 @@ class OwnTensors:
         Raises:
             StateError: DISK.
         """
-        for name in names:
-            files.remove(self._path(name))
-        self._remove(f"*{_STAGED}")
-        files.sync_directory(self._folder)
+        known = [path for path in map(self._path, names) if path.exists()]
+        self._forget([*known, *self._staged_files()])
 
-    def _remove(self, pattern: str) -> None:
-        for path in self._folder.glob(f"{self._run}.{pattern}"):
+    def _staged_files(self) -> list[Path]:
+        return list(self._folder.glob(f"{self._run}.*{_STAGED}"))
+
+    def _forget(self, paths: list[Path]) -> None:
+        for path in paths:
             files.remove(path)
+        if paths:
+            files.sync_directory(self._folder)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{self._run}.{name}.f32"

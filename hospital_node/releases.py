@@ -207,8 +207,9 @@ class ReleaseKeeper:
 
     async def _report(self, run_id: RunId, model: Path, manifest: Manifest, work: Work) -> None:
         """Write the local metrics; a failure is logged and costs only the report."""
+        own = self._store.own(run_id)
         try:
-            metrics = await self._worker.run(lambda: work.report(model))
+            metrics = await self._worker.run(lambda: work.report(model, own))
         except FedError as failure:
             self._log.bind(run=run_id).failure(Event.MODEL_ACCEPTED, failure)
             return

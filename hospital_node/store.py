@@ -9,10 +9,11 @@
     spool/<hd>.y             the masked vector of the open round
     ledger/                  privacy ledgers, their sealed heads, lists of patients
     approvals/               what people said to studies, signed (`hospital_node.approval`)
+    personal/                tensors of its own, by run (`hospital_node.personal_state`)
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
     status.json              what `fedcare node status` shows; never read back
 
-Durable on return: sessions, decisions, spooled vectors (`hospital_node.contribution`)
+Durable on return: sessions, decisions, own tensors, spooled vectors (`hospital_node.contribution`)
 and releases. Not flushed: models, because each is a copy that is checked against its
 digest before use and fetched again if it was lost, and the status. A record that does
 not open stops the node with STATE_DAMAGED; nothing is made anew in its place.
@@ -37,6 +38,7 @@ from common.messages import Objection
 from common.secret import Secret
 from common.state_folder import Owner
 from hospital_node import files
+from hospital_node.personal_state import OwnTensors
 from hospital_node.sealing import Vault, create_key, load_key
 
 KEY_NAME: Final = "node.key"
@@ -52,6 +54,7 @@ _PARTS: Final = (
     "reports",
     "ledger",
     "approvals",
+    "personal",
 )
 STATE_NAMES: Final = frozenset(
     {
@@ -295,6 +298,12 @@ class NodeStore:
         for model in models:
             path = self.model_path(model)
             files.remove(path.with_name(path.name + files.TEMPORARY))
+
+    # --- tensors of the hospital's own --------------------------------------------------------
+
+    def own(self, run_id: RunId) -> OwnTensors:
+        """Return what a run keeps at this hospital from round to round."""
+        return OwnTensors(self.root / "personal", run_id)
 
     # --- releases, reports, status --------------------------------------------------------
 

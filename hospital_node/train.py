@@ -92,7 +92,7 @@ def mean_loss(study: Study, module: nn.Module, data: Encoded) -> float:
         return float(loss(study, outputs, torch.from_numpy(data.target)))
 
 
-def take_steps(  # noqa: PLR0913 - the length may differ from the study's
+def take_steps(
     study: Study,
     module: nn.Module,
     data: Encoded,

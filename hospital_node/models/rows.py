@@ -89,7 +89,8 @@ def _normalised(module: Perceptron, place: int, signal: Tensor) -> Tensor:
         mean = product(signal, ones) / signal.shape[1]
         variance = product((signal - mean) ** 2, ones) / signal.shape[1]
     scaled = (signal - mean) / torch.sqrt(variance + EPSILON)
-    return scaled * norm.weight.double() + norm.bias.double()
+    named = dict(norm.named_parameters())
+    return scaled * named["weight"].double() + named["bias"].double()
 
 
 def _parameters(module: Perceptron) -> list[tuple[Tensor, Tensor]]:

@@ -80,7 +80,7 @@ def local_round(
             return LocalRound(update.delta, update.loss)
 
 
-def _fedbn(  # noqa: PLR0913 - private
+def _fedbn(
     study: Study,
     data: Encoded,
     model: NDArray[np.float32],

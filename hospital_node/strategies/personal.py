@@ -32,7 +32,7 @@ from hospital_node.strategies.prox import held_near
 from hospital_node.train import PLAIN, Hooks, order_seed, take_steps
 
 
-def ditto_step(  # noqa: PLR0913 - a round's facts
+def ditto_step(
     study: Study,
     data: Encoded,
     federated: NDArray[np.float32],
@@ -68,7 +68,7 @@ def fine_tune(
     return _refined(study, data, model, epochs, site, PLAIN)
 
 
-def ditto_refine(  # noqa: PLR0913 - `fine_tune`'s, and lambda
+def ditto_refine(
     study: Study,
     data: Encoded,
     model: NDArray[np.float32],
@@ -86,7 +86,7 @@ def ditto_refine(  # noqa: PLR0913 - `fine_tune`'s, and lambda
     return _refined(study, data, model, epochs, site, hooks)
 
 
-def _refined(  # noqa: PLR0913 - private
+def _refined(
     study: Study,
     data: Encoded,
     model: NDArray[np.float32],

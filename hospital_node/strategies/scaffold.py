@@ -39,13 +39,13 @@ class Controlled:
     control: NDArray[np.float32]
 
 
-def controlled_schema(study: Study) -> ParameterSchema:
-    """Return the layout of a control variate: one number for each trained parameter."""
+def trained_schema(study: Study) -> ParameterSchema:
+    """Return the layout of a control variate by the weights' own names, without statistics."""
     tensors = layout(study).tensors
     return ParameterSchema(tuple(tensor for tensor in tensors if not is_statistic(tensor.name)))
 
 
-def scaffold_round(  # noqa: PLR0913 - a round's facts
+def scaffold_round(
     study: Study,
     data: Encoded,
     model: NDArray[np.float32],
@@ -58,13 +58,13 @@ def scaffold_round(  # noqa: PLR0913 - a round's facts
 ) -> Controlled:
     """Take one round's corrected steps.
 
-    `server` is c and `own` c_i (None: zero), float32 in `controlled_schema`; `limits` the
+    `server` is c and `own` c_i (None: zero), float32 in `trained_schema`; `limits` the
     ranges of its tensors.
 
     Raises:
         DataError: DATA_EMPTY. Refusal: INPUT_NAN.
     """
-    schema = controlled_schema(study)
+    schema = trained_schema(study)
     mine = np.zeros(schema.parameters, np.float32) if own is None else own
     hooks = Hooks(gradients=_corrected(schema, server - mine))
     update = train(study, data, model, site=site, round_no=round_no, hooks=hooks)
@@ -92,9 +92,9 @@ def _corrected(
 
 
 def _trained(study: Study, delta: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an update without running statistics, in `controlled_schema`."""
+    """Return an update without running statistics, in `trained_schema`."""
     views = layout(study).views(delta)
-    schema = controlled_schema(study)
+    schema = trained_schema(study)
     return schema.flatten({tensor.name: views[tensor.name] for tensor in schema.tensors})
 
 

@@ -81,7 +81,7 @@ def test_the_step_is_the_mean_by_the_survivors_public_weights(
 
 def step_of(terms: Study, good: Header, survivors: tuple[str, ...]) -> ServerStep:
     ids = tuple(hospital_id("fed", site) for site in survivors)
-    command = OpenSum(good, ids, PLAN, None)
+    command = OpenSum(good, ids, PLAN, None, len(ids))
     opening = Opening((), PLAN, good.d, 1)
     return _server_step(terms, command, opening, round_layout(terms, KIND).schema)
 
