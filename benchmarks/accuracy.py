@@ -42,6 +42,7 @@ from hospital_node.data import heart
 from hospital_node.data.load import SiteData, load
 from hospital_node.evaluate import finite, predict, site_metrics
 from hospital_node.pipeline import ContributionSource, make_contribution, make_statistics
+from hospital_node.strategies import Received
 
 STUDY: Final = Path(__file__).resolve().parents[1] / "studies" / "heart-disease-flamby.yaml"
 FIRST_RANGE: Final = 1.0
@@ -89,7 +90,9 @@ def federated(study: Study, sites: Mapping[str, Encoded]) -> Model:
     scales = [FIRST_RANGE] * len(schema.tensors)
     for round_no in range(1, study.federation.rounds + 1):
         ranges = (*scales, *models.metric_ranges(coding.bound))
-        sources = [make_contribution(study, s, d, model, round_no) for s, d in sites.items()]
+        sources = [
+            make_contribution(study, s, d, Received(model), round_no, {}) for s, d in sites.items()
+        ]
         opened = open_sum(sources, schema, ranges, coding)
         weight_sum = int(opened[schema.parameters])
         previous = model.copy()
