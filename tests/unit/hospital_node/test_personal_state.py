@@ -26,7 +26,7 @@ def own(tmp_path: Path) -> OwnTensors:
 def value(own: OwnTensors, name: str = DITTO) -> list[float]:
     found = own.get(name)
     assert found is not None
-    return found.tolist()
+    return [float(one) for one in found]
 
 
 def test_what_is_staged_counts_only_when_its_round_does(own: OwnTensors, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from common import layouts, models
 from common.errors import ConfigError, DataError
 from common.features import Encoded
+from common.secagg.header import RoundKind
 from common.study import Study
 from hospital_node.evaluate import predict
 from hospital_node.models import build, flatten
@@ -263,7 +264,7 @@ def test_control_variates_are_part_of_model_and_vector_and_no_weights() -> None:
     weights = layouts.split_model(of, model)[1]
     assert weights.size == models.layout(of).parameters
     assert layouts.control_of(of, model)[0] == weights[-1] + 1
-    layout = layouts.round_layout(of, layouts.RoundKind.TRAIN)
+    layout = layouts.round_layout(of, RoundKind.TRAIN)
     ranges = layouts.header_ranges(layout, 2**20, ())
     by_name = dict(zip((t.name for t in schema.tensors), ranges, strict=False))
     assert by_name["control.layers.0.weight"] == layouts.FIRST_CONTROL_RANGE
@@ -271,5 +272,5 @@ def test_control_variates_are_part_of_model_and_vector_and_no_weights() -> None:
 
 
 def test_scaffold_needs_plain_gradient_steps() -> None:
-    with pytest.raises(ConfigError, match=r"needs train\\.optimiser sgd"):
+    with pytest.raises(ConfigError, match=r"needs train\.optimiser sgd"):
         terms("name: scaffold", steps="{optimiser: adam, local_steps: 2}")
