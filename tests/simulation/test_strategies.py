@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from common import layouts
 from common.ids import HeaderDigest, RunId
 from common.layouts import control_of, model_schema
 from common.secagg.messages import Commit, Ready, RoundResult, UploadEnd
-from coordinator.run_state import RunState
+from coordinator.journal import Journal
+from coordinator.run_facts import models_of
+from coordinator.run_state import ModelRef, RunState
 from hospital_node.personal_state import CONTROL, DITTO, FEDBN, OwnTensors
 from hospital_node.receive import read_model
 from researcher.local import SitePlan
@@ -131,3 +134,26 @@ def model_of(fed: Federation, run: RunState) -> NDArray[np.float32]:
     schema = model_schema(fed.study)
     file = fed.plan.coordinator_folder / "state" / "objects" / run.model.object_sha256.hex()
     return schema.flat(read_model(file, schema))
+
+
+async def test_each_round_goes_on_from_the_moments_of_the_last(tmp_path: Path) -> None:
+    """The second round's mean follows from m; then v must be what FedAdam makes of the first."""
+    async with federation(tmp_path, "fedadam") as fed:
+        run = await fed.run()
+        assert fed.service is not None
+        journal = Journal().read(fed.service._shop.store.facts(run.run_id))
+        first, second = (
+            moments_of(fed, model) for model in models_of(journal) if model.moments_sha256
+        )
+    beta1, beta2 = 0.9, 0.99
+    mean = (second[:, 0] - beta1 * first[:, 0]) / (1 - beta1)
+    weights = slice(layouts.constant_count(fed.study), None)
+    assert np.abs(mean[weights]).min() > 0
+    wanted = beta2 * first[:, 1] + (1 - beta2) * mean**2
+    assert np.allclose(second[weights, 1], wanted[weights], rtol=1e-4)
+
+
+def moments_of(fed: Federation, model: ModelRef) -> NDArray[np.float64]:
+    assert model.moments_sha256 is not None
+    file = fed.plan.coordinator_folder / "state" / "objects" / model.moments_sha256.hex()
+    return np.frombuffer(file.read_bytes(), "<f4").reshape(-1, 2).astype(np.float64)

@@ -272,5 +272,5 @@ def test_control_variates_are_part_of_model_and_vector_and_no_weights() -> None:
 
 
 def test_scaffold_needs_plain_gradient_steps() -> None:
-    with pytest.raises(ConfigError, match=r"needs train\.optimiser sgd"):
+    with pytest.raises(ConfigError, match=r"need train\.optimiser sgd"):
         terms("name: scaffold", steps="{optimiser: adam, local_steps: 2}")
