@@ -35,12 +35,20 @@ NO_DISPUTES: Final = EdgeRecord()
 class ModelRef:
     """A model on disk: its file's address, its protocol digest, and how far it just moved.
 
-    `rms` holds, per tensor, the root mean square of the update that led to it.
+    `rms` holds, per tensor, what the next round's ranges follow from
+    (`common.layouts.header_ranges`). `kept_sha256` is the address of the float32 values
+    behind a model that travels in half precision, which only the coordinator has.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...] = ()
+    kept_sha256: Sha256 | None = None
+
+    @property
+    def addresses(self) -> tuple[Sha256, ...]:
+        """Every file of it."""
+        return (self.object_sha256, *(() if self.kept_sha256 is None else (self.kept_sha256,)))
 
 
 @dataclass(frozen=True, slots=True)

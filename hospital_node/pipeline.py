@@ -56,7 +56,10 @@ class ContributionSource:
 
         if "clipped" not in schema.metrics:
             return encode(self.metrics)
-        return encode((*self.metrics, float(encode((*self.metrics, 0.0)).count_clipped())))
+        reach = schema.metrics[len(self.metrics) + 1 :]
+        blank = encode((*self.metrics, 0.0, *(0.0 for _ in reach)))
+        shares = blank.reach() if reach else ()
+        return encode((*self.metrics, float(blank.count_clipped()), *shares))
 
 
 def make_contribution(

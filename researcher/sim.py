@@ -41,6 +41,7 @@ from researcher.progress import Display
 from researcher.release import VerifiedModel, pull, read_weights
 from researcher.sim_privacy import privacy_data
 from researcher.studies import require_agreed_epsilon
+from researcher.traffic import communication
 
 if TYPE_CHECKING:
     from common.ids import Sha256
@@ -240,6 +241,7 @@ def _data(
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
         "over_the_wire": dict(view.pooled),
+        "communication": communication(study),
         "privacy": model.manifest.privacy.model_dump(mode="json"),
         "seconds": round(time.monotonic() - began, 3),
     }
