@@ -275,6 +275,7 @@ def plan_text(plan: Plan) -> str:
     from common.tables import table
 
     study, digest = plan.study, config_hash(plan.study).hex()
+    whole = total(plan.traffic)
     parts = [
         f"study {study.id}, sha256:{digest}",
         (
@@ -292,7 +293,7 @@ def plan_text(plan: Plan) -> str:
             ],
             right=frozenset({1, 2, 3}),
         ),
-        f"in all {total(plan.traffic):,} bytes a hospital, {total(plan.traffic) * plan.sites:,} for all",
+        f"in all {whole:,} bytes a hospital, {whole * plan.sites:,} for all",
         f"control messages add up to about {_control(plan.sites):,} bytes a round and hospital",
     ]
     for verdict in plan.verdicts:
