@@ -24,6 +24,14 @@ def sim(
         list[Path], typer.Option("--site", metavar="SITE.yaml", help="One manifest per hospital.")
     ],
     seed: SeedOption = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="local|ray",
+            help="Where the hospitals run: in this process, or over Ray (its own extra).",
+        ),
+    ] = "local",
     as_json: JsonFlag = False,
 ) -> Outcome:
     """Run a study over several site manifests in one process, with the same round code."""
@@ -36,10 +44,12 @@ def sim(
 
     chosen = with_seed(load_study(study), seed)
     sites = [load_site(path) for path in site]
+    from researcher.engines import engine_of
     from researcher.sim import simulate
 
+    where = engine_of(engine)
     with display(f"simulation of {chosen.id}") as screen:
-        result = simulate(chosen, sites, screen, began)
+        result = simulate(chosen, sites, screen, began, where)
     return Outcome(result.data, _text(chosen, result))
 
 

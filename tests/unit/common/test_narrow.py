@@ -89,7 +89,8 @@ def test_ranges_follow_the_updates_within_a_few_rounds(scale: float, sites: int,
     size = layout.schema.parameters
     shape = generator.normal(0, scale, (sites, size)).astype(np.float32)
     shape[:, : layouts.constant_count(narrow())] = 0.0
-    bound, rms = quant_bound(sites, 16), ()
+    bound = quant_bound(sites, 16)
+    rms: tuple[float, ...] = ()
     for _ in range(5):
         ranges = layouts.header_ranges(layout, bound, rms)
         total = opened(list(shape), layout, ranges)
