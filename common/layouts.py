@@ -21,11 +21,12 @@ from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX
 from common.preprocessing import Preprocessing
+from common.regression import sums
 from common.secagg.dp import DpMode, DpPlan, DpTerms, codes_ranges, delta_int_of
 from common.secagg.header import Rounding, RoundKind
 from common.secagg.node_state import HeaderExpectation, RangeRule, SessionExpectation
 from common.secagg.params import SecAggParams
-from common.study import NARROW_BITS, Study, VectorModel
+from common.study import NARROW_BITS, Newton, Study, VectorModel
 from common.study_privacy import steps_per_round
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
@@ -136,7 +137,15 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
             raise InternalError(f"no study has rounds of kind {kind}")
 
 
+def is_exact(study: Study) -> bool:
+    """Whether training rounds add up a regression's sums rather than updates of a model."""
+    return isinstance(study.federation.strategy, Newton)
+
+
 def _train_layout(study: Study) -> RoundLayout:
+    if is_exact(study):
+        ranges: tuple[RangeRule, ...] = (sums.RANGE, "free")  # `low`: what `high` left over
+        return RoundLayout(RoundKind.TRAIN, sums.layout(study), sums.RING_BITS, ranges)
     schema = model_schema(study)
     if study.privacy.dp.on:
         return _noised_layout(study, schema)
@@ -276,6 +285,8 @@ def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tu
             out.append(float(rule))
         elif layout.kind is RoundKind.STATISTICS:
             out.append(statistics.ranges(bound)[place])
+        elif layout.schema.tensors[0].name == "high":
+            out.append(sums.ranges(bound)[place])
         else:
             last = rms[place] if place < len(rms) else 0.0
             wide = max(FIRST_RANGE, RANGE_FACTOR * last)

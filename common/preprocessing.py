@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from common.features import Encoded, Table, encoded_columns
 from common.study import Study
 
 SCHEMA: Final = "fedcare.preprocessing/v1"
+
+Number = TypeVar("Number", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +102,22 @@ class Preprocessing:
             DataError: DATA_VALUE, a value is missing in a feature without imputation.
             StateError: MODEL_INVALID, the constants belong to another study.
         """
+        return Encoded(self.columns_of(study, table, np.float32), table.target.astype(np.float32))
+
+    def columns_of(
+        self, study: Study, table: Table, kind: type[Number] = np.float64
+    ) -> NDArray[Number]:
+        """Return the encoded columns, [rows, columns], of type `kind`; raises as `encode`."""
         self.check_fits(study)
         filled = self._filled(study, table.values)
-        out = np.empty((table.rows, len(self.columns)), np.float32)
+        out = np.empty((table.rows, len(self.columns)), kind)
         for place, column in enumerate(encoded_columns(study)):
             values = filled[:, column.feature]
             if column.level is not None:
                 values = (values == column.level).astype(np.float64)
             with np.errstate(over="ignore", invalid="ignore"):  # whoever computes with it sees it
                 out[:, place] = (values - self.centre[place]) / self.scale[place]
-        return Encoded(out, table.target.astype(np.float32))
+        return out
 
     def _filled(self, study: Study, values: NDArray[np.float64]) -> NDArray[np.float64]:
         filled = values.copy()

@@ -36,14 +36,16 @@ class ModelRef:
     """A model on disk: its file's address, its protocol digest, and how far it just moved.
 
     `rms` holds, per tensor, what the next round's ranges follow from
-    (`common.layouts.header_ranges`). `kept_sha256` is the address of the float32 values
-    behind a model that travels in half precision, which only the coordinator has.
+    (`common.layouts.header_ranges`). `kept_sha256` is the address of what only the coordinator
+    has behind it: the float32 values of a model that travels in half precision, or a
+    regression's fit. `finished`: no further training round would change it.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...] = ()
     kept_sha256: Sha256 | None = None
+    finished: bool = False
 
     @property
     def addresses(self) -> tuple[Sha256, ...]:

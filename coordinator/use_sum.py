@@ -23,13 +23,16 @@ from common.evaluation import Metrics
 from common.ids import HeaderDigest, Sha256, site_name
 from common.layouts import (
     RoundLayout,
+    constant_count,
     first_model,
     has_constants,
+    is_exact,
     model_schema,
     reached,
     round_layout,
 )
 from common.model_file import model_header
+from common.regression import fit, sums
 from common.secagg.dp import DpMode
 from common.secagg.header import Header, RoundKind, sum_bound
 from common.secagg.ring import word_bytes
@@ -70,6 +73,8 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
         bound=sum_bound(len(command.survivors), header.word_bound),
     )
     match header.kind:
+        case RoundKind.TRAIN if is_exact(study):
+            return _regress(study, command, opening, layout, objects)
         case RoundKind.TRAIN:
             return _train(study, command, opening, layout, objects)
         case RoundKind.STATISTICS:
@@ -120,6 +125,39 @@ def _train(
         rms = reached(layout, header.ranges, tail, opening.bound)
     model = ModelRef(made.object_sha256, made.model_sha256, rms, made.kept_sha256)
     return SumUsed(HeaderDigest(header.digest()), digest, model, ())
+
+
+def _regress(
+    study: Study, command: OpenSum, opening: Opening, layout: RoundLayout, objects: ObjectStore
+) -> SumUsed:
+    """Take Newton's step: the next coefficients, beside the constants that stay."""
+    header, before = command.header, command.model
+    if before is None:
+        raise InternalError("a training round has no model to add to")
+    sink = Collect(header.d)
+    digest = open_sum(opening, sink)
+    pooled = sums.opened(study, sink.words[: layout.schema.parameters], header.bound)
+    after = fit.advance(study, read_fit(study, before, objects), pooled)
+    schema = model_schema(study)
+    with objects.open(before.object_sha256) as previous:
+        flat = schema.flat(previous.read(len(model_header(schema)), schema.byte_size))
+    constants = flat[: constant_count(study)]
+    made = _store(schema, np.concatenate([constants, after.sent]), objects)
+    kept = objects.put(fit.to_json(after))
+    model = replace(made, kept_sha256=kept, finished=after.converged)
+    return SumUsed(HeaderDigest(header.digest()), digest, model, ())
+
+
+def read_fit(study: Study, model: ModelRef, objects: ObjectStore) -> fit.Fit:
+    """Return the fit behind a model of an exact regression; before its first sum, the beginning.
+
+    Raises:
+        RoundError: NOT_FOUND. StateError: STATE_DAMAGED.
+    """
+    if model.kept_sha256 is None:
+        return fit.begin(study)
+    with objects.open(model.kept_sha256) as reader:
+        return fit.from_json(reader.read(0, reader.size))
 
 
 def _server_step(study: Study, command: OpenSum, tail: tuple[int, ...]) -> ServerStep:

@@ -32,6 +32,7 @@ from common.wire_operations import Submission
 from coordinator.app import build_service, lock_state
 from coordinator.config import CoordinatorConfig
 from coordinator.service import CoordinatorService
+from researcher.coefficients import read_coefficients
 from researcher.engines import Around, Engine, Watch, local_engine
 from researcher.local import FederationPlan, SitePlan, build, free_address
 from researcher.progress import Display
@@ -101,9 +102,10 @@ def simulate(
         view, model = asyncio.run(_run(plan, Path(folder) / "model", screen, engine))
         screen.step("comparing with each hospital alone and with all rows in one place")
         comparison = _compare(model, data_of)
+        regression = read_coefficients(model.folder)
         charged = privacy_data(plan)
     data = _data(study, view, model, comparison, began)
-    return SimResult({**data, "dp": charged}, comparison)
+    return SimResult({**data, "dp": charged, "regression": regression}, comparison)
 
 
 def check_sites(study: Study, sites: Sequence[Site]) -> None:

@@ -56,15 +56,19 @@ def sim(
 def _text(study: Study, result: SimResult) -> str:
     from common.study import warnings
     from common.tables import table
+    from researcher.coefficients import coefficients_text
     from researcher.report import NOTE, comparison_rows
 
     head = ("hospital", "test rows", "federated", "local only", "centralised")
     parts: list[str] = []
     pooled = result.comparison.federated.pooled
-    for name in (name for name in pooled if name not in ("rows", "positives")):
+    for name in (name for name in pooled if name not in ("rows", "positives", "events")):
         rows = comparison_rows(result.comparison, name)
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
     parts += [NOTE, ""]
+    regression = result.data["regression"]
+    if isinstance(regression, dict):
+        parts += [coefficients_text(regression), ""]
     parts += _promise(result)
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]
