@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,6 @@ from common.features import Encoded, Table, encoded_columns
 from common.study import Study
 
 SCHEMA: Final = "fedcare.preprocessing/v1"
-
-Number = TypeVar("Number", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +100,14 @@ class Preprocessing:
             DataError: DATA_VALUE, a value is missing in a feature without imputation.
             StateError: MODEL_INVALID, the constants belong to another study.
         """
-        return Encoded(self.columns_of(study, table, np.float32), table.target.astype(np.float32))
+        columns = self.columns_of(study, table).astype(np.float32)
+        return Encoded(columns, table.target.astype(np.float32))
 
-    def columns_of(
-        self, study: Study, table: Table, kind: type[Number] = np.float64
-    ) -> NDArray[Number]:
-        """Return the encoded columns, [rows, columns], of type `kind`; raises as `encode`."""
+    def columns_of(self, study: Study, table: Table) -> NDArray[np.float64]:
+        """Return the encoded columns, float64 [rows, columns]; raises as `encode`."""
         self.check_fits(study)
         filled = self._filled(study, table.values)
-        out = np.empty((table.rows, len(self.columns)), kind)
+        out = np.empty((table.rows, len(self.columns)))
         for place, column in enumerate(encoded_columns(study)):
             values = filled[:, column.feature]
             if column.level is not None:

@@ -9,7 +9,7 @@ With x a row's encoded features (and a 1 for the intercept), eta = x theta:
 
 with mu = 1/(1 + e^-eta) (logistic) or e^eta (poisson)
 
-(McCullagh and Nelder 1989, section 2.5; Cox 1972; Efron 1977, equation 4.) The linear
+(McCullagh and Nelder 1989, chapter 2; Cox 1972; Efron 1977, equation 4.) The linear
 model's l lacks its variance, which follows from the residual sum of squares in the end.
 
 The numbers travel in two words each ("limbs"), `high` with range R = 2^40 and what its
@@ -207,7 +207,7 @@ def _cox(x: Floats, time: Floats, event: Floats, theta: Floats) -> Sums:
     """
     p = x.shape[1]
     order = np.argsort(-time, kind="stable")
-    x, time, event = x[order], time[order], event[order] > 0
+    x, time, came = x[order], time[order], event[order] > 0
     eta = x @ theta
     shift = float(eta.max(initial=0.0))  # ratios of r are what counts: none overflows
     risk = np.exp(eta - shift)
@@ -219,7 +219,7 @@ def _cox(x: Floats, time: Floats, event: Floats, theta: Floats) -> Sums:
         s0 += float(r.sum())
         s1 = s1 + r @ rows
         s2 = s2 + (rows * r[:, None]).T @ rows
-        died = event[start:stop]
+        died = came[start:stop]
         count = int(died.sum())
         if count == 0:
             continue
@@ -235,4 +235,4 @@ def _cox(x: Floats, time: Floats, event: Floats, theta: Floats) -> Sums:
             likelihood -= math.log(below)
             gradient -= mean
             hessian += (s2 - part * d2) / below - np.outer(mean, mean)
-    return Sums(likelihood, gradient, hessian, float(len(time)), float(event.sum()), 0.0)
+    return Sums(likelihood, gradient, hessian, float(len(time)), float(came.sum()), 0.0)
