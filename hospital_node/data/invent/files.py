@@ -16,13 +16,16 @@ from typing import Any, Final
 from common.documents import dump_yaml
 from common.errors import ConfigError
 from common.text import listed, nearest, show
+from hospital_node.data.invent import manifests
+from hospital_node.data.invent.fhir import write_fhir
 from hospital_node.data.invent.knobs import Knobs
+from hospital_node.data.invent.omop import write_omop
 from hospital_node.data.invent.patients import cohorts
-from hospital_node.data.invent.recording import PATIENT, Ward, record
+from hospital_node.data.invent.recording import Ward, record
 from hospital_node.data.invent.study import DATASET, study_file, truth_file
 from hospital_node.data.invent.tables import write_csv, write_parquet
 
-FORMATS: Final = ("csv", "parquet")
+FORMATS: Final = ("csv", "parquet", "fhir", "omop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Written:
 
 def generate(folder: Path, knobs: Knobs, seed: int, form: str = "csv") -> Written:
     """Write hospitals, a study and the truth into `folder`; equal arguments give equal bytes.
+
+    (An OMOP manifest names its database by the absolute path, which is where `folder` is.)
 
     Raises:
         ConfigError: BAD_ARGUMENT, no such format; OUTPUT_EXISTS, the folder holds something.
@@ -66,9 +71,16 @@ def _write_ward(folder: Path, ward: Ward, form: str) -> Path:
 
 def _table(folder: Path, ward: Ward, form: str) -> dict[str, Any]:
     """Write the records and return their entry of the manifest."""
-    name = f"{DATASET}.{form}"
-    if form == "csv":
-        write_csv(folder / name, ward)
-    else:
-        write_parquet(folder / name, ward)
-    return {"name": DATASET, "kind": form, "path": name, "patient": PATIENT}
+    match form:
+        case "csv":
+            write_csv(folder / f"{DATASET}.csv", ward)
+            return manifests.of_file(ward, "csv", f"{DATASET}.csv")
+        case "parquet":
+            write_parquet(folder / f"{DATASET}.parquet", ward)
+            return manifests.of_file(ward, "parquet", f"{DATASET}.parquet")
+        case "fhir":
+            write_fhir(folder / "fhir", ward)
+            return manifests.of_fhir(ward, "fhir")
+        case _:
+            write_omop(folder / "omop.sqlite", ward)
+            return manifests.of_omop(ward, folder.absolute() / "omop.sqlite")

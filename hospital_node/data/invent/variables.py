@@ -93,7 +93,7 @@ _PER_MINUTE: Final = Unit("/min", 8541)
 _MMOL: Final = Unit("mmol/L", 8753)
 
 BASE: Final[tuple[Variable, ...]] = (
-    Quantity("age", 0.40, 64, 14, (18, 105), 0, (Unit("a", 9448),), None, 0),
+    Quantity("age", 0.40, 64, 14, (18, 105), 0, (Unit("a", 9448),), "30525-0", 0),
     Choice(
         "sex", 0.15, (0.0,),
         (Level("female", "F", "female", 8532), Level("male", "M", "male", 8507)), None,
@@ -105,10 +105,10 @@ BASE: Final[tuple[Variable, ...]] = (
     Quantity("temperature", 0.20, 37.0, 0.6, (32, 42.5), 1, (Unit("Cel", 586323),),
              "8310-5", 3020891),
     Quantity("creatinine", 0.45, 4.5, 0.35, (20, 1500), 0,
-             (Unit("umol/L", 8749), Unit("mg/dL", 8840, 1 / 88.42, "2160-0", 3016723)),
+             (Unit("umol/L", 8749), Unit("mg/dL", 8840, 113.12e-4, "2160-0", 3016723)),
              "14682-9", 3020564, log=True),
     Quantity("glucose", 0.30, 1.85, 0.28, (1.5, 50), 1,
-             (_MMOL, Unit("mg/dL", 8840, 18.016, "2345-7", 3004501)),
+             (_MMOL, Unit("mg/dL", 8840, 18.0156, "2345-7", 3004501)),
              "14749-6", 3020491, log=True),
     Quantity("sodium", -0.25, 138.5, 3.6, (105, 175), 0, (_MMOL,), "2951-2", 3019550),
     Quantity("potassium", 0.20, 4.1, 0.45, (1.8, 8.5), 1, (_MMOL,), "2823-3", 3023103),

@@ -211,7 +211,7 @@ def test_gaps_come_in_the_share_asked_for_and_never_in_age_or_sex() -> None:
 def test_other_units_are_the_same_amounts() -> None:
     knobs = Knobs(sites=2, rows=200, units=0.5)
     native, other = wards(replace(knobs, units=0.0))[1], wards(knobs)[1]
-    factors = {"creatinine": 1 / 88.42, "glucose": 18.016, "haemoglobin": 10.0, "crp": 0.1}
+    factors = {"creatinine": 113.12e-4, "glucose": 18.0156, "haemoglobin": 10.0, "crp": 0.1}
     assert set(other.other_units) == set(factors)
     for name, factor in factors.items():
         stated = [float(cell) for cell in other.cells[name]]
