@@ -72,7 +72,7 @@ def test_lines_are_kept(tmp_path: Path) -> None:
         ("path: cleveland.csv", "path: .", "FILE_MISSING", "is not a file"),
         ("path: cleveland.csv", "path: 3", "BAD_VALUE", "must be text"),
         ("path: cleveland.csv", 'path: "a\\0b"', "BAD_VALUE", "U+0000"),
-        ("kind: csv", "kind: cvs", "BAD_VALUE", "data[0].kind must be csv"),
+        ("kind: csv", "kind: cvs", "BAD_VALUE", "must be csv, parquet"),
         ("id: cleveland", "id: Cleveland!", "BAD_VALUE", "id must be 1 to 63"),
         ("{num: diagnosis}", "{num: d, age: d}", "DUPLICATE_KEY", "data[0].columns.age is the"),
         ("{num: diagnosis}", "[num]", "BAD_VALUE", "must be keys and values"),
