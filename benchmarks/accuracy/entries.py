@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks.accuracy import heart, wide
+from benchmarks.accuracy import heart, mixed_units, wide
 from benchmarks.accuracy.frame import Entry
 
 ENTRIES: Final[Mapping[str, Callable[[argparse.Namespace], Entry]]] = {
     "heart": heart.measure,
     "wide": wide.measure,
+    "mixed-units": mixed_units.measure,
 }
 """What measures each entry; it reads `data` (a folder, if it needs one) and `seeds`."""

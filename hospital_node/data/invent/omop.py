@@ -38,18 +38,21 @@ OWN: Final[Mapping[str, int]] = MappingProxyType(
 
 _SCHEMA: Final = """
 CREATE TABLE person (person_id INTEGER PRIMARY KEY, gender_concept_id INTEGER NOT NULL,
-  year_of_birth INTEGER NOT NULL, race_concept_id INTEGER NOT NULL,
-  ethnicity_concept_id INTEGER NOT NULL, person_source_value TEXT, gender_source_value TEXT);
+  year_of_birth INTEGER NOT NULL, month_of_birth INTEGER, day_of_birth INTEGER,
+  race_concept_id INTEGER NOT NULL, ethnicity_concept_id INTEGER NOT NULL,
+  person_source_value TEXT, gender_source_value TEXT);
 CREATE TABLE visit_occurrence (visit_occurrence_id INTEGER PRIMARY KEY,
   person_id INTEGER NOT NULL, visit_concept_id INTEGER NOT NULL, visit_start_date TEXT NOT NULL,
   visit_end_date TEXT NOT NULL, visit_type_concept_id INTEGER NOT NULL);
 CREATE TABLE measurement (measurement_id INTEGER PRIMARY KEY, person_id INTEGER NOT NULL,
   measurement_concept_id INTEGER NOT NULL, measurement_date TEXT NOT NULL,
-  measurement_type_concept_id INTEGER NOT NULL, value_as_number REAL, unit_concept_id INTEGER,
+  measurement_type_concept_id INTEGER NOT NULL, value_as_number REAL,
+  value_as_concept_id INTEGER, unit_concept_id INTEGER,
   visit_occurrence_id INTEGER, measurement_source_value TEXT, unit_source_value TEXT);
 CREATE TABLE observation (observation_id INTEGER PRIMARY KEY, person_id INTEGER NOT NULL,
   observation_concept_id INTEGER NOT NULL, observation_date TEXT NOT NULL,
   observation_type_concept_id INTEGER NOT NULL, value_as_number REAL, value_as_string TEXT,
+  value_as_concept_id INTEGER,
   visit_occurrence_id INTEGER, observation_source_value TEXT);
 CREATE TABLE condition_occurrence (condition_occurrence_id INTEGER PRIMARY KEY,
   person_id INTEGER NOT NULL, condition_concept_id INTEGER NOT NULL,
@@ -91,7 +94,7 @@ def _people(ward: Ward) -> Iterator[tuple[Value, ...]]:
         text = ward.cells["sex"][row]
         gender = next(level.concept for level in sex.levels if text in (level.text, level.other))
         born = int(ward.cells[YEAR][row]) - int(ward.cells["age"][row])
-        yield row + 1, gender, born, 0, 0, ward.cells[PATIENT][row], text
+        yield row + 1, gender, born, None, None, 0, 0, ward.cells[PATIENT][row], text
 
 
 def _visits(ward: Ward) -> Iterator[tuple[Value, ...]]:
@@ -111,7 +114,7 @@ def _measurements(ward: Ward) -> Iterator[tuple[Value, ...]]:
             if cell != "":
                 number += 1
                 yield (
-                    number, row + 1, concept, _date(ward, row), EHR, float(cell), unit.concept,
+                    number, row + 1, concept, _date(ward, row), EHR, float(cell), None, unit.concept,
                     row + 1, variable.name, unit.ucum,
                 )  # fmt: skip
 
@@ -124,7 +127,10 @@ def _observations(ward: Ward) -> Iterator[tuple[Value, ...]]:
             if cell != "":
                 number += 1
                 value = (None, cell) if name in texts else (float(cell), None)
-                yield number, row + 1, OWN[name], _date(ward, row), EHR, *value, row + 1, name
+                yield (
+                    number, row + 1, OWN[name], _date(ward, row), EHR, *value, None,
+                    row + 1, name,
+                )  # fmt: skip
 
 
 def _conditions(ward: Ward) -> Iterator[tuple[Value, ...]]:

@@ -6,13 +6,17 @@ import csv
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from common.cli import main
 from common.errors import ConfigError
+from common.features import Table
 from common.site import load_sites
 from common.study import load_study
 from hospital_node.data.invent.fhir import FILES, write_fhir
@@ -160,3 +164,24 @@ def test_omop_holds_every_measured_cell_with_its_unit(tmp_path: Path) -> None:
     cells = enumerate(one.cells["glucose"], start=1)
     assert glucose == [(person, float(cell), 8840) for person, cell in cells if cell]
     assert sick == one.cells["outcome"].count("1")
+
+
+@pytest.mark.parametrize("form", ["parquet", "fhir", "omop"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_every_format_leads_to_the_table_of_the_csv(form: str, place: int, tmp_path: Path) -> None:
+    knobs = replace(SMALL, extra=2, split_year=2020)  # with a column of the split, no draw
+    found = {}
+    for one in ("csv", form):
+        written = generate(tmp_path / one, knobs, 5, one)
+        study, site = load_study(written.study), load_sites(written.manifests)[place]
+        data = load_table(study, site.table(study.dataset))
+        found[one] = [as_rows(part) for part in (data.train, data.test)]
+    for expected, got in zip(found["csv"], found[form], strict=True):
+        assert got.shape == expected.shape
+        assert np.allclose(got, expected, equal_nan=True, rtol=1e-9)
+
+
+def as_rows(table: Table) -> NDArray[np.float64]:
+    """Values and target, in an order that does not depend on the file's."""
+    rows = np.column_stack([table.target, table.values])
+    return np.asarray(rows[np.lexsort(np.nan_to_num(rows, nan=-1.0).T)])
