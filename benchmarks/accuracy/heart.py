@@ -133,7 +133,7 @@ def select(uci: Path, repeats: int) -> None:
     study = load_study(STUDY)
     with tempfile.TemporaryDirectory() as folder:
         sites = hospitals(uci, Path(folder), study.dataset)
-        files = {site.id: Path(site.table(study.dataset).path) for site in sites}
+        files = {site.id: Path(folder) / f"{site.id}.csv" for site in sites}
         found: list[tuple[list[float], tuple[object, ...]]] = []
         for columns in COLUMNS:
             base = candidate(study, columns, TERMS[0], WEIGHTS[0])

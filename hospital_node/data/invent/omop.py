@@ -114,8 +114,8 @@ def _measurements(ward: Ward) -> Iterator[tuple[Value, ...]]:
             if cell != "":
                 number += 1
                 yield (
-                    number, row + 1, concept, _date(ward, row), EHR, float(cell), None, unit.concept,
-                    row + 1, variable.name, unit.ucum,
+                    number, row + 1, concept, _date(ward, row), EHR, float(cell), None,
+                    unit.concept, row + 1, variable.name, unit.ucum,
                 )  # fmt: skip
 
 
