@@ -220,13 +220,13 @@ class Database(Section):
         return f"{self.url or ''} {self.url_env or ''} {self.url_file or ''}"
 
 
+_NO_WORDS: Final = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
+"""Comments and quoted text: they may hold any word or semicolon."""
+
+
 def _one_select(value: str) -> str:
     """Refuse what is not one SELECT; the session is read-only besides."""
-    # Comments and quoted text may hold any word or semicolon.
-    bare = re.sub(
-        r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", " ", value, flags=re.DOTALL
-    )
-    words = bare.strip().rstrip(";").lower()
+    words = _NO_WORDS.sub(" ", value).strip().rstrip(";").lower()
     if ";" in words:
         raise ValueError("must be one SELECT, not several statements")
     if not re.match(r"(select|with)\b", words):

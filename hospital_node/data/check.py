@@ -41,6 +41,7 @@ _FITS: Final = 0.9
 _MISFITS: Final = 0.5
 _FEW: Final = 10
 _EACH_CLASS: Final = 5
+_NAMED: Final = 20
 _MARKS: Final = (-1.0, -9.0, -99.0, -999.0, -9999.0, 99.0, 999.0, 9999.0, 99999.0)
 _OTHER_UNITS: Final = (
     "mg/dL", "g/dL", "g/L", "mg/L", "ug/dL", "ug/L", "ng/mL", "ng/dL", "mmol/L", "umol/L",
@@ -225,11 +226,15 @@ def _unit(feature: Feature, values: Floats, low: float, high: float) -> Iterator
     whole = float(inside.mean()) < _MISFITS
     odd = values if whole else values[~inside]
     if odd.size >= _EACH_CLASS:
-        for what, changed in _conversions(feature, odd, scales=whole):
-            if float(((changed >= low) & (changed <= high)).mean()) >= _FITS:
-                part = "the values" if whole else "the values outside the range"
-                yield _unit_finding(feature, f"{part} would fit if they were in {what}", odd.size)
-                return
+        fitting = [
+            what
+            for what, changed in _conversions(feature, odd, scales=whole)
+            if float(((changed >= low) & (changed <= high)).mean()) >= _FITS
+        ]
+        if fitting:
+            part = "the values" if whole else "the values outside the range"
+            units = ", ".join(fitting[:_NAMED])
+            yield _unit_finding(feature, f"{part} would fit if they were in {units}", odd.size)
     elif low >= 0 and high > 0 and values.size >= _EACH_CLASS and inside.all():
         yield from _far_from_middle(feature, values, low, high)
 
