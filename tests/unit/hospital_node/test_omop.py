@@ -51,7 +51,8 @@ INSERT INTO visits VALUES (10, '2020-01-01', 'at 12:30'), (2, '2020-01-01', 'at 
 INSERT INTO measurement VALUES (1, 10, 3027114, '2019-06-01', 5.0, NULL, 8753),
   (2, 10, 3027114, '2019-05-01', 300, NULL, 8840), (3, 10, 3027114, '2020-06-01', 400, NULL, 8840),
   (4, 3, 3027114, '2019-06-01', 99, NULL, 8840), (5, 2, 3027114, '2010-06-01', 99, NULL, 8840);
-INSERT INTO condition_occurrence VALUES (1, 2, 443238, '2015-01-01'), (2, 10, 4306655, '2020-03-01');
+INSERT INTO condition_occurrence VALUES (1, 2, 443238, '2015-01-01'),
+  (2, 10, 4306655, '2020-03-01');
 INSERT INTO concept_ancestor VALUES (201820, 443238);
 """
 FEATURES: dict[str, dict[str, object]] = {

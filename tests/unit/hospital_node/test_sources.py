@@ -34,7 +34,7 @@ model: {kind: logistic}
 """
 NAN = float("nan")
 WANTED = [[60.0, 1.0, 193.332], [50.0, 0.0, NAN], [70.0, 1.0, 154.6656]]
-SECRET = "77.77777"
+UNLIKELY = "77.77777"
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_csv_of_a_german_hospital_without_code(tmp_path: Path, study: Study) -
         ("5,0", "5.0", "column 'chol', row 1: holds a point"),
         ("F", "X", "column 'sex', row 2: is not one of the manifest's levels"),
         ("01.01.1950", "1950-01-01", "column 'birth', row 3: is not a date of the form"),
-        ("4,0", f"{SECRET.replace('.', ',')}", "column 'chol', row 3: lies outside"),
+        ("4,0", f"{UNLIKELY.replace('.', ',')}", "column 'chol', row 3: lies outside"),
     ],
 )
 def test_a_cell_that_the_mapping_cannot_read_is_named_by_place(
@@ -228,12 +228,12 @@ def export(tmp_path: Path) -> Path:
         observation("c", 154.6656, "mg/dL", "2019-05-01"),
         wrong,
     )
-    sick = {
+    sick: dict[str, object] = {
         "resourceType": "Condition",
         "code": {"coding": [{"system": "http://snomed.info/sct", "code": "53741008"}]},
         "subject": {"reference": "Patient/b"},
     }
-    refuted = {
+    refuted: dict[str, object] = {
         **sick,
         "subject": {"reference": "Patient/a"},
         "verificationStatus": {"coding": [{"system": "s", "code": "refuted"}]},
@@ -265,15 +265,18 @@ def test_a_unit_that_does_not_fit_and_a_broken_line_are_named(
     ndjson(export / "Observation.ndjson", observation("a", 77.77777, "kg", "2019-05-01"))
     with pytest.raises(DataError, match="'chol': no conversion from 'kg' to 'mg/dL'") as caught:
         read(tmp_path, study, **FHIR_TABLE)
-    assert SECRET not in caught.value.detail
+    assert UNLIKELY not in caught.value.detail
     (export / "Observation.ndjson").write_text('{"resourceType": "Observation", 77.77777\n')
     with pytest.raises(ConfigError, match=r"Observation\.ndjson, line 1: is not one JSON"):
         read(tmp_path, study, **FHIR_TABLE)
 
 
-ROWS = "pid,day,age,sex,chol,num\n1,2020-01-02,60,1,200,0\n2,2020-01-01,50,0,,1\n" + (
-    "1,2020-03-01,62,1,100,0\n1,,20,1,300,0\n"
-)
+ROWS = """pid,day,age,sex,chol,num
+1,2020-01-02,60,1,200,0
+2,2020-01-01,50,0,,1
+1,2020-03-01,62,1,100,0
+1,,20,1,300,0
+"""
 
 
 @pytest.mark.parametrize(
@@ -350,7 +353,8 @@ def test_twenty_wide_and_sparse_sites_load_in_seconds(tmp_path: Path) -> None:
     table = table.with_columns(pl.Series("num", (rng.random(5000) < 0.07).astype(int)))
     table.write_csv(tmp_path / "a.csv")
     began = time.process_time()
-    for _ in range(3):
+    found = read(tmp_path, study, kind="csv", path="a.csv")
+    for _ in range(2):
         found = read(tmp_path, study, kind="csv", path="a.csv")
     assert time.process_time() - began < 3 * 1.0
     assert np.isnan(found.train.values).mean() == pytest.approx(0.8, abs=0.01)
