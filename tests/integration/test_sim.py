@@ -124,8 +124,8 @@ def test_sites_of_several_kinds_train_together(study: Study, sites: list[Site]) 
         connection.executemany("INSERT INTO visits VALUES (?, ?, ?)", frame.rows())
     tables = {
         "north": f"kind: parquet, path: {path.with_suffix('.parquet').name}",
-        "east": f"kind: sql, url: 'sqlite:///{base}', query: SELECT * FROM visits ORDER BY rowid, "
-        "columns: {age: years}, missing: {age: [-9]}",
+        "east": f"kind: sql, url: 'sqlite:///{base}', "
+        "query: SELECT * FROM visits ORDER BY rowid, columns: {age: years}, missing: {age: [-9]}",
     }
     for name, table in tables.items():
         (path.parent / f"{name}.yaml").write_text(
