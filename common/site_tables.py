@@ -17,8 +17,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, WrapSerializer, field_validator, model_validator
-from pydantic.functional_serializers import SerializerFunctionWrapHandler
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WrapSerializer,
+    field_validator,
+    model_validator,
+)
 
 from common.config import Label, Name, Section, Text, no_repeats, problem
 from common.study_features import Code
@@ -214,11 +220,13 @@ class Database(Section):
         return f"{self.url or ''} {self.url_env or ''} {self.url_file or ''}"
 
 
+_NO_WORDS: Final = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
+"""Comments and quoted text: they may hold any word or semicolon."""
+
+
 def _one_select(value: str) -> str:
     """Refuse what is not one SELECT; the session is read-only besides."""
-    # Comments and quoted text may hold any word or semicolon.
-    bare = re.sub(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", " ", value, flags=re.S)
-    words = bare.strip().rstrip(";").lower()
+    words = _NO_WORDS.sub(" ", value).strip().rstrip(";").lower()
     if ";" in words:
         raise ValueError("must be one SELECT, not several statements")
     if not re.match(r"(select|with)\b", words):
@@ -261,7 +269,9 @@ class OmopFeature(Section):
     field: Literal["age", "gender_concept_id", "race_concept_id", "ethnicity_concept_id"] | None = (
         None
     )
-    concepts: Annotated[tuple[_Concept, ...], Field(max_length=1000), AfterValidator(no_repeats)] = ()
+    concepts: Annotated[
+        tuple[_Concept, ...], Field(max_length=1000), AfterValidator(no_repeats)
+    ] = ()
     descendants: bool = False
     take: Take = "last"
     window: Annotated[Window, AfterValidator(_window)] | None = None

@@ -77,10 +77,10 @@ _TEMPERATURES: Final[Mapping[str, tuple[float, float]]] = {
 """Kelvin are value * factor + offset."""
 
 _SPELLINGS: Final[Mapping[str, str]] = {
-    "mmHg": "mm[Hg]", "cmH2O": "cm[H2O]", "bpm": "/min", "°C": "Cel", "degC": "Cel", "°F": "[degF]",
-    "degF": "[degF]", "years": "a", "year": "a", "yr": "a", "days": "d", "day": "d", "lb": "[lb_av]",
-    "in": "[in_i]", "ft": "[ft_i]", "kg/m^2": "kg/m2", "IU/L": "[iU]/L", "mIU/L": "m[iU]/L",
-    "U/l": "U/L", "percent": "%", "µmol/L": "umol/L", "mEq/L": "meq/L", "hours": "h", "months": "mo",
+    "mmHg": "mm[Hg]", "cmH2O": "cm[H2O]", "bpm": "/min", "percent": "%", "mEq/L": "meq/L",
+    "°C": "Cel", "degC": "Cel", "°F": "[degF]", "degF": "[degF]", "lb": "[lb_av]", "in": "[in_i]",
+    "ft": "[ft_i]", "kg/m^2": "kg/m2", "IU/L": "[iU]/L", "mIU/L": "m[iU]/L", "U/l": "U/L",
+    "years": "a", "year": "a", "yr": "a", "months": "mo", "days": "d", "day": "d", "hours": "h",
 }  # fmt: skip
 
 
@@ -288,6 +288,7 @@ def _refused(old: str, new: str, why: str, fix: str | None = None) -> DataError:
     return DataError(
         "DATA_UNIT",
         f"no conversion from {show(old)} to {show(new)}: {why}",
-        fix=fix or "Write the hospital's unit in UCUM in the site manifest, or ask the researcher "
+        fix=fix
+        or "Write the hospital's unit in UCUM in the site manifest, or ask the researcher "
         "for the study's.",
     )

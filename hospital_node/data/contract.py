@@ -12,7 +12,7 @@ missing code that is a number matches every spelling of it: level "1" matches `1
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -52,7 +52,9 @@ def apply(study: Study, text: TextTable) -> tuple[Table, NDArray[np.int64]]:
     values = np.empty((len(used), len(study.features)), np.float64)
     for place, feature in enumerate(study.features):
         cells = text.columns[feature.name].gather(used)
-        values[:, place] = _feature(feature, cells, Rows(text.name, feature.name, text.places(used)))
+        values[:, place] = _feature(
+            feature, cells, Rows(text.name, feature.name, text.places(used))
+        )
     keep = np.ones(len(used), np.bool_)
     for place, feature in enumerate(study.features):
         missing = np.isnan(values[:, place])
@@ -197,7 +199,9 @@ def _patients(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray
     if study.patient_key is None:
         return used if text.patients is None else _numbered(text.patients.gather(used))
     keys = text.columns[study.patient_key].gather(used)
-    Rows(text.name, study.patient_key, text.places(used)).refuse((keys == "").to_numpy(), "names no patient")
+    Rows(text.name, study.patient_key, text.places(used)).refuse(
+        (keys == "").to_numpy(), "names no patient"
+    )
     return _numbered(keys)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError

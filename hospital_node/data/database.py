@@ -7,7 +7,7 @@ nothing of it is passed on but the name of its kind.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -190,7 +190,7 @@ def text(value: object) -> str:
             return str(value)
         case Decimal():
             return "" if value.is_nan() else format(value, "f")
-        case datetime.datetime() | datetime.date() | datetime.time():
+        case dt.datetime() | dt.date() | dt.time():
             return value.isoformat()
         case _:
             raise TypeError(type(value).__name__)

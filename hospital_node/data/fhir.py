@@ -63,7 +63,7 @@ def read_fhir(table: FhirTable, units: Mapping[str, str]) -> Raw:
     patients: dict[str, _Resource] = {}
     events: dict[str, list[tuple[object, ...]]] = {column: [] for column in table.columns}
     by_code = _codes(table)
-    wanted_types = {"Patient", *(spec.resource for spec in table.columns.values())}
+    wanted_types: set[str] = {"Patient", *(spec.resource for spec in table.columns.values())}
     for order, (where, resource) in enumerate(_resources(table, wanted_types)):
         if resource["resourceType"] == "Patient":
             key = resource.get("id")

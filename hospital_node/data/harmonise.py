@@ -10,7 +10,7 @@ Messages name source, column and row, never a cell.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Final, assert_never
 
@@ -83,7 +83,8 @@ def harmonise(study: Study, table: Table, raw: Raw) -> TextTable:
     columns = {}
     for name in study.columns():
         cells = _cells(table, raw, name)
-        if name in numbers and isinstance(table, CsvTable) and table.decimal == ",":
+        comma = isinstance(table, CsvTable) and table.decimal == ","
+        if comma and name in numbers and name not in table.derive:
             cells = _decimal_point(cells, Rows(raw.name, name))
         own = table.missing.get(name, ())
         feature = features.get(name)
@@ -133,9 +134,9 @@ def _elapsed(begin: pl.Series, finish: pl.Series, rule: Derive) -> pl.Series:
     return found.cast(pl.String).fill_null("")
 
 
-def _fixed(word: str) -> datetime.date | None:
+def _fixed(word: str) -> dt.date | None:
     try:
-        return datetime.date.fromisoformat(word)
+        return dt.date.fromisoformat(word)
     except ValueError:
         return None
 

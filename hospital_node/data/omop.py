@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Select, Subquery
 
 _DOMAINS: Final[Mapping[str, tuple[str, str, str, tuple[str, ...]]]] = {
-    # domain: (table, concept, day, values)
     "measurement": (
         "measurement",
         "measurement_concept_id",
@@ -42,6 +41,8 @@ _DOMAINS: Final[Mapping[str, tuple[str, str, str, tuple[str, ...]]]] = {
     ),
     "condition": ("condition_occurrence", "condition_concept_id", "condition_start_date", ()),
 }
+"""Of each domain: its table, and the columns of the concept, of the day and of the value."""
+
 _PERSON: Final = (
     "year_of_birth",
     "month_of_birth",
@@ -115,7 +116,7 @@ def _cohort_query(table: OmopTable) -> Subquery:
 
     # In the hospital's own SQL a colon is a colon, and not the name of a bound value.
     plain = re.sub(r"(?<!:):(?!:)", r"\:", table.cohort)
-    columns = (sqlalchemy.column("person_id"), sqlalchemy.column("index_date"))
+    columns: Any = [sqlalchemy.column(name) for name in ("person_id", "index_date")]
     return sqlalchemy.text(plain).columns(*columns).subquery("cohort")
 
 
@@ -175,9 +176,7 @@ def _of_events(
     )
     joined = cohort.select("row", "person_id", "index").join(events, on="person_id")
     first, last = feature.window or (None, 0)
-    offset = (
-        pl.col("day").str.to_date("%Y-%m-%d", strict=False) - pl.col("index")
-    ).dt.total_days()
+    offset = (pl.col("day").str.to_date("%Y-%m-%d", strict=False) - pl.col("index")).dt.total_days()
     within = offset <= last if first is None else offset.is_between(first, last)
     inside = joined.filter(within)
     if not is_count(feature.take):
@@ -194,9 +193,7 @@ def _query(table: OmopTable, feature: OmopFeature) -> Select[Any]:
     source = _table(table, name, key, "person_id", concept, day, *values, *unit)
     wanted: Any = list(feature.concepts)
     if feature.descendants:
-        below = _table(
-            table, "concept_ancestor", "ancestor_concept_id", "descendant_concept_id"
-        )
+        below = _table(table, "concept_ancestor", "ancestor_concept_id", "descendant_concept_id")
         wanted = sqlalchemy.select(below.c.descendant_concept_id).where(
             below.c.ancestor_concept_id.in_(wanted)
         )

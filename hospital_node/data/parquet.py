@@ -46,9 +46,7 @@ def read_parquet(path: Path) -> Raw:
         raise ConfigError("FILE_SYNTAX", f"{path.name} is not a Parquet file") from None
     if frame.height == 0:
         raise DataError("DATA_EMPTY", f"{path.name} has columns but no rows")
-    columns = [
-        _text(path.name, series).alias(f"c{place}") for place, series in enumerate(frame)
-    ]
+    columns = [_text(path.name, series).alias(f"c{place}") for place, series in enumerate(frame)]
     return Raw(path.name, header, pl.DataFrame(columns))
 
 
@@ -59,10 +57,8 @@ def _unreadable(path: Path, failure: OSError) -> ConfigError:
 
 def _text(file: str, series: pl.Series) -> pl.Series:
     kind = series.dtype
-    if kind.is_nested() or kind == pl.Binary or kind == pl.Object:
-        raise DataError(
-            "DATA_VALUE", f"{file}, column {show(series.name)}: holds {kind}, not plain values"
-        )
+    if kind.is_nested() or kind in (pl.Binary, pl.Object):
+        raise DataError("DATA_VALUE", f"{file}, column {show(series.name)}: holds no plain values")
     if kind.is_float():
         series = series.fill_nan(None)
     elif kind == pl.Boolean:
