@@ -130,11 +130,10 @@ def check_sites(study: Study, sites: Sequence[Site]) -> None:
 
 
 def _plan(study: Study, site: Site) -> SitePlan:
+    """Return a hospital whose manifest has the given one's table, with all of its mapping."""
     table = site.table(study.dataset)
-    patient = {"patient": table.patient} if table.patient_stated else {}
-    return SitePlan(
-        site.id, Path(table.path), in_place=True, columns=table.columns, patient=patient
-    )
+    # Only what was stated: `patient: null` says something else than no `patient`.
+    return SitePlan(site.id, section=table.model_dump(mode="json", exclude_unset=True))
 
 
 def _load(study: Study, site: Site) -> SiteData:
