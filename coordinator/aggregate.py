@@ -15,6 +15,9 @@ value of the model, in its order, the moments of that value, float32, cast once.
 written in the same pass and named by the same fact, so that a crash finds both as they were
 or both anew, and a voided round changes neither.
 
+Where weights travel as float16 the sum is added to float32 values that the coordinator
+keeps, so that steps below the half precision are not lost; what travels is their rounding.
+
 Tensors whose name begins with `preprocess.` are constants of the run: their words are
 passed over and their bytes copied.
 """
@@ -33,7 +36,7 @@ from common.ids import Sha256
 from common.model_file import is_constant, model_header
 from common.secagg.dp import DpTerms
 from common.secagg.ring import SignedWords
-from common.vectors import ModelHasher, ParameterSchema
+from common.vectors import ModelHasher, ParameterSchema, widened
 from coordinator.objects import ObjectReader, ObjectWriter
 from coordinator.opening import Later
 from coordinator.strategies import Mean, ServerRule, moment_count
@@ -94,12 +97,14 @@ class NextModel:
     """The next model: its file's address, its protocol digest, and how far it moved.
 
     `rms` holds, per tensor, the root mean square of the mean update; the next round's
-    ranges follow from it. `moments_sha256`: where what the server remembers lies.
+    ranges follow from it. `kept_sha256`: the address of the float32 values behind a model
+    that travels in half precision. `moments_sha256`: that of what a server optimiser remembers.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...]
+    kept_sha256: Sha256 | None = None
     moments_sha256: Sha256 | None = None
 
 
@@ -114,9 +119,9 @@ class Moments:
 class ModelUpdate:
     """A sink that writes the next model while the sum is being opened.
 
-    `previous` is read by offset, `writer` receives the file in order; `rules` holds each
-    tensor's rule, without one the mean is added. Only float32 layouts exist in this
-    version's catalogue.
+    `previous` is the float32 model, read by offset; `writer` receives the file of `schema` in
+    order, and `kept`, where `schema` is narrower, the next float32 model. `rules` holds each
+    tensor's rule, without one the mean is added; `moments` is for rules that remember.
     """
 
     def __init__(
@@ -125,24 +130,28 @@ class ModelUpdate:
         server_step: ServerStep,
         previous: ObjectReader,
         writer: ObjectWriter,
+        kept: ObjectWriter | None = None,
         rules: tuple[ServerRule, ...] = (),
         moments: Moments | None = None,
     ) -> None:
-        if not schema.is_flat_float32:
-            raise InternalError("the server step is written for float32 layouts")
+        if schema.is_flat_float32 != (kept is None):
+            raise InternalError("float32 values are kept beside a narrower model, and only there")
         self._schema = schema
+        self._kept = kept
         self._server_step = server_step
         self._previous = previous
         self._writer = writer
         self._rules = rules or (Mean(),) * len(schema.tensors)
         self._moments = moments
-        self._kept = moment_count(self._rules)
-        if (self._kept > 0) != (moments is not None):
+        self._moment_count = moment_count(self._rules)
+        if (self._moment_count > 0) != (moments is not None):
             raise InternalError("a server rule and the place of its moments come together")
-        self._header = model_header(schema)
+        self._header = model_header(widened(schema))
         self._hasher = ModelHasher(schema)
         self._squares = [0.0] * len(schema.tensors)
-        writer.write(self._header)
+        writer.write(model_header(schema))
+        if kept is not None:
+            kept.write(self._header)
 
     def take(self, start: int, words: SignedWords) -> Later | None:
         """See `coordinator.opening.Sink`."""
@@ -156,15 +165,15 @@ class ModelUpdate:
             low, high = max(segment.start, start) - start, min(segment.stop, start + count) - start
             if low < high and not is_constant(self._schema.tensors[index].name):
                 self._step(index, model[low:high], words[low:high], moments[low:high])
-        out = model.astype("<f4").data.cast("B")
-        kept = moments.astype("<f4").tobytes()
-        return lambda: self._keep(out, kept)
+        out = model.astype("<f4")
+        remembered = moments.astype("<f4").tobytes()
+        return lambda: self._keep(out, start, remembered)
 
     def _read_moments(self, start: int, count: int) -> NDArray[np.float64]:
-        """Return the moments of a block, [count, kept], as the last round left them."""
-        shape = (count, self._kept)
+        """Return the moments of a block, [count, moments], as the last round left them."""
+        shape = (count, self._moment_count)
         if self._moments is not None and self._moments.previous is not None:
-            size = 4 * self._kept
+            size = 4 * self._moment_count
             data = self._moments.previous.read(size * start, size * count)
             return np.frombuffer(data, "<f4").reshape(shape).astype(np.float64)
         moments = np.zeros(shape)
@@ -173,11 +182,15 @@ class ModelUpdate:
             moments[part, : len(rule.first)] = rule.first
         return moments
 
-    def _keep(self, out: memoryview, kept: bytes) -> None:
-        self._hasher.update(out)
-        self._writer.write(out)
+    def _keep(self, out: NDArray[np.float32], start: int, remembered: bytes) -> None:
+        data: memoryview | bytes = out.data.cast("B")
+        if self._kept is not None:
+            self._kept.write(data)
+            data = self._schema.pack(out, start)
+        self._hasher.update(data)
+        self._writer.write(data)
         if self._moments is not None:
-            self._moments.writer.write(kept)
+            self._moments.writer.write(remembered)
 
     def _step(
         self, index: int, model: np.ndarray, words: SignedWords, moments: NDArray[np.float64]
@@ -193,5 +206,6 @@ class ModelUpdate:
         rms = tuple(
             math.sqrt(square / size) for square, size in zip(self._squares, sizes, strict=True)
         )
+        kept = None if self._kept is None else self._kept.commit()
         moments = None if self._moments is None else self._moments.writer.commit()
-        return NextModel(self._writer.commit(), self._hasher.finish(), rms, moments)
+        return NextModel(self._writer.commit(), self._hasher.finish(), rms, kept, moments)

@@ -482,12 +482,12 @@ class RunDriver:
 
         The last ones stay when the run is over; the very last is what is released.
         """
-        for digest in model.objects:
-            self._shop.objects.hold(digest)
+        for address in model.addresses:
+            self._shop.objects.hold(address)
         self._models.append(model)
         if len(self._models) > KEPT_MODELS:
-            for digest in self._models.pop(0).objects:
-                self._shop.objects.let_go(digest)
+            for address in self._models.pop(0).addresses:
+                self._shop.objects.let_go(address)
 
     def _drop_round(self, hd: HeaderDigest) -> None:
         # The round's own timers are named after it and would be passed over; stop them anyway.

@@ -35,22 +35,25 @@ NO_DISPUTES: Final = EdgeRecord()
 class ModelRef:
     """A model on disk: its file's address, its protocol digest, and how far it just moved.
 
-    `rms` holds, per tensor, the root mean square of the hospitals' mean update that led to
-    it. `moments_sha256` is the address of what a server optimiser remembers with it
-    (`coordinator.aggregate`), which no hospital is ever sent.
+    `rms` holds, per tensor, what the next round's ranges follow from
+    (`common.layouts.header_ranges`). `kept_sha256` is the address of what only the coordinator
+    has behind it: the float32 values of a model that travels in half precision, or a
+    regression's fit. `moments_sha256` is that of what a server optimiser remembers with it
+    (`coordinator.aggregate`). `finished`: no further training round would change it.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...] = ()
+    kept_sha256: Sha256 | None = field(default=None, metadata=codec.added())
+    finished: bool = field(default=False, metadata=codec.added())
     moments_sha256: Sha256 | None = field(default=None, metadata=codec.added())
 
     @property
-    def objects(self) -> tuple[Sha256, ...]:
-        """Every stored object that belongs to the model."""
-        if self.moments_sha256 is None:
-            return (self.object_sha256,)
-        return self.object_sha256, self.moments_sha256
+    def addresses(self) -> tuple[Sha256, ...]:
+        """Every file of it."""
+        others = (self.kept_sha256, self.moments_sha256)
+        return (self.object_sha256, *(other for other in others if other is not None))
 
 
 @dataclass(frozen=True, slots=True)

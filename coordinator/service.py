@@ -158,7 +158,7 @@ class CoordinatorService:
             driver.take_up(made[-KEPT_MODELS:])
         for made in models.values():
             for model in made:
-                for digest in model.objects:
+                for digest in model.addresses:
                     self._shop.objects.remove(digest)
 
     def _first_state(self, run: StoredRun, study: Study) -> RunState:

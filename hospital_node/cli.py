@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from common.commands import JsonFlag, Outcome, command, group
-from hospital_node import budget_cli, policy_cli
+from hospital_node import budget_cli, check_cli, policy_cli
 from hospital_node.approval import cli as approval_cli
 
 app = group("Serve one hospital; show its state.")
 app.add_typer(budget_cli.app, name="budget")
 app.add_typer(approval_cli.app, name="approvals")
 app.add_typer(policy_cli.app, name="policy")
+app.add_typer(check_cli.app, name="data")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", help="The node's file (fedcare.node/v1).", show_default=True)

@@ -203,6 +203,8 @@ class StudyWork:
         match header.kind:
             case RoundKind.STATISTICS:
                 source = pipeline.make_statistics(study, site, self._rows().train, header.bound)
+            case RoundKind.TRAIN if layouts.is_exact(study):
+                source = self._regression(model, header.bound)
             case RoundKind.TRAIN:
                 source = self._train(header, model, abandoned, own)
             case RoundKind.EVALUATE:
@@ -238,6 +240,16 @@ class StudyWork:
         own.stage(header.digest(), source.own)
         whole = layouts.with_constants(study, np.asarray(source.values, np.float32))
         return replace(source, values=whole)
+
+    def _regression(self, model: Path | None, levels: int) -> ContributionSource:
+        """Return this hospital's sums at the received coefficients, all in float64."""
+        from hospital_node import pipeline
+
+        preprocessing, weights = self._received(model)
+        table = self._rows().train
+        columns = preprocessing.columns_of(self._study, table)
+        theta = weights.astype(np.float64)
+        return pipeline.make_regression(self._study, columns, table.target, theta, levels)
 
     def _noised(
         self,
@@ -322,9 +334,12 @@ class StudyWork:
             raise InternalError("a study without data reached its rows")
         return self._data
 
+    def _received(self, model: Path | None) -> tuple[Preprocessing, np.ndarray]:
+        return layouts.split_model(self._study, self._flat(model))
+
     def _split(self, model: Path | None, part: str) -> tuple[np.ndarray, Encoded]:
         """Return the model's weights, and rows encoded with its constants (kept for the run)."""
-        preprocessing, weights = layouts.split_model(self._study, self._flat(model))
+        preprocessing, weights = self._received(model)
         known = self._encoded.get(part)
         if known is None or known[0] != preprocessing:
             table: Table = getattr(self._rows(), part)

@@ -82,10 +82,18 @@ def show(
 ) -> Outcome:
     """Show a run: what each hospital does, every round so far, pooled figures."""
     del as_json
+    from common.study import study_from_canonical
     from researcher.show import run_data, run_text
+    from researcher.traffic import communication, communication_text
 
-    view = Connection(coordinator, tls, proxy).ask(lambda client: client.run(run))
-    return Outcome(run_data(view), run_text(view))
+    async def ask(client: Client) -> tuple[RunView, bytes]:
+        view = await client.run(run)
+        return view, (await client.study(view.study_id))[1]
+
+    view, raw = Connection(coordinator, tls, proxy).ask(ask)
+    study = study_from_canonical(raw)
+    data = {**run_data(view), "communication": communication(study)}
+    return Outcome(data, f"{run_text(view)}\n{communication_text(study)}")
 
 
 @app.command("list")

@@ -24,6 +24,14 @@ def sim(
         list[Path], typer.Option("--site", metavar="SITE.yaml", help="One manifest per hospital.")
     ],
     seed: SeedOption = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="local|ray",
+            help="Where the hospitals run: in this process, or over Ray (its own extra).",
+        ),
+    ] = "local",
     as_json: JsonFlag = False,
 ) -> Outcome:
     """Run a study over several site manifests in one process, with the same round code."""
@@ -36,25 +44,31 @@ def sim(
 
     chosen = with_seed(load_study(study), seed)
     sites = [load_site(path) for path in site]
+    from researcher.engines import engine_of
     from researcher.sim import simulate
 
+    where = engine_of(engine)
     with display(f"simulation of {chosen.id}") as screen:
-        result = simulate(chosen, sites, screen, began)
+        result = simulate(chosen, sites, screen, began, where)
     return Outcome(result.data, _text(chosen, result))
 
 
 def _text(study: Study, result: SimResult) -> str:
     from common.study import warnings
     from common.tables import table
+    from researcher.coefficients import coefficients_text
     from researcher.report import NOTE, comparison_rows
 
     head = ("hospital", "test rows", "federated", "local only", "centralised")
     parts: list[str] = []
     pooled = result.comparison.federated.pooled
-    for name in (name for name in pooled if name not in ("rows", "positives")):
+    for name in (name for name in pooled if name not in ("rows", "positives", "events")):
         rows = comparison_rows(result.comparison, name)
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
     parts += [NOTE, ""]
+    regression = result.data["regression"]
+    if isinstance(regression, dict):
+        parts += [coefficients_text(regression), ""]
     parts += _promise(result)
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]

@@ -1,12 +1,12 @@
 """Layouts and seeded initial values of the models a study may name.
 
-`logistic` and `mlp` are chains of fully connected layers with ReLU between: `logistic`
-has one layer, `mlp` one more than `hidden` has widths. Layer i has the tensors
-`layers.<i>.weight` [outputs, inputs] and `layers.<i>.bias` [outputs]. With `norm`, the
-outputs of hidden layer i are normalised before the ReLU: `norms.<i>.weight` and
-`norms.<i>.bias` [outputs], and for `batch` the statistics `norms.<i>.running_mean` and
-`norms.<i>.running_var`, which count as tensors. `vector` is one tensor `w` that starts at
-zero and learns nothing (`common.models.vector`).
+`mlp` is a chain of fully connected layers with ReLU between, one more than `hidden` has
+widths; `logistic`, `linear`, `poisson` and `cox` have one layer, and `cox` no bias. Layer
+i has the tensors `layers.<i>.weight` [outputs, inputs] and `layers.<i>.bias` [outputs].
+With `norm`, the outputs of hidden layer i are normalised before the ReLU:
+`norms.<i>.weight` and `norms.<i>.bias` [outputs], and for `batch` the statistics
+`norms.<i>.running_mean` and `norms.<i>.running_var`, which count as tensors. `vector` is
+one tensor `w` that starts at zero and learns nothing (`common.models.vector`).
 
 With the strategy `fedbn` each hospital keeps the `norms.*` tensors of its own: they are in
 `full_layout`, which a hospital trains, and not in `layout`, which is all that travels.
@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.study import (
+    CoxModel,
     FedBn,
+    LinearModel,
     LogisticModel,
     MlpModel,
     MulticlassTarget,
+    PoissonModel,
     Study,
     VectorModel,
     config_hash,
@@ -47,6 +50,15 @@ LOSS_LIMIT: Final = 32.0
 """Range of the `loss` word; a larger loss is reported as this."""
 
 
+REGRESSIONS: Final = (LogisticModel, LinearModel, PoissonModel, CoxModel)
+"""Models of one layer."""
+
+
+def has_bias(study: Study) -> bool:
+    """Whether layers have a bias: not in Cox regression, whose baseline takes its place."""
+    return not isinstance(study.model, CoxModel)
+
+
 def output_count(study: Study) -> int:
     """Return the model's outputs: one per level of a multiclass target, else one."""
     return len(study.target.levels) if isinstance(study.target, MulticlassTarget) else 1
@@ -61,7 +73,7 @@ def layer_widths(study: Study) -> tuple[int, ...]:
     hidden: tuple[int, ...] = ()
     if isinstance(study.model, MlpModel):
         hidden = study.model.hidden
-    elif not isinstance(study.model, LogisticModel):
+    elif not isinstance(study.model, REGRESSIONS):
         raise InternalError(f"a model of kind {study.model.kind} has no layers")
     return (len(encoded_columns(study)), *hidden, output_count(study))
 
@@ -100,10 +112,9 @@ def full_layout(study: Study) -> ParameterSchema:
     widths = layer_widths(study)
     tensors: list[TensorSpec] = []
     for place, (inputs, outputs) in enumerate(pairwise(widths)):
-        tensors += [
-            TensorSpec(f"layers.{place}.weight", TensorType.FLOAT32, (outputs, inputs)),
-            TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)),
-        ]
+        tensors.append(TensorSpec(f"layers.{place}.weight", TensorType.FLOAT32, (outputs, inputs)))
+        if has_bias(study):
+            tensors.append(TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)))
         if place < len(widths) - 2:
             tensors += [
                 TensorSpec(f"{_NORM}{place}.{part}", TensorType.FLOAT32, (outputs,))
@@ -130,14 +141,14 @@ def metric_ranges(levels: int) -> tuple[float, float]:
 def initial(study: Study, seed: int | None = None) -> NDArray[np.float32]:
     """Return the first model, float32 [parameters], the same bits on every machine.
 
-    A logistic model starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
+    A regression starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
     2015): within +-sqrt(6 / inputs) before a ReLU, +-sqrt(3 / inputs) before the output;
     biases are zero. A normalisation layer starts as the identity: weights and variances 1.
     `seed` defaults to the study's, and where it states none to its hash.
     """
     schema = layout(study)
     model = np.zeros(schema.parameters, np.float32)
-    if isinstance(study.model, LogisticModel | VectorModel):
+    if isinstance(study.model, (*REGRESSIONS, VectorModel)):
         return model
     # The raw stream of a bit generator is frozen; the distributions built on it are not.
     stream = np.random.PCG64(_seed(study) if seed is None else seed)

@@ -95,8 +95,11 @@ def _normalised(module: Perceptron, place: int, signal: Tensor) -> Tensor:
 
 def _parameters(module: Perceptron) -> list[tuple[Tensor, Tensor]]:
     named = dict(module.named_parameters())
-    count = len(module.layers)
-    return [(named[f"layers.{k}.weight"], named[f"layers.{k}.bias"]) for k in range(count)]
+    none = torch.zeros(1)
+    return [
+        (named[f"layers.{k}.weight"], named.get(f"layers.{k}.bias", none))
+        for k in range(len(module.layers))
+    ]
 
 
 def _rounded(values: Tensor, dim: int, bits: int) -> Tensor:

@@ -97,7 +97,7 @@ def one_round(
         previous = None if before is None else store.open(before)
         with store.writer() as kept:
             update = ModelUpdate(
-                SCHEMA, weighted_mean(RANGES, WEIGHT), reader, writer, rules,
+                SCHEMA, weighted_mean(RANGES, WEIGHT), reader, writer, None, rules,
                 Moments(previous, kept),
             )  # fmt: skip
             for start in range(0, words.size, block):
@@ -126,7 +126,9 @@ def trained(
         sums.append(words)
         found = one_round(store, model, words.astype(np.int32), rules_of(name), block)
         made.append(found)
-        model = ModelRef(found.object_sha256, found.model_sha256, found.rms, found.moments_sha256)
+        model = ModelRef(
+            found.object_sha256, found.model_sha256, found.rms, moments_sha256=found.moments_sha256
+        )
     with store.open(model.object_sha256) as reader:
         last = SCHEMA.flat(reader.read(len(head), SCHEMA.byte_size))
     return first, sums, made, last
@@ -168,7 +170,9 @@ def test_a_voided_round_leaves_what_the_server_remembers(tmp_path: Path) -> None
     address = store.put(model_header(SCHEMA) + bytes(4 * SCHEMA.parameters))
     words = np.arange(SCHEMA.parameters, dtype=np.int32) * 1000
     begun = one_round(store, ModelRef(address, address), words, rules_of("fedadam"), 8)
-    model = ModelRef(begun.object_sha256, begun.model_sha256, (), begun.moments_sha256)
+    model = ModelRef(
+        begun.object_sha256, begun.model_sha256, (), moments_sha256=begun.moments_sha256
+    )
     with (
         store.open(model.object_sha256) as reader,
         store.writer() as writer,
@@ -177,7 +181,13 @@ def test_a_voided_round_leaves_what_the_server_remembers(tmp_path: Path) -> None
         assert model.moments_sha256 is not None
         moments = Moments(store.open(model.moments_sha256), kept)
         update = ModelUpdate(
-            SCHEMA, weighted_mean(RANGES, WEIGHT), reader, writer, rules_of("fedadam"), moments
+            SCHEMA,
+            weighted_mean(RANGES, WEIGHT),
+            reader,
+            writer,
+            None,
+            rules_of("fedadam"),
+            moments,
         )
         update.take(0, words[:8])  # then a word is out of range: nothing is committed
     again = one_round(store, model, words, rules_of("fedadam"), 5)
@@ -188,7 +198,7 @@ def test_a_rule_that_remembers_without_a_place_for_it_is_a_mistake(tmp_path: Pat
     store = ObjectStore(tmp_path)
     address = store.put(model_header(SCHEMA) + bytes(4 * SCHEMA.parameters))
     with store.open(address) as reader, store.writer() as writer, pytest.raises(InternalError):
-        ModelUpdate(SCHEMA, weighted_mean(RANGES, 1), reader, writer, rules_of("fedadam"))
+        ModelUpdate(SCHEMA, weighted_mean(RANGES, 1), reader, writer, None, rules_of("fedadam"))
 
 
 @given(
@@ -233,6 +243,6 @@ def test_facts_of_models_that_were_written_before_moments_still_read() -> None:
     before = now.replace(b',"moments_sha256":null', b"")
     assert before != now
     assert decode_fact(before) == fact
-    with_moments = ModelMade(ModelRef(b"a" * 32, b"b" * 32, (), b"c" * 32))  # type: ignore[arg-type]
+    with_moments = ModelMade(ModelRef(b"a" * 32, b"b" * 32, (), moments_sha256=b"c" * 32))  # type: ignore[arg-type]
     assert decode_fact(encode_fact(with_moments)) == with_moments
     assert codec.added() == {"added": True}

