@@ -140,10 +140,10 @@ def test_sites_of_several_kinds_train_together(study: Study, sites: list[Site]) 
     with closing(sqlite3.connect(base)) as connection, connection:
         connection.execute("CREATE TABLE visits (years, sex, sick)")
         connection.executemany("INSERT INTO visits VALUES (?, ?, ?)", frame.rows())
+    query = "SELECT * FROM visits ORDER BY rowid"
     tables = {
         "north": f"kind: parquet, path: {path.with_suffix('.parquet').name}",
-        "east": f"kind: sql, url: 'sqlite:///{base}', "
-        "query: SELECT * FROM visits ORDER BY rowid, columns: {age: years}, missing: {age: [-9]}",
+        "east": f"kind: sql, url: 'sqlite:///{base}', columns: {{age: years}}, query: {query}",
     }
     for name, table in tables.items():
         (path.parent / f"{name}.yaml").write_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_another_database_is_refused_because_it_is_not_opened_read_only(
         read(tmp_path, study, kind="sql", url_env="DB", query="SELECT 1")
 
 
-def ndjson(path: Path, *resources: dict[str, object]) -> None:
+def ndjson(path: Path, *resources: Mapping[str, object]) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in resources), encoding="utf-8")
 
 
