@@ -30,6 +30,7 @@ from common.study import (
     MulticlassTarget,
     NoTarget,
     Study,
+    SurvivalCurve,
     SurvivalTarget,
 )
 from hospital_node.data.csv import TextTable
@@ -161,6 +162,8 @@ def _match(cells: pl.Series, levels: Sequence[str]) -> NDArray[np.int64]:
 def _check_nothing_missing(
     study: Study, file: str, values: NDArray[np.float64], used: NDArray[np.int64]
 ) -> None:
+    if study.kind == "statistics":
+        return  # what is missing is counted
     for place, feature in enumerate(study.features):
         if feature.impute == "none":
             _Rows(file, feature.name, used).refuse(
@@ -172,7 +175,7 @@ def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[n
     """Return labels as numbers; every used row must have one."""
     target = study.target
     if isinstance(target, NoTarget):
-        return np.zeros(len(used))
+        return np.zeros(len(used)) if study.curve is None else _survival(study.curve, text, used)
     if isinstance(target, SurvivalTarget):
         return _survival(target, text, used)
     cells = text.columns[target.name].gather(used)
@@ -194,7 +197,7 @@ def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[n
 
 
 def _survival(
-    target: SurvivalTarget, text: TextTable, used: NDArray[np.int64]
+    target: SurvivalTarget | SurvivalCurve, text: TextTable, used: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return each row's time and whether the event came then (1) or not (0), [rows, 2]."""
     rows = _Rows(text.name, target.time, used)
