@@ -76,7 +76,8 @@ def hidden(table: Floats, least: int) -> Mask:
         if not narrow:
             return mask
         for row, column in narrow:
-            _hide_one_more(table, mask, free, int(row), int(column))
+            if width(table, mask, (row, column), least) < least:  # not yet helped by another's
+                _hide_one_more(table, mask, free, int(row), int(column))
 
 
 def _hide_one_more(table: Floats, mask: Mask, free: Mask, row: int, column: int) -> None:

@@ -42,11 +42,13 @@ def kaplan_meier(events: Floats, lost: Floats, confidence: float = 0.95) -> Curv
 
     Whoever is lost at a step was at risk for its events.
     """
-    leaving = events + lost[:-1]
-    at_risk: Floats = float(events.sum() + lost.sum()) - np.concatenate([[0.0], leaving.cumsum()[:-1]])
+    leaving: Floats = events + lost[:-1]
+    at_risk: Floats = float(events.sum() + lost.sum()) - np.concatenate(
+        [[0.0], leaving.cumsum()[:-1]]
+    )
     known = at_risk > 0
     stays = np.where(known, 1.0 - events / np.where(known, at_risk, 1.0), 1.0)
-    survival = np.cumprod(stays)
+    survival: Floats = np.cumprod(stays, dtype=np.float64)
     left = at_risk - events
     term = np.where(left > 0, events / np.where(left > 0, at_risk * left, 1.0), 0.0)
     inside = (survival > 0) & (survival < 1)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -292,6 +293,17 @@ async def pull(client: Source, run_id: str, out: Path, ca: Path) -> VerifiedMode
         part.rename(out)  # replaces an empty folder
         _sync(out.parent)
     return VerifiedModel(out, verified.manifest, verified.study, verified.signer)
+
+
+async def read_counted(client: Source, run_id: str, ca: Path) -> StatisticsFile:
+    """Fetch a statistics study's release, verify it, and return what it says; keep nothing.
+
+    Raises:
+        FedError: as `pull`.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedcare-run-") as folder:
+        release = await pull(client, run_id, Path(folder) / "release", ca)
+        return read_statistics(release.folder)
 
 
 def require_empty(folder: Path) -> Path:

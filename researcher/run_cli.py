@@ -82,10 +82,17 @@ def show(
 ) -> Outcome:
     """Show a run: what each hospital does, every round so far, pooled figures."""
     del as_json
-    from researcher.show import run_data, run_text
+    from researcher import table_one
+    from researcher.release import read_counted
+    from researcher.show import counted, run_data, run_text
 
-    view = Connection(coordinator, tls, proxy).ask(lambda client: client.run(run))
-    return Outcome(run_data(view), run_text(view))
+    connection = Connection(coordinator, tls, proxy)
+    view = connection.ask(lambda client: client.run(run))
+    if not counted(view):
+        return Outcome(run_data(view), run_text(view))
+    found = connection.ask(lambda client: read_counted(client, run, tls / "ca.crt"))
+    data = {**run_data(view), "statistics": found.model_dump(mode="json", by_alias=True)}
+    return Outcome(data, f"{run_text(view)}\n\n{table_one.text(found)}")
 
 
 @app.command("list")
