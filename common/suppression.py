@@ -77,21 +77,38 @@ def hidden(table: Floats, least: int) -> Mask:
             return mask
         for row, column in narrow:
             if width(table, mask, (row, column), least) < least:  # not yet helped by another's
-                _hide_one_more(table, mask, free, int(row), int(column))
+                _hide_more(table, mask, free, (int(row), int(column)), least)
 
 
-def _hide_one_more(table: Floats, mask: Mask, free: Mask, row: int, column: int) -> None:
-    """Hide the smallest count beside a cell, zeros last; anywhere if none is left beside it."""
-    choices = [(int(r), int(c)) for r, c in np.argwhere(free & ~mask)]
-    if not choices:
-        return
-    beside = [c for c in choices if c[0] == row] or [c for c in choices if c[1] == column]
+def _hide_more(table: Floats, mask: Mask, free: Mask, cell: tuple[int, int], least: int) -> None:
+    """Hide what makes a cell's range wide enough: the cheapest rectangle, or one cell more.
 
-    def cost(cell: tuple[int, int]) -> tuple[bool, float]:
-        count = float(table[cell])
-        return count == 0, count
+    The corners of a rectangle can exchange counts and keep every margin.
+    """
+    row, column = cell
+    best: tuple[float, list[tuple[int, int]]] | None = None
+    for other_row, other_column in np.argwhere(free):
+        down, across, far = (
+            (int(other_row), column),
+            (row, int(other_column)),
+            (int(other_row), int(other_column)),
+        )
+        if other_row == row or other_column == column:
+            continue
+        room = min(table[down], table[across]) + min(table[cell], table[far])
+        new = [corner for corner in (down, across, far) if not mask[corner]]
+        cost = float(sum(table[corner] for corner in new))
+        if new and room >= least and (best is None or cost < best[0]):
+            best = cost, new
+    for corner in best[1] if best else _beside(table, mask, free, cell):
+        mask[corner] = True
 
-    mask[min(beside or choices, key=cost)] = True
+
+def _beside(table: Floats, mask: Mask, free: Mask, cell: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the smallest count beside a cell, zeros last; from anywhere if none is beside it."""
+    choices = [(int(row), int(column)) for row, column in np.argwhere(free & ~mask)]
+    near = [c for c in choices if c[0] == cell[0] or c[1] == cell[1]] or choices
+    return sorted(near, key=lambda c: (table[c] == 0, table[c]))[:1]
 
 
 def width(table: Floats, mask: Mask, cell: Sequence[int] | NDArray[np.int64], most: int) -> int:
