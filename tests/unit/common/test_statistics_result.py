@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from lifelines import KaplanMeierFitter  # type: ignore[import-untyped]
-from lifelines.statistics import multivariate_logrank_test  # type: ignore[import-untyped]
+from lifelines import KaplanMeierFitter
+from lifelines.statistics import multivariate_logrank_test
 from scipy import stats
 
 from common import counting, statistics_result
@@ -234,8 +234,8 @@ def test_cuts_of_one_number_hold_enough_between_them(study: Study) -> None:
             cuts = {bar.low for bar in entry.histogram} | {math.inf, -math.inf}
             cuts |= {50.0, 65.0} if entry.name == "age" else set()
             half = entry.resolution / 2
-            bins = [q.values[0] for q in entry.quantiles if q.values[0] is not None]
-            own = {(v - half, v + half) for v in bins}
+            bins = [q.model_dump()["values"][0] for q in entry.quantiles]
+            own = {(v - half, v + half) for v in bins if v is not None}
             ends = sorted(cuts | {end for pair in own for end in pair})
             for low, high in pairwise(ends):
                 inside = int(((values >= low) & (values < high)).sum())
