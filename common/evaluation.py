@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import metrics
+from common import metrics, survival_evaluation
 from common.errors import InternalError
 from common.study import Study
 from common.vectors import ParameterSchema, TensorSpec, TensorType
@@ -32,6 +32,7 @@ _SUMS: Final = {
     "binary": ("rows", "correct", "brier", "log_loss"),
     "multiclass": ("rows", "correct", "brier", "log_loss"),
     "continuous": ("rows", "squared", "absolute", "y", "y_squared"),
+    "survival": survival_evaluation.NAMES,
 }
 
 
@@ -42,8 +43,9 @@ class Metrics:
     `rows` counts test rows; `positives` of them are
     sick. `auroc` needs both classes. `brier` lies in [0, 1] (binary) or [0, 2] (multiclass),
     `log_loss` is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
-    target that varies. `noise_sd`: of each count's noise, where there is differential
-    privacy (`common.noised_evaluation`); then no figure is exact.
+    target that varies. `events` and `c_index` belong to a survival target. `noise_sd`: of each
+    count's noise, where there is differential privacy (`common.noised_evaluation`); then no
+    figure is exact.
     """
 
     rows: float = 0.0
@@ -55,6 +57,8 @@ class Metrics:
     mse: float | None = None
     mae: float | None = None
     r2: float | None = None
+    events: float | None = None
+    c_index: float | None = None
     noise_sd: float | None = None
 
     def as_dict(self, study: Study) -> dict[str, float | None]:
@@ -71,8 +75,9 @@ _FIGURES: Final = {
     "binary": ("rows", "positives", "auroc", "accuracy", "brier", "log_loss"),
     "multiclass": ("rows", "accuracy", "brier", "log_loss"),
     "continuous": ("rows", "mse", "mae", "r2"),
+    "survival": ("rows", "events", "c_index"),
 }
-_COUNTS: Final = ("rows", "positives")
+_COUNTS: Final = ("rows", "positives", "events")
 
 
 def site_metrics(
@@ -81,10 +86,13 @@ def site_metrics(
     """Return exact metrics over the given rows; without rows only `rows` = 0.
 
     `predictions`: P(positive) [rows] for a binary target, P(level) [rows, levels] for a
-    multiclass one, the predicted number [rows] for a continuous one.
+    multiclass one, the predicted number [rows] for a continuous one, the log hazard [rows]
+    for a survival one.
     """
     if len(target) == 0:
         return Metrics()
+    if study.target.type == "survival":
+        return _survival(survival_evaluation.sums(predictions, target))
     sums = _row_sums(study, predictions, target).sum(axis=0)
     found = _from_sums(study, sums)
     if study.target.type != "binary":
@@ -103,6 +111,8 @@ def layout(study: Study) -> ParameterSchema:
 
 def ranges(study: Study) -> tuple[float, ...]:
     """Return R of each tensor of `layout`."""
+    if study.target.type == "survival":
+        return (survival_evaluation.PAIR_LIMIT,)
     return (ROW_LIMIT,) * len(layout(study).tensors)
 
 
@@ -117,6 +127,8 @@ def contribution(
     """
     if len(target) == 0:
         return np.zeros(layout(study).parameters)
+    if study.target.type == "survival":
+        return survival_evaluation.sums(predictions, target)
     sums = _row_sums(study, predictions, target).sum(axis=0)
     if study.target.type == "binary":
         histogram = metrics.score_histogram(predictions, target)
@@ -136,7 +148,9 @@ def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Metrics:
     """
     if opened.shape != (layout(study).parameters,):
         raise InternalError("an evaluation's sum is not of the layout")
-    values = opened.astype(np.float64) * ROW_LIMIT / levels
+    values = opened.astype(np.float64) * ranges(study)[0] / levels
+    if study.target.type == "survival":
+        return _survival(values)
     count = len(_names(study))
     found = _from_sums(study, values[:count])
     if study.target.type != "binary" or found.rows <= 0:
@@ -147,6 +161,10 @@ def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Metrics:
         positives=_whole(float(sick.sum())),
         auroc=metrics.auroc_from_histogram(healthy, sick),
     )
+
+
+def _survival(words: NDArray[np.float64]) -> Metrics:
+    return Metrics(**survival_evaluation.figures(words))  # type: ignore[arg-type]
 
 
 def _names(study: Study) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ made to scale its data differently from the others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,11 +21,12 @@ from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX
 from common.preprocessing import Preprocessing
+from common.regression import sums
 from common.secagg.dp import DpMode, DpPlan, DpTerms, codes_ranges, delta_int_of
 from common.secagg.header import Rounding, RoundKind
 from common.secagg.node_state import HeaderExpectation, RangeRule, SessionExpectation
 from common.secagg.params import SecAggParams
-from common.study import Study, VectorModel
+from common.study import NARROW_BITS, Newton, Study, VectorModel
 from common.study_privacy import steps_per_round
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
@@ -38,6 +39,15 @@ RANGE_FACTOR: Final = 8.0
 
 MOST_SITES_NARROW: Final = 64
 """With DP the ring has 32 bits if this many hospitals' patients fit it, else 64."""
+
+REACH_FACTOR: Final = 4.0
+"""In the narrow ring `R_l` is this many times what the hospitals' updates reached on average.
+
+So an update as large as ever is clipped only where it reaches four times as far as the
+mean of all, which of up to four hospitals none can."""
+
+REACH: Final = "reach."
+"""Metric words of the narrow ring: how far a hospital's update of each tensor reached."""
 
 _CENTRE, _SCALE, _IMPUTE = (f"{CONSTANT_PREFIX}{name}" for name in ("centre", "scale", "impute"))
 
@@ -88,7 +98,9 @@ def result_schema(study: Study) -> ParameterSchema:
 def model_schema(study: Study) -> ParameterSchema:
     """Return the layout of the model that travels, which is also a training round's."""
     weights = models.layout(study)
-    return ParameterSchema((*_constants(study), *weights.tensors), weights.metrics)
+    kind = TensorType(study.federation.download)
+    travelling = (replace(tensor, dtype=kind) for tensor in weights.tensors)
+    return ParameterSchema((*_constants(study), *travelling), weights.metrics)
 
 
 def _constants(study: Study) -> tuple[TensorSpec, ...]:
@@ -132,14 +144,27 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
             raise InternalError(f"no study has rounds of kind {kind}")
 
 
+def is_exact(study: Study) -> bool:
+    """Whether training rounds add up a regression's sums rather than updates of a model."""
+    return isinstance(study.federation.strategy, Newton)
+
+
 def _train_layout(study: Study) -> RoundLayout:
+    if is_exact(study):
+        ranges: tuple[RangeRule, ...] = (sums.RANGE, "free")  # `low`: what `high` left over
+        return RoundLayout(RoundKind.TRAIN, sums.layout(study), sums.RING_BITS, ranges)
     schema = model_schema(study)
     if study.privacy.dp.on:
         return _noised_layout(study, schema)
     tensors = _tensor_ranges(schema)
     rules: dict[str, RangeRule] = {"loss": models.LOSS_LIMIT, "clipped": "count"}
     metrics = [rules[name] for name in schema.metrics]
-    return RoundLayout(RoundKind.TRAIN, schema, TRAIN_RING_BITS, (*tensors, *metrics))
+    bits = study.federation.upload_bits
+    if bits == NARROW_BITS:
+        reach = tuple(f"{REACH}{place}" for place in range(len(tensors)))
+        schema = replace(schema, metrics=(*schema.metrics, *reach))
+        metrics += [1.0] * len(reach)
+    return RoundLayout(RoundKind.TRAIN, schema, bits, (*tensors, *metrics))
 
 
 def _tensor_ranges(schema: ParameterSchema) -> list[RangeRule]:
@@ -254,8 +279,11 @@ def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tu
     """Return `R_1 .. R_L` of a header with `B` = `bound`.
 
     `rms` holds the root mean square of the last aggregate per tensor, empty before the
-    first; free ranges of a training round follow it, never below `FIRST_RANGE`.
+    first; free ranges of a training round follow it, never below `FIRST_RANGE`. In the
+    narrow ring it holds how far the hospitals' updates reached (`reached`), and the ranges
+    follow that alone: there are too few levels to waste any.
     """
+    narrow = layout.ring_bits == NARROW_BITS
     out: list[float] = []
     for place, rule in enumerate(layout.ranges):
         if rule == "count":
@@ -264,10 +292,28 @@ def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tu
             out.append(float(rule))
         elif layout.kind is RoundKind.STATISTICS:
             out.append(statistics.ranges(bound)[place])
+        elif layout.schema.tensors[0].name == "high":
+            out.append(sums.ranges(bound)[place])
         else:
             last = rms[place] if place < len(rms) else 0.0
-            out.append(max(FIRST_RANGE, RANGE_FACTOR * last))
+            wide = max(FIRST_RANGE, RANGE_FACTOR * last)
+            out.append(REACH_FACTOR * last if narrow and last else wide)
     return tuple(out)
+
+
+def reached(
+    layout: RoundLayout, ranges: tuple[float, ...], tail: tuple[int, ...], top: int
+) -> tuple[float, ...]:
+    """Return how far the hospitals' updates of each tensor reached, on average.
+
+    `tail`: the opened weight and metric words; `top`: what `reach` words add up to where every
+    hospital reached its range, |S| B. A sum of 0 says less than one level, and counts as one.
+    """
+    first = 1 + layout.schema.metrics.index(f"{REACH}0")
+    words = tail[first : first + len(layout.schema.tensors)]
+    return tuple(
+        scale * max(word, 1) / top for scale, word in zip(ranges[: len(words)], words, strict=True)
+    )
 
 
 # --- the model that travels ---------------------------------------------------------------

@@ -1,9 +1,10 @@
 """A released model's manifest: what it is, how it came about, and what signs it.
 
-`manifest.json` lies beside `model.safetensors`, `preprocessing.json` and `study.json`
-and names each by SHA-256; the coordinator signs its bytes. The rounds that led to the
-model form a chain: each entry's `chain` is the SHA-256 of the previous one and of the
-entry, so that a round cannot be left out or altered without changing all later ones.
+`manifest.json` lies beside `model.safetensors`, `preprocessing.json` and `study.json`,
+after an exact regression also `coefficients.json`, and names each by SHA-256; the
+coordinator signs its bytes. The rounds that led to the model form a chain: each entry's
+`chain` is the SHA-256 of the previous one and of the entry, so that a round cannot be left
+out or altered without changing all later ones.
 
 A study of kind `statistics` has no model: its release holds `statistics.json` instead, and
 `model_sha256` is the SHA-256 of that file.
@@ -33,6 +34,7 @@ MODEL_FILE: Final = "model.safetensors"
 STATISTICS_FILE: Final = "statistics.json"
 PREPROCESSING_FILE: Final = "preprocessing.json"
 STUDY_FILE: Final = "study.json"
+COEFFICIENTS_FILE: Final = "coefficients.json"
 
 _GENESIS: Final = "0" * 64
 
@@ -43,7 +45,13 @@ Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class FileEntry(Section):
     """A file of the release: its digest and its size in bytes."""
 
-    name: Literal["model.safetensors", "preprocessing.json", "statistics.json", "study.json"]
+    name: Literal[
+        "model.safetensors",
+        "preprocessing.json",
+        "study.json",
+        "coefficients.json",
+        "statistics.json",
+    ]
     sha256: Hex
     size: Annotated[int, Field(ge=0)]
 

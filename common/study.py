@@ -40,6 +40,7 @@ from common.study_features import (
 )
 from common.study_federation import (
     LATER_STRATEGIES,
+    NARROW_BITS,
     STRATEGIES,
     WEIGHT_RULES,
     Ditto,
@@ -92,6 +93,7 @@ _STUDY_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _ABSENT: Final = object()
 _ADDED: Final[Mapping[str, Mapping[str, object]]] = {
     "evaluate": {"threshold": 0.5, "confidence": 0.95, "subgroups": [], "horizons": []},
+    "federation": {"upload_bits": 32, "download": "float32"},
     "train": {"imbalance": "none"},
 }
 """Keys added after the schema's first release, and their defaults (`canonical_json`)."""
@@ -102,6 +104,7 @@ __all__ = [
     "LATER_STRATEGIES",
     "METRICS",
     "MODEL_KINDS",
+    "NARROW_BITS",
     "SCHEMA",
     "STRATEGIES",
     "WEIGHT_RULES",
@@ -351,6 +354,7 @@ class Study(Section):
                 "kind",
             )
         self._check_strategy(target)
+        self._check_communication()
         if isinstance(self.split, RandomSplit) and self.split.stratify and target == "continuous":
             raise problem("must be false for a continuous target", "split", "stratify")
         if self.evaluate.horizons and target != "survival":
@@ -385,6 +389,19 @@ class Study(Section):
             raise problem("has no form with differential privacy in this version", "model", "kind")
         if self.train.imbalance != "none" and target not in ("binary", "multiclass"):
             raise problem("belongs to targets with classes", "train", "imbalance")
+
+    def _check_communication(self) -> None:
+        federation = self.federation
+        exact = federation.strategy.name == "newton"
+        for key, plain in (("upload_bits", 32), ("download", "float32")):
+            if getattr(federation, key) == plain:
+                continue
+            if self.privacy.dp.on:
+                raise problem(f"must be {plain} with differential privacy", "federation", key)
+            if exact:
+                raise problem(f"must be {plain} for exact regression", "federation", key)
+        if federation.upload_bits == NARROW_BITS and self.model.kind == "vector":
+            raise problem("must be 32 for a model that learns nothing", "federation", "upload_bits")
 
     def _check_normalise(self) -> None:
         for index, feature in enumerate(self.features):

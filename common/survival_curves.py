@@ -1,7 +1,7 @@
 """Kaplan-Meier curves and the log-rank test from counts on a grid of times.
 
 Exact for times on the grid. Sources: Kaplan and Meier 1958; the variance is Greenwood's
-(1926) and the interval that of log(-log S) (Kalbfleisch and Prentice 2002, section 1.4);
+(1926) and the interval that of log(-log S) (Kalbfleisch and Prentice 2002, chapter 1);
 the test as in `common.counting.logrank_terms`.
 """
 
@@ -99,7 +99,7 @@ def chi_square_tail(statistic: float, freedom: int) -> float:
     """Return the chance that a chi-square variable is above `statistic`: Q(k/2, x/2).
 
     The regularised upper incomplete gamma function: by its series below a + 1, by Lentz's
-    continued fraction above (Press et al. 2007, Numerical Recipes, section 6.2).
+    continued fraction above (Press et al. 2007, Numerical Recipes, chapter 6).
     """
     a, x = freedom / 2.0, statistic / 2.0
     if x <= 0:

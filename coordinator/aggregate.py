@@ -9,6 +9,9 @@ is sent, `weight_sum` is B times the survivors' public weights. In the second `m
 survivors and `lr` 1 (mode hospital), or a public batch size and the study's learning rate
 (mode patient-distributed), never the number of patients drawn.
 
+Where weights travel as float16 the sum is added to float32 values that the coordinator
+keeps, so that steps below the half precision are not lost; what travels is their rounding.
+
 Tensors whose name begins with `preprocess.` are constants of the run: their words are
 passed over and their bytes copied.
 """
@@ -27,7 +30,7 @@ from common.ids import Sha256
 from common.model_file import is_constant, model_header
 from common.secagg.dp import DpTerms
 from common.secagg.ring import SignedWords
-from common.vectors import ModelHasher, ParameterSchema
+from common.vectors import ModelHasher, ParameterSchema, widened
 from coordinator.objects import ObjectReader, ObjectWriter
 from coordinator.opening import Later
 
@@ -89,19 +92,21 @@ class NextModel:
     """The next model: its file's address, its protocol digest, and how far it moved.
 
     `rms` holds, per tensor, the root mean square of the applied update; the next round's
-    ranges follow from it.
+    ranges follow from it. `kept_sha256`: the address of the float32 values behind a model
+    that travels in half precision.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...]
+    kept_sha256: Sha256 | None = None
 
 
 class ModelUpdate:
     """A sink that writes the next model while the sum is being opened.
 
-    `previous` is read by offset, `writer` receives the file in order. Only float32
-    layouts exist in this version's catalogue.
+    `previous` is the float32 model, read by offset; `writer` receives the file of `schema` in
+    order, and `kept`, where `schema` is narrower, the next float32 model.
     """
 
     def __init__(
@@ -110,17 +115,21 @@ class ModelUpdate:
         server_step: ServerStep,
         previous: ObjectReader,
         writer: ObjectWriter,
+        kept: ObjectWriter | None = None,
     ) -> None:
-        if not schema.is_flat_float32:
-            raise InternalError("the server step is written for float32 layouts")
+        if schema.is_flat_float32 != (kept is None):
+            raise InternalError("float32 values are kept beside a narrower model, and only there")
         self._schema = schema
+        self._kept = kept
         self._server_step = server_step
         self._previous = previous
         self._writer = writer
-        self._header = model_header(schema)
+        self._header = model_header(widened(schema))
         self._hasher = ModelHasher(schema)
         self._squares = [0.0] * len(schema.tensors)
-        writer.write(self._header)
+        writer.write(model_header(schema))
+        if kept is not None:
+            kept.write(self._header)
 
     def take(self, start: int, words: SignedWords) -> Later | None:
         """See `coordinator.opening.Sink`."""
@@ -133,12 +142,16 @@ class ModelUpdate:
             low, high = max(segment.start, start) - start, min(segment.stop, start + count) - start
             if low < high and not is_constant(self._schema.tensors[index].name):
                 self._step(index, model[low:high], words[low:high])
-        out = model.astype("<f4").data.cast("B")
-        return lambda: self._keep(out)
+        out = model.astype("<f4")
+        return lambda: self._keep(out, start)
 
-    def _keep(self, out: memoryview) -> None:
-        self._hasher.update(out)
-        self._writer.write(out)
+    def _keep(self, out: NDArray[np.float32], start: int) -> None:
+        data: memoryview | bytes = out.data.cast("B")
+        if self._kept is not None:
+            self._kept.write(data)
+            data = self._schema.pack(out, start)
+        self._hasher.update(data)
+        self._writer.write(data)
 
     def _step(self, index: int, model: np.ndarray, words: SignedWords) -> None:
         step = self._server_step(index, words)
@@ -151,4 +164,5 @@ class ModelUpdate:
         rms = tuple(
             math.sqrt(square / size) for square, size in zip(self._squares, sizes, strict=True)
         )
-        return NextModel(self._writer.commit(), self._hasher.finish(), rms)
+        kept = None if self._kept is None else self._kept.commit()
+        return NextModel(self._writer.commit(), self._hasher.finish(), rms, kept)

@@ -7,8 +7,9 @@ from typing import Final
 
 from common.identity import Identity, sign_manifest
 from common.ids import NodeId, hospital_id, site_name
-from common.layouts import has_constants, model_schema, result_schema, split_model
+from common.layouts import has_constants, is_exact, model_schema, result_schema, split_model
 from common.manifest import (
+    COEFFICIENTS_FILE,
     MODEL_FILE,
     PREPROCESSING_FILE,
     STATISTICS_FILE,
@@ -23,11 +24,14 @@ from common.manifest import (
     chained,
 )
 from common.model_file import model_header
+from common.preprocessing import Preprocessing
+from common.regression.table import RegressionTable, table_of
 from common.study import Study, canonical_json
 from common.version import VERSION
 from coordinator.objects import ObjectStore
 from coordinator.run_state import ModelRef, RoundRecord, RunState
 from coordinator.store import StoredRelease
+from coordinator.use_sum import read_fit
 
 STATEMENT: Final = (
     "Every update was masked: the coordinator saw sums over the hospitals of each round, never"
@@ -72,7 +76,17 @@ def _files(state: RunState, model: ModelRef, objects: ObjectStore) -> tuple[File
     files.append(_store(objects, STUDY_FILE, study))
     if has_constants(state.study) and not counted:
         files.append(_store(objects, PREPROCESSING_FILE, _preprocessing(state, model, objects)))
+    table = _coefficients(state, model, objects)
+    if table is not None:
+        files.append(_store(objects, COEFFICIENTS_FILE, table.to_json()))
     return tuple(files)
+
+
+def _coefficients(state: RunState, model: ModelRef, objects: ObjectStore) -> RegressionTable | None:
+    if not is_exact(state.study):
+        return None
+    constants = Preprocessing.from_json(_preprocessing(state, model, objects))
+    return table_of(state.study, constants, read_fit(state.study, model, objects))
 
 
 def _store(objects: ObjectStore, name: str, data: bytes) -> FileEntry:

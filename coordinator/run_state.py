@@ -35,12 +35,22 @@ NO_DISPUTES: Final = EdgeRecord()
 class ModelRef:
     """A model on disk: its file's address, its protocol digest, and how far it just moved.
 
-    `rms` holds, per tensor, the root mean square of the update that led to it.
+    `rms` holds, per tensor, what the next round's ranges follow from
+    (`common.layouts.header_ranges`). `kept_sha256` is the address of what only the coordinator
+    has behind it: the float32 values of a model that travels in half precision, or a
+    regression's fit. `finished`: no further training round would change it.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...] = ()
+    kept_sha256: Sha256 | None = None
+    finished: bool = False
+
+    @property
+    def addresses(self) -> tuple[Sha256, ...]:
+        """Every file of it."""
+        return (self.object_sha256, *(() if self.kept_sha256 is None else (self.kept_sha256,)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ from hospital_node.work import PrivacyBooks, Terms, Work
 
 if TYPE_CHECKING:
     from hospital_node.data.load import SiteData
+    from hospital_node.pipeline import ContributionSource
 
 QUICK_WORDS: Final = 1 << 16
 """A pattern of up to this many values is made in well under a millisecond."""
@@ -200,6 +201,8 @@ class StudyWork:
                 source = pipeline.ContributionSource(counted)
             case RoundKind.STATISTICS:
                 source = pipeline.make_statistics(study, site, self._rows().train, header.bound)
+            case RoundKind.TRAIN if layouts.is_exact(study):
+                source = self._regression(model, header.bound)
             case RoundKind.TRAIN:
                 weights, rows = self._split(model, "train")
                 source = pipeline.make_contribution(study, site, rows, weights, header.r)
@@ -211,6 +214,16 @@ class StudyWork:
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
+
+    def _regression(self, model: Path | None, levels: int) -> ContributionSource:
+        """Return this hospital's sums at the received coefficients, all in float64."""
+        from hospital_node import pipeline
+
+        preprocessing, weights = self._received(model)
+        table = self._rows().train
+        columns = preprocessing.columns_of(self._study, table)
+        theta = weights.astype(np.float64)
+        return pipeline.make_regression(self._study, columns, table.target, theta, levels)
 
     def _noised(
         self,
@@ -294,13 +307,15 @@ class StudyWork:
             raise InternalError("a study without data reached its rows")
         return self._data
 
-    def _split(self, model: Path | None, part: str) -> tuple[np.ndarray, Encoded]:
-        """Return the model's weights, and rows encoded with its constants (kept for the run)."""
+    def _received(self, model: Path | None) -> tuple[Preprocessing, np.ndarray]:
         if model is None:
             raise InternalError("a round with a model came without one")
         schema = self._model_schema
-        flat = schema.flat(read_model(model, schema))
-        preprocessing, weights = layouts.split_model(self._study, flat)
+        return layouts.split_model(self._study, schema.flat(read_model(model, schema)))
+
+    def _split(self, model: Path | None, part: str) -> tuple[np.ndarray, Encoded]:
+        """Return the model's weights, and rows encoded with its constants (kept for the run)."""
+        preprocessing, weights = self._received(model)
         known = self._encoded.get(part)
         if known is None or known[0] != preprocessing:
             table: Table = getattr(self._rows(), part)

@@ -20,6 +20,7 @@ from common import statistics
 from common.features import Encoded, Table
 from common.models.vector import whole
 from common.quantise import Coding, Values, VectorEncoder
+from common.regression import sums
 from common.study import Study, VectorModel
 from common.vectors import ParameterSchema
 from common.weights import weight
@@ -56,7 +57,10 @@ class ContributionSource:
 
         if "clipped" not in schema.metrics:
             return encode(self.metrics)
-        return encode((*self.metrics, float(encode((*self.metrics, 0.0)).count_clipped())))
+        reach = schema.metrics[len(self.metrics) + 1 :]
+        blank = encode((*self.metrics, 0.0, *(0.0 for _ in reach)))
+        shares = blank.reach() if reach else ()
+        return encode((*self.metrics, float(blank.count_clipped()), *shares))
 
 
 def make_contribution(
@@ -72,6 +76,24 @@ def make_contribution(
     update = train(study, data, model, site=site, round_no=round_no)
     u = weight(study, site, data.rows)
     return ContributionSource(update.delta, u, (u * update.loss,))
+
+
+def make_regression(
+    study: Study,
+    columns: NDArray[np.float64],
+    target: NDArray[np.float64],
+    theta: NDArray[np.float64],
+    levels: int,
+) -> ContributionSource:
+    """Return the hospital's contribution to a round of exact regression; `levels` is B.
+
+    Sums over rows, of which each counts once, so the weight word is 1 for every hospital.
+
+    Raises:
+        Refusal: INPUT_NAN, a sum is not finite or too large.
+    """
+    own = sums.sums_of(study, columns, target, theta)
+    return ContributionSource(sums.contribution(own, levels))
 
 
 def make_statistics(study: Study, site: str, table: Table, levels: int) -> ContributionSource:

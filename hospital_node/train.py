@@ -20,6 +20,7 @@ from common.errors import DataError, Refusal
 from common.features import Encoded
 from common.models import LOSS_LIMIT, layout
 from common.study import Study, Train
+from hospital_node import losses
 from hospital_node.models import build, flatten
 
 
@@ -74,8 +75,12 @@ def make_deterministic() -> None:
 
 
 def loss(study: Study, outputs: Tensor, target: Tensor) -> Tensor:
-    """Return the mean loss: cross-entropy in nats, or the squared error of a number."""
+    """Return the mean loss: cross-entropy in nats, the squared error of a number, or `losses`'."""
+    if study.model.kind == "poisson":
+        return losses.poisson(outputs[:, 0], target)
     match study.target.type:
+        case "survival":
+            return losses.cox(outputs[:, 0], target)
         case "binary":
             return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], target)
         case "multiclass":

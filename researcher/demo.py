@@ -150,6 +150,7 @@ def _compare(model: VerifiedModel, sites: Mapping[str, SiteData]) -> Comparison:
 def _data(ran: _Ran, comparison: Comparison, began: float) -> dict[str, object]:
     """Return the envelope's `data`; architecture, section 6, and what helps besides."""
     from researcher.show import round_data
+    from researcher.traffic import communication
 
     manifest = ran.model.manifest
     return {
@@ -163,6 +164,7 @@ def _data(ran: _Ran, comparison: Comparison, began: float) -> dict[str, object]:
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
         "over_the_wire": dict(ran.view.pooled),
+        "communication": communication(ran.model.study),
         "dp": {"mode": manifest.privacy.dp, "epsilon": None, "delta": None},
         "privacy": manifest.privacy.model_dump(mode="json"),
         "study": manifest.study.model_dump(mode="json"),

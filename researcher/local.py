@@ -31,7 +31,7 @@ from common.config import format_duration
 from common.documents import dump_yaml
 from common.errors import ConfigError, RoundError
 from common.pki import create_ca, issue
-from common.policy import PUBLIC_WEIGHTS, STATISTICS, PrivacyRules
+from common.policy import PUBLIC_WEIGHTS, RINGS, STATISTICS, PrivacyRules
 from common.study import Study
 from researcher.processes import FEDCARE, Children, Program
 
@@ -202,6 +202,7 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
             "model_kinds": [STATISTICS if study.kind == "statistics" else study.model.kind],
             "strategies": [study.federation.strategy.name],
             "weights": [PUBLIC_WEIGHTS if weights == "public" else weights],
+            "ring_bits": sorted({*RINGS, study.federation.upload_bits}),
         },
         "require": require,
         "release": {"site_metrics": study.evaluate.site_metrics, "min_cell": plan.min_cell},

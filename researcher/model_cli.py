@@ -28,12 +28,14 @@ def pull(
 ) -> Outcome:
     """Fetch a run's model and verify it against the CA of your own folder."""
     del as_json
+    from researcher.coefficients import read_coefficients
     from researcher.release import card_data, pull
 
     model = Connection(coordinator, tls, proxy).ask(
         lambda client: pull(client, run, out, tls / "ca.crt")
     )
     data = {**card_data(model.manifest), "folder": str(model.folder), "signer": model.signer}
+    data["regression"] = read_coefficients(model.folder)
     text = f"{model.folder} holds the model of run {run}, verified; signed by {model.signer}"
     return Outcome(data, text)
 
@@ -99,8 +101,13 @@ def tables(
 def show(folder: ModelFolder, *, as_json: JsonFlag = False) -> Outcome:
     """Show a model's card as its manifest states it; nothing is verified."""
     del as_json
+    from researcher.coefficients import coefficients_text, read_coefficients
     from researcher.release import card_data, card_text, read_card
 
     manifest, study = read_card(folder)
-    note = "not verified here: `fedcare model verify DIR --ca CA.crt` does that"
-    return Outcome(card_data(manifest), f"{card_text(manifest, study)}\n\n{note}")
+    found = read_coefficients(folder)
+    parts = [card_text(manifest, study)]
+    parts += [] if found is None else [coefficients_text(found)]
+    parts += ["not verified here: `fedcare model verify DIR --ca CA.crt` does that"]
+    data = {**card_data(manifest), "regression": found}
+    return Outcome(data, "\n\n".join(parts))

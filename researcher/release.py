@@ -50,6 +50,7 @@ from common.manifest import (
     PrivacyEntry,
 )
 from common.study import Study, config_hash, study_from_canonical
+from researcher.coefficients import read_coefficients
 
 if TYPE_CHECKING:
     from common.messages import DownloadChunk, ReleaseNotice
@@ -114,6 +115,7 @@ def verify(folder: Path, ca: Path) -> VerifiedModel:
     else:
         _check_model(folder, manifest, study)
     _check_rounds(manifest)
+    read_coefficients(folder)
     return VerifiedModel(folder, manifest, study, signer.uri)
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from common.clock import SystemClock
 from common.errors import ConfigError, RoundError
 from common.identity import load_identity, sign_study
-from common.ids import RunId, hospital_id
+from common.ids import RunId
 from common.logs import make_log
 from common.messages import DownloadChunk, ReleaseNotice
 from common.site import Site
@@ -32,15 +32,14 @@ from common.wire_operations import Submission
 from coordinator.app import build_service, lock_state
 from coordinator.config import CoordinatorConfig
 from coordinator.service import CoordinatorService
-from hospital_node.app import build_node, load_setup
-from hospital_node.config import NodeConfig
-from hospital_node.driver import Node
-from researcher.local import FederationPlan, SitePlan, build
-from researcher.memory_link import MemoryDialler
+from researcher.coefficients import read_coefficients
+from researcher.engines import Around, Engine, Watch, local_engine
+from researcher.local import FederationPlan, SitePlan, build, free_address
 from researcher.progress import Display
 from researcher.release import VerifiedModel, pull, read_statistics, read_weights
 from researcher.sim_privacy import privacy_data
 from researcher.studies import require_agreed_epsilon
+from researcher.traffic import communication
 
 if TYPE_CHECKING:
     from common.ids import Sha256
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from researcher.comparison import Comparison
 
 FEDERATION: Final = "simulation"
-_NOWHERE: Final = "127.0.0.1:1"
 _REASON: Final = 300
 
 
@@ -76,7 +74,13 @@ class MemorySource:
         return self._service.download(sha256, offset, "sim")
 
 
-def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float) -> SimResult:
+def simulate(
+    study: Study,
+    sites: Sequence[Site],
+    screen: Display,
+    began: float,
+    engine: Engine = local_engine,
+) -> SimResult:
     """Run the study over the sites and compare the result. Blocking.
 
     Raises:
@@ -97,13 +101,14 @@ def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float)
             [_plan(study, site) for site in sites],
             min_cell=1,
         )
-        build(plan, _NOWHERE)
-        view, model = asyncio.run(_run(plan, Path(folder) / "model", screen))
+        build(plan, free_address())
+        view, model = asyncio.run(_run(plan, Path(folder) / "model", screen, engine))
         screen.step("comparing with each hospital alone and with all rows in one place")
         comparison = _compare(model, data_of)
+        regression = read_coefficients(model.folder)
         charged = privacy_data(plan)
     data = _data(study, view, model, comparison, began)
-    return SimResult({**data, "dp": charged}, comparison)
+    return SimResult({**data, "dp": charged, "regression": regression}, comparison)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,11 @@ class CountedResult:
 
 
 def simulate_statistics(
-    study: Study, sites: Sequence[Site], screen: Display, began: float
+    study: Study,
+    sites: Sequence[Site],
+    screen: Display,
+    began: float,
+    engine: Engine = local_engine,
 ) -> CountedResult:
     """Run a statistics study over the sites. Blocking.
 
@@ -129,8 +138,8 @@ def simulate_statistics(
     with tempfile.TemporaryDirectory(prefix="fedcare-sim-") as folder:
         root, plans = Path(folder) / "federation", [_plan(study, site) for site in sites]
         plan = FederationPlan(root, FEDERATION, study, plans, min_cell=1)
-        build(plan, _NOWHERE)
-        view, release = asyncio.run(_run(plan, Path(folder) / "model", screen))
+        build(plan, free_address())
+        view, release = asyncio.run(_run(plan, Path(folder) / "model", screen, engine))
         found = read_statistics(release.folder)
     data = {
         "study_id": study.id,
@@ -180,29 +189,25 @@ def _load(study: Study, site: Site) -> SiteData:
 
 
 async def _run(
-    plan: FederationPlan, model_folder: Path, screen: Display
+    plan: FederationPlan, model_folder: Path, screen: Display, engine: Engine
 ) -> tuple[RunView, VerifiedModel]:
     words = io.StringIO()
-    async with _federation(plan, words) as (service, nodes):
-        serving = [asyncio.create_task(node.run()) for node in nodes]
+    async with _federation(plan, words, engine) as (service, hospitals):
         work = "count" if plan.study.kind == "statistics" else "train"
-        screen.step(f"{len(nodes)} hospitals agree on keys and {work}")
+        screen.step(f"{len(plan.sites)} hospitals agree on keys and {work}")
         run = await service.submit(_submission(plan), "sim")
         follower = asyncio.create_task(_follow(service, run.run_id, screen))
+        # A node or the coordinator ending by itself is as final as the run's end.
+        guard = asyncio.create_task(service.watch_over())
         try:
-            # A node or the coordinator ending by itself is as final as the run's end.
-            guard = asyncio.create_task(service.watch_over())
-            await asyncio.wait([follower, guard, *serving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([follower, guard, hospitals], return_when=asyncio.FIRST_COMPLETED)
             if not follower.done():
                 follower.cancel()
-                _raise_first(guard, *serving)
+                _raise_first(guard, hospitals)
             view = _finished(await follower, words)
             ca = plan.researcher_folder / "ca.crt"
             model = await pull(MemorySource(service), run.run_id, model_folder, ca)
         finally:
-            for node in nodes:
-                node.stop()
-            await asyncio.gather(*serving, return_exceptions=True)
             guard.cancel()
     return view, model
 
@@ -223,8 +228,8 @@ def _raise_first(*tasks: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def _federation(
-    plan: FederationPlan, words: io.StringIO
-) -> AsyncIterator[tuple[CoordinatorService, list[Node]]]:
+    plan: FederationPlan, words: io.StringIO, engine: Engine
+) -> AsyncIterator[tuple[CoordinatorService, Watch]]:
     clock = SystemClock()
     log = make_log(words, form="console", level="warning", clock=clock)
     config = CoordinatorConfig.read(plan.coordinator_folder / "coordinator.yaml")
@@ -232,13 +237,9 @@ async def _federation(
     lock = lock_state(config.path(config.state_dir))
     service = build_service(config, identity, clock, log)
     service.recover()
-    nodes = []
-    for site in plan.sites:
-        setup = load_setup(NodeConfig.read(plan.site_folder(site.name) / "node.yaml"), clock)
-        dialler = MemoryDialler(service, hospital_id(plan.federation, site.name))
-        nodes.append(build_node(setup, dialler, log=log.bind(site=site.name), clock=clock))
     try:
-        yield service, nodes
+        async with engine(Around(plan, config, identity, service, clock, log)) as hospitals:
+            yield service, hospitals
     finally:
         await service.close()
         lock.close()
@@ -282,6 +283,7 @@ def _data(
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
         "over_the_wire": dict(view.pooled),
+        "communication": communication(study),
         "privacy": model.manifest.privacy.model_dump(mode="json"),
         "seconds": round(time.monotonic() - began, 3),
     }

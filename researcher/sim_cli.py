@@ -15,6 +15,7 @@ from researcher.connection import SeedOption
 if TYPE_CHECKING:
     from common.site import Site
     from common.study import Study
+    from researcher.engines import Engine
     from researcher.sim import SimResult
 
 
@@ -33,6 +34,14 @@ def sim(
     ],
     seed: SeedOption = None,
     out: OutOption = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="local|ray",
+            help="Where the hospitals run: in this process, or over Ray (its own extra).",
+        ),
+    ] = "local",
     as_json: JsonFlag = False,
 ) -> Outcome:
     """Run a study over several site manifests in one process, with the same round code."""
@@ -45,24 +54,29 @@ def sim(
 
     chosen = with_seed(load_study(study), seed)
     sites = [load_site(path) for path in site]
+    from researcher.engines import engine_of
+
+    where = engine_of(engine)
     if chosen.kind == "statistics":
-        return _counted(chosen, sites, out, began)
+        return _counted(chosen, sites, out, began, where)
     if out is not None:
         raise ConfigError("BAD_ARGUMENT", "--out belongs to studies of kind statistics")
     from researcher.sim import simulate
 
     with display(f"simulation of {chosen.id}") as screen:
-        result = simulate(chosen, sites, screen, began)
+        result = simulate(chosen, sites, screen, began, where)
     return Outcome(result.data, _text(chosen, result))
 
 
-def _counted(study: Study, sites: list[Site], out: Path | None, began: float) -> Outcome:
+def _counted(
+    study: Study, sites: list[Site], out: Path | None, began: float, where: Engine
+) -> Outcome:
     from researcher import table_one
     from researcher.progress import display
     from researcher.sim import simulate_statistics
 
     with display(f"simulation of {study.id}") as screen:
-        result = simulate_statistics(study, sites, screen, began)
+        result = simulate_statistics(study, sites, screen, began, where)
     text = table_one.text(result.found)
     if out is not None:
         from researcher.statistics_page import write_all
@@ -75,15 +89,19 @@ def _counted(study: Study, sites: list[Site], out: Path | None, began: float) ->
 def _text(study: Study, result: SimResult) -> str:
     from common.study import warnings
     from common.tables import table
+    from researcher.coefficients import coefficients_text
     from researcher.report import NOTE, comparison_rows
 
     head = ("hospital", "test rows", "federated", "local only", "centralised")
     parts: list[str] = []
     pooled = result.comparison.federated.pooled
-    for name in (name for name in pooled if name not in ("rows", "positives")):
+    for name in (name for name in pooled if name not in ("rows", "positives", "events")):
         rows = comparison_rows(result.comparison, name)
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
     parts += [NOTE, ""]
+    regression = result.data["regression"]
+    if isinstance(regression, dict):
+        parts += [coefficients_text(regression), ""]
     parts += _promise(result)
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]

@@ -11,6 +11,7 @@ and tensor names.
 from common.models.catalogue import (
     LOSS_LIMIT,
     METRIC_WORDS,
+    has_bias,
     initial,
     layer_widths,
     layout,
@@ -21,6 +22,7 @@ from common.models.catalogue import (
 __all__ = [
     "LOSS_LIMIT",
     "METRIC_WORDS",
+    "has_bias",
     "initial",
     "layer_widths",
     "layout",

@@ -1,9 +1,9 @@
 """Layouts and seeded initial values of the models a study may name.
 
-`logistic` and `mlp` are chains of fully connected layers with ReLU between: `logistic`
-has one layer, `mlp` one more than `hidden` has widths. Layer i has the tensors
-`layers.<i>.weight` [outputs, inputs] and `layers.<i>.bias` [outputs]. `vector` is one
-tensor `w` that starts at zero and learns nothing (`common.models.vector`).
+`mlp` is a chain of fully connected layers with ReLU between, one more than `hidden` has
+widths; `logistic`, `linear`, `poisson` and `cox` have one layer, and `cox` no bias. Layer
+i has the tensors `layers.<i>.weight` [outputs, inputs] and `layers.<i>.bias` [outputs].
+`vector` is one tensor `w` that starts at zero and learns nothing (`common.models.vector`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.study import (
+    CoxModel,
+    LinearModel,
     LogisticModel,
     MlpModel,
     MulticlassTarget,
+    PoissonModel,
     Study,
     VectorModel,
     config_hash,
@@ -32,6 +35,15 @@ hospital's training rows, and the number of update values clipped to their range
 
 LOSS_LIMIT: Final = 32.0
 """Range of the `loss` word; a larger loss is reported as this."""
+
+
+REGRESSIONS: Final = (LogisticModel, LinearModel, PoissonModel, CoxModel)
+"""Models of one layer."""
+
+
+def has_bias(study: Study) -> bool:
+    """Whether layers have a bias: not in Cox regression, whose baseline takes its place."""
+    return not isinstance(study.model, CoxModel)
 
 
 def output_count(study: Study) -> int:
@@ -48,7 +60,7 @@ def layer_widths(study: Study) -> tuple[int, ...]:
     hidden: tuple[int, ...] = ()
     if isinstance(study.model, MlpModel):
         hidden = study.model.hidden
-    elif not isinstance(study.model, LogisticModel):
+    elif not isinstance(study.model, REGRESSIONS):
         raise InternalError(f"a model of kind {study.model.kind} has no layers")
     return (len(encoded_columns(study)), *hidden, output_count(study))
 
@@ -60,10 +72,9 @@ def layout(study: Study) -> ParameterSchema:
     widths = layer_widths(study)
     tensors: list[TensorSpec] = []
     for place, (inputs, outputs) in enumerate(pairwise(widths)):
-        tensors += [
-            TensorSpec(f"layers.{place}.weight", TensorType.FLOAT32, (outputs, inputs)),
-            TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)),
-        ]
+        tensors.append(TensorSpec(f"layers.{place}.weight", TensorType.FLOAT32, (outputs, inputs)))
+        if has_bias(study):
+            tensors.append(TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)))
     return ParameterSchema(tuple(tensors), METRIC_WORDS)
 
 
@@ -75,13 +86,13 @@ def metric_ranges(levels: int) -> tuple[float, float]:
 def initial(study: Study, seed: int | None = None) -> NDArray[np.float32]:
     """Return the first model, float32 [parameters], the same bits on every machine.
 
-    A logistic model starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
+    A regression starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
     2015): within +-sqrt(6 / inputs) before a ReLU, +-sqrt(3 / inputs) before the output;
     biases are zero. `seed` defaults to the study's, and where it states none to its hash.
     """
     schema = layout(study)
     model = np.zeros(schema.parameters, np.float32)
-    if isinstance(study.model, LogisticModel | VectorModel):
+    if isinstance(study.model, (*REGRESSIONS, VectorModel)):
         return model
     # The raw stream of a bit generator is frozen; the distributions built on it are not.
     stream = np.random.PCG64(_seed(study) if seed is None else seed)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.models import layer_widths, layout
+from common.models import has_bias, layer_widths, layout
 from common.study import Study
 from common.vectors import ParameterSchema
 
@@ -21,9 +21,9 @@ from common.vectors import ParameterSchema
 class Perceptron(nn.Module):
     """Fully connected layers with ReLU between; one layer is logistic regression."""
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], *, bias: bool = True) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the outputs before sigmoid or softmax, [rows, outputs]."""
@@ -35,7 +35,7 @@ class Perceptron(nn.Module):
 
 def build(study: Study, model: NDArray[np.float32]) -> Perceptron:
     """Return the study's module holding the flat vector `model` (a copy of it)."""
-    module = Perceptron(layer_widths(study))
+    module = Perceptron(layer_widths(study), bias=has_bias(study))
     load(module, layout(study), model)
     return module
 

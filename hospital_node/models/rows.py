@@ -74,8 +74,11 @@ def backward(module: Perceptron, outputs: list[Tensor], last: Tensor) -> list[Te
 
 def _parameters(module: Perceptron) -> list[tuple[Tensor, Tensor]]:
     named = dict(module.named_parameters())
-    count = len(named) // 2
-    return [(named[f"layers.{k}.weight"], named[f"layers.{k}.bias"]) for k in range(count)]
+    none = torch.zeros(1)
+    return [
+        (named[f"layers.{k}.weight"], named.get(f"layers.{k}.bias", none))
+        for k in range(len(module.layers))
+    ]
 
 
 def _rounded(values: Tensor, dim: int, bits: int) -> Tensor:

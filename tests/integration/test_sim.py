@@ -88,6 +88,24 @@ def test_another_seed_trains_another_model(study: Study, sites: list[Site]) -> N
     assert run(study, sites).data["model_sha256"] != run(other, sites).data["model_sha256"]
 
 
+@pytest.mark.slow
+def test_half_the_bytes_give_the_same_figures(study: Study, sites: list[Site]) -> None:
+    narrow = parse_study(
+        STUDY.replace(
+            "rounds: 2,", "rounds: 2, upload_bits: 16, download: float16, max_weight: 64,"
+        )
+    )
+    wide, half = run(study, sites), run(narrow, sites)
+    for figure in ("auroc", "brier"):
+        first, second = (one.comparison.federated.pooled[figure] for one in (wide, half))
+        assert first is not None
+        assert second == pytest.approx(first, abs=0.01)
+    rounds = [one.data["communication"]["traffic"][1] for one in (wide, half)]  # type: ignore[index]
+    assert [part["kind"] for part in rounds] == ["train", "train"]
+    header = 8 * 5  # three constants and three tensors' reach words weigh on a model this small
+    assert rounds[1]["upload_bytes"] <= rounds[0]["upload_bytes"] / 2 + header
+
+
 def test_too_few_sites_and_a_site_twice_are_refused(study: Study, sites: list[Site]) -> None:
     with pytest.raises(ConfigError, match="at least 3 sites, 2 given"):
         run(study, sites[:2])
