@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import evaluation, models, noised_evaluation, noised_statistics, statistics
+from common import counting, evaluation, models, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX, CONTROL_PREFIX, is_control
@@ -96,6 +96,11 @@ def round_kinds(study: Study) -> tuple[RoundKind, ...]:
     return (*first, *trained, RoundKind.EVALUATE)
 
 
+def result_schema(study: Study) -> ParameterSchema:
+    """Return the layout of what a run makes: of its model, or of a statistics study's one sum."""
+    return counting.layout(study) if study.kind == "statistics" else model_schema(study)
+
+
 def model_schema(study: Study) -> ParameterSchema:
     """Return the layout of the model that travels, which is also a training round's."""
     weights = models.layout(study)
@@ -144,6 +149,8 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
         InternalError: the study has no such rounds.
     """
     match kind:
+        case RoundKind.STATISTICS if study.kind == "statistics":
+            return RoundLayout(kind, counting.layout(study), counting.RING_BITS, counting.RANGES)
         case RoundKind.STATISTICS if study.privacy.dp.on:
             return _noised_statistics(study)
         case RoundKind.STATISTICS:

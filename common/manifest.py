@@ -6,6 +6,9 @@ coordinator signs its bytes. The rounds that led to the model form a chain: each
 `chain` is the SHA-256 of the previous one and of the entry, so that a round cannot be left
 out or altered without changing all later ones.
 
+A study of kind `statistics` has no model: its release holds `statistics.json` instead, and
+`model_sha256` is the SHA-256 of that file.
+
 `fedcare model verify` needs these files and the pinned CA, nothing else.
 """
 
@@ -28,6 +31,7 @@ MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 CHAIN_FILE: Final = "chain.pem"
 MODEL_FILE: Final = "model.safetensors"
+STATISTICS_FILE: Final = "statistics.json"
 PREPROCESSING_FILE: Final = "preprocessing.json"
 STUDY_FILE: Final = "study.json"
 COEFFICIENTS_FILE: Final = "coefficients.json"
@@ -41,7 +45,13 @@ Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class FileEntry(Section):
     """A file of the release: its digest and its size in bytes."""
 
-    name: Literal["model.safetensors", "preprocessing.json", "study.json", "coefficients.json"]
+    name: Literal[
+        "model.safetensors",
+        "preprocessing.json",
+        "study.json",
+        "coefficients.json",
+        "statistics.json",
+    ]
     sha256: Hex
     size: Annotated[int, Field(ge=0)]
 

@@ -9,7 +9,8 @@ and `config_hash` is its SHA-256: what hospitals approve and every round header 
     config_hash(study).hex()
 
 A `statistics` study has neither target nor model; those sections then hold their
-`none` form, are refused in the file and absent from the canonical form.
+`none` form, are refused in the file and absent from the canonical form. Its own section,
+`statistics` (`common.study_statistics`), belongs to no other study.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ from common.study_sections import (
     Split,
     split_form,
 )
+from common.study_statistics import Statistics, SurvivalCurve, check_statistics
 from common.text import listed, nearest, show
 
 SCHEMA: Final = "fedcare.study/v1"
@@ -135,9 +137,11 @@ __all__ = [
     "RandomSplit",
     "Scaffold",
     "SecureAggregation",
+    "Statistics",
     "Strategy",
     "Study",
     "Subgroup",
+    "SurvivalCurve",
     "SurvivalTarget",
     "Train",
     "VectorModel",
@@ -181,14 +185,17 @@ class Study(Section):
     federation: Federation = Federation()
     privacy: Privacy = Privacy()
     evaluate: Evaluate = Evaluate()
+    statistics: Statistics | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def complete(cls, data: object) -> object:
-        """Fill in the defaults that depend on the target."""
-        if not isinstance(data, dict) or data.get("kind") == "statistics":
+        """Fill in the defaults that depend on the kind and the target."""
+        if not isinstance(data, dict):
             return data
+        if data.get("kind") == "statistics":
+            return {"statistics": {}, **data}
         target = data.get("target")
         target_type = target.get("type") if isinstance(target, dict) else None
         full = dict(data)
@@ -244,7 +251,14 @@ class Study(Section):
                 target = (self.target.name,)
         split = (self.split.column,) if isinstance(self.split, ColumnSplit) else ()
         key = (self.patient_key,) if self.patient_key is not None else ()
-        return (*(feature.name for feature in self.features), *target, *split, *key)
+        curve = self.curve
+        times = (curve.time, curve.event) if curve is not None else ()
+        return (*(feature.name for feature in self.features), *target, *times, *split, *key)
+
+    @property
+    def curve(self) -> SurvivalCurve | None:
+        """The survival curve that a statistics study asks for."""
+        return self.statistics.survival if self.statistics is not None else None
 
     def colluders(self, roster_size: int) -> int:
         """Return `c` for a roster of that many hospitals: as stated, or by the protocol's rule."""
@@ -266,6 +280,9 @@ class Study(Section):
                 others += [(self.target.event, ("target", "event"))]
             case _:
                 others += [(self.target.name, ("target", "name"))]
+        if self.curve is not None:
+            others += [(self.curve.time, ("statistics", "survival", "time"))]
+            others += [(self.curve.event, ("statistics", "survival", "event"))]
         if isinstance(self.split, ColumnSplit):
             others += [(self.split.column, ("split", "column"))]
         if self.patient_key is not None:
@@ -317,8 +334,13 @@ class Study(Section):
         stated = [key for key in _TRAINING_ONLY if key in self.model_fields_set]
         if stated:
             raise problem("does not belong to a study of kind statistics", stated[0])
+        if self.statistics is None:
+            raise problem("is missing", "statistics")
+        check_statistics(self.features, self.statistics)
 
     def _check_training(self) -> None:
+        if self.statistics is not None:
+            raise problem("belongs to a study of kind statistics", "statistics")
         target = self.target.type
         if target == "none":
             raise ValueError("is of kind training and needs the key 'target'")
@@ -444,6 +466,8 @@ def completed(study: Study) -> dict[str, Any]:
     if study.kind == "statistics":
         for key in _TRAINING_ONLY:
             del data[key]
+    else:
+        del data["statistics"]
     terms = data["privacy"]["dp"]
     data["privacy"]["dp"] = {key: value for key, value in terms.items() if value is not None}
     return data

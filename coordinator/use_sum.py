@@ -1,6 +1,7 @@
 """What the coordinator does with an opened sum, by kind of round.
 
-    statistics   pooled constants, and with them the first model
+    statistics   pooled constants, and with them the first model; of a study of kind
+                 statistics the file that it publishes
     train        the next model, written while the sum is being opened
     evaluate     pooled metrics
 
@@ -17,7 +18,14 @@ from typing import Final, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from common import evaluation, noised_evaluation, noised_statistics, statistics
+from common import (
+    counting,
+    evaluation,
+    noised_evaluation,
+    noised_statistics,
+    statistics,
+    statistics_result,
+)
 from common.errors import InternalError
 from common.evaluation import Metrics
 from common.ids import HeaderDigest, Sha256, site_name
@@ -83,6 +91,8 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
             sink = Collect(header.d)
             digest = open_sum(opening, sink)
             words = sink.words[: layout.schema.parameters]
+            if study.kind == "statistics":
+                return SumUsed(hd, digest, _publish(study, words, header.bound, objects), ())
             if header.dp.mode is DpMode.NONE:
                 constants = statistics.pooled(study, words, header.bound)
             else:
@@ -235,6 +245,13 @@ def published(found: Metrics) -> Metrics | None:
     if positives is None or min(positives, found.rows - positives) >= SMALLEST_CELL:
         return found
     return replace(found, positives=None, auroc=None)
+
+
+def _publish(study: Study, words: NDArray[np.int64], bound: int, objects: ObjectStore) -> ModelRef:
+    """Store what a statistics study publishes; the sums themselves are kept nowhere."""
+    found = statistics_result.published(study, counting.opened(study, words, bound))
+    digest = objects.put(found.to_json())
+    return ModelRef(digest, digest)
 
 
 def make_first_model(study: Study, objects: ObjectStore) -> ModelRef:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import layouts
+from common import counting, layouts
 from common.config import Loaded
 from common.entropy import OsEntropy
 from common.errors import FedError, InternalError, PolicyRefusal, Refusal, RoundError
@@ -201,6 +201,9 @@ class StudyWork:
 
         study, site = self._study, self._site
         match header.kind:
+            case RoundKind.STATISTICS if study.kind == "statistics":
+                counted = counting.contribution(study, self._rows().train)
+                source = pipeline.ContributionSource(counted)
             case RoundKind.STATISTICS:
                 source = pipeline.make_statistics(study, site, self._rows().train, header.bound)
             case RoundKind.TRAIN if layouts.is_exact(study):

@@ -222,12 +222,13 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
 
 def _limits(study: Study) -> dict[str, Any]:
     """Return limits that are no narrower than the study needs."""
+    from common.layouts import result_schema
     from common.policy_limits import ResourceLimits
-    from hospital_node.consent_limits import schema_of, upload_bytes
+    from hospital_node.consent_limits import upload_bytes
 
     usual, train = ResourceLimits(), study.train
     return {
-        "parameters": max(usual.parameters, schema_of(study).parameters),
+        "parameters": max(usual.parameters, result_schema(study).parameters),
         "upload_bytes": max(usual.upload_bytes, upload_bytes(study)),
         "rounds": max(usual.rounds, study.federation.rounds),
         "local_steps": max(usual.local_steps, train.local_steps or 0),

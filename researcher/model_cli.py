@@ -67,6 +67,37 @@ def verify(
 
 @app.command()
 @command
+def tables(
+    folder: ModelFolder,
+    *,
+    ca: Annotated[Path, typer.Option("--ca", metavar="CA.crt", help="The consortium's CA.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="A new folder: page and tables.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Verify a statistics study's release and show its Table 1."""
+    del as_json
+    from common.errors import ConfigError
+    from researcher import table_one
+    from researcher.release import read_statistics, verify
+
+    release = verify(folder, ca)
+    if release.study.kind != "statistics":
+        raise ConfigError(
+            "BAD_ARGUMENT", f"{folder} holds a model, not a statistics study's tables"
+        )
+    found = read_statistics(folder)
+    text = table_one.text(found)
+    if out is not None:
+        from researcher.statistics_page import write_all
+
+        text += f"\n\n{write_all(release.study, found, out)} holds the page and the tables"
+    return Outcome(found.model_dump(mode="json", by_alias=True), text)
+
+
+@app.command()
+@command
 def show(folder: ModelFolder, *, as_json: JsonFlag = False) -> Outcome:
     """Show a model's card as its manifest states it; nothing is verified."""
     del as_json

@@ -36,13 +36,14 @@ from researcher.coefficients import read_coefficients
 from researcher.engines import Around, Engine, Watch, local_engine
 from researcher.local import FederationPlan, SitePlan, build, free_address
 from researcher.progress import Display
-from researcher.release import VerifiedModel, pull, read_weights
+from researcher.release import VerifiedModel, pull, read_statistics, read_weights
 from researcher.sim_privacy import privacy_data
 from researcher.studies import require_agreed_epsilon
 from researcher.traffic import communication
 
 if TYPE_CHECKING:
     from common.ids import Sha256
+    from common.statistics_file import StatisticsFile
     from hospital_node.data.load import SiteData
     from researcher.comparison import Comparison
 
@@ -86,6 +87,8 @@ def simulate(
         FedError: the study cannot run over these sites, or their data do not fit it.
     """
     check_sites(study, sites)
+    if study.kind == "statistics":
+        raise ConfigError("NOT_SUPPORTED", "a study of kind statistics has no model to compare")
     require_agreed_epsilon(study)
     screen.step("reading the hospitals' tables")
     # First of all, because here an error may say what a hospital would keep to itself.
@@ -108,14 +111,56 @@ def simulate(
     return SimResult({**data, "dp": charged, "regression": regression}, comparison)
 
 
+@dataclass(frozen=True, slots=True)
+class CountedResult:
+    """What the command prints of a statistics study."""
+
+    data: Mapping[str, object]
+    found: StatisticsFile
+
+
+def simulate_statistics(
+    study: Study,
+    sites: Sequence[Site],
+    screen: Display,
+    began: float,
+    engine: Engine = local_engine,
+) -> CountedResult:
+    """Run a statistics study over the sites. Blocking.
+
+    Raises:
+        FedError: the study cannot run over these sites, or their data do not fit it.
+    """
+    check_sites(study, sites)
+    screen.step("reading the hospitals' tables")
+    for site in sites:
+        _load(study, site)  # here an error may say what a hospital would keep to itself
+    with tempfile.TemporaryDirectory(prefix="fedcare-sim-") as folder:
+        root, plans = Path(folder) / "federation", [_plan(study, site) for site in sites]
+        plan = FederationPlan(root, FEDERATION, study, plans, min_cell=1)
+        build(plan, free_address())
+        view, release = asyncio.run(_run(plan, Path(folder) / "model", screen, engine))
+        found = read_statistics(release.folder)
+    data = {
+        "study_id": study.id,
+        "sites": [site.id for site in sites],
+        "rounds": len(view.history),
+        "statistics": found.model_dump(mode="json", by_alias=True),
+        "statistics_sha256": release.manifest.model_sha256,
+        "privacy": release.manifest.privacy.model_dump(mode="json"),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    return CountedResult(data, found)
+
+
 def check_sites(study: Study, sites: Sequence[Site]) -> None:
     """Refuse sites that cannot run the study, before anything is built.
 
     Raises:
         ConfigError: NOT_SUPPORTED, DUPLICATE_KEY or BAD_VALUE.
     """
-    if study.kind != "training" or study.model.kind == "vector":
-        raise ConfigError("NOT_SUPPORTED", "sim runs studies of kind training with a model")
+    if study.model.kind == "vector":
+        raise ConfigError("NOT_SUPPORTED", "sim runs studies with data, not a vector's pattern")
     names = [site.id for site in sites]
     for name in names:
         if names.count(name) > 1:
@@ -147,7 +192,8 @@ async def _run(
 ) -> tuple[RunView, VerifiedModel]:
     words = io.StringIO()
     async with _federation(plan, words, engine) as (service, hospitals):
-        screen.step(f"{len(plan.sites)} hospitals agree on keys and train")
+        work = "count" if plan.study.kind == "statistics" else "train"
+        screen.step(f"{len(plan.sites)} hospitals agree on keys and {work}")
         run = await service.submit(_submission(plan), "sim")
         follower = asyncio.create_task(_follow(service, run.run_id, screen))
         # A node or the coordinator ending by itself is as final as the run's end.
@@ -212,7 +258,7 @@ def _finished(view: RunView, words: io.StringIO) -> RunView:
     if view.state is not RunPhase.FINISHED:
         lines = words.getvalue().strip().splitlines()
         last = lines[-1][-_REASON:] if lines else "no reason was given"
-        raise RoundError("RUN_FAILED", f"the run ended without a model: {view.reason or last}")
+        raise RoundError("RUN_FAILED", f"the run ended without a result: {view.reason or last}")
     return view
 
 

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.commands import JsonFlag, Outcome, command, single
+from common.errors import ConfigError
 from researcher.connection import SeedOption
 
 if TYPE_CHECKING:
+    from common.site import Site
     from common.study import Study
+    from researcher.engines import Engine
     from researcher.sim import SimResult
+
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Statistics: a new folder for page and tables."),
+]
 
 
 @command
@@ -24,6 +33,7 @@ def sim(
         list[Path], typer.Option("--site", metavar="SITE.yaml", help="One manifest per hospital.")
     ],
     seed: SeedOption = None,
+    out: OutOption = None,
     engine: Annotated[
         str,
         typer.Option(
@@ -45,12 +55,35 @@ def sim(
     chosen = with_seed(load_study(study), seed)
     sites = [load_site(path) for path in site]
     from researcher.engines import engine_of
-    from researcher.sim import simulate
 
     where = engine_of(engine)
+    if chosen.kind == "statistics":
+        return _counted(chosen, sites, out, began, where)
+    if out is not None:
+        raise ConfigError("BAD_ARGUMENT", "--out belongs to studies of kind statistics")
+    from researcher.sim import simulate
+
     with display(f"simulation of {chosen.id}") as screen:
         result = simulate(chosen, sites, screen, began, where)
     return Outcome(result.data, _text(chosen, result))
+
+
+def _counted(
+    study: Study, sites: list[Site], out: Path | None, began: float, where: Engine
+) -> Outcome:
+    from researcher import table_one
+    from researcher.progress import display
+    from researcher.sim import simulate_statistics
+
+    with display(f"simulation of {study.id}") as screen:
+        result = simulate_statistics(study, sites, screen, began, where)
+    text = table_one.text(result.found)
+    if out is not None:
+        from researcher.statistics_page import write_all
+
+        text += f"\n\n{write_all(study, result.found, out)} holds the page and the tables"
+    text += f"\n\nstatistics sha256 {result.data['statistics_sha256']}"
+    return Outcome(result.data, f"{text}, {result.data['seconds']:.1f} s")
 
 
 def _text(study: Study, result: SimResult) -> str:

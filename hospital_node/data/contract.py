@@ -30,6 +30,7 @@ from common.study import (
     MulticlassTarget,
     NoTarget,
     Study,
+    SurvivalCurve,
     SurvivalTarget,
 )
 from hospital_node.data.cells import Rows, is_missing, match, parsed
@@ -125,6 +126,8 @@ def _numbers(cells: pl.Series, missing: NDArray[np.bool_], rows: Rows) -> NDArra
 def _check_nothing_missing(
     study: Study, file: str, values: NDArray[np.float64], used: NDArray[np.int64]
 ) -> None:
+    if study.kind == "statistics":
+        return  # what is missing is counted
     for place, feature in enumerate(study.features):
         if feature.impute == "none":
             Rows(file, feature.name, used).refuse(
@@ -136,7 +139,7 @@ def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[n
     """Return labels as numbers; every used row must have one."""
     target = study.target
     if isinstance(target, NoTarget):
-        return np.zeros(len(used))
+        return np.zeros(len(used)) if study.curve is None else _survival(study.curve, text, used)
     if isinstance(target, SurvivalTarget):
         return _survival(target, text, used)
     cells = text.columns[target.name].gather(used)
@@ -158,7 +161,7 @@ def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[n
 
 
 def _survival(
-    target: SurvivalTarget, text: TextTable, used: NDArray[np.int64]
+    target: SurvivalTarget | SurvivalCurve, text: TextTable, used: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return each row's time and whether the event came then (1) or not (0), [rows, 2]."""
     rows = Rows(text.name, target.time, used)
