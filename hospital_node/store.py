@@ -9,6 +9,7 @@
     spool/<hd>.y             the masked vector of the open round
     ledger/                  privacy ledgers, their sealed heads, lists of patients
     approvals/               what people said to studies, signed (`hospital_node.approval`)
+    personal/<run>/          the hospital's own models (`hospital_node.personal`)
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
     status.json              what `fedcare node status` shows; never read back
 
@@ -52,6 +53,7 @@ _PARTS: Final = (
     "reports",
     "ledger",
     "approvals",
+    "personal",
 )
 STATE_NAMES: Final = frozenset(
     {
@@ -301,6 +303,10 @@ class NodeStore:
     def release_directory(self, run_id: RunId) -> Path:
         """Where a run's verified release lies."""
         return self.root / "releases" / run_id
+
+    def personal_directory(self, run_id: RunId) -> Path:
+        """Where the hospital's own model of a run lies, or would."""
+        return self.root / "personal" / run_id
 
     def save_report(self, run_id: RunId, report: Mapping[str, object]) -> None:
         """Keep a run's local metrics; they never leave the hospital.

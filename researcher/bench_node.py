@@ -57,6 +57,10 @@ class WrappedWork:
         """See `Work`."""
         return self._work.report(model)
 
+    def personalise(self, model: Path, folder: Path) -> str:
+        """See `Work`."""
+        return self._work.personalise(model, folder)
+
 
 Wrap: TypeAlias = Callable[[Work], Work]
 
