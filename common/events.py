@@ -402,7 +402,7 @@ class Event(Enum):
         "node",
         "info or warning",
         f"run site kind {_ERROR}",
-        "This node has made its own model of a release: says which kind. With a code: it could not.",
+        "This node made its own model of a release: says which kind. With a code: it could not.",
     )
     MODEL_REFUSED = (
         "model.refused",

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +37,7 @@ from hospital_node.config import NodeConfig
 from hospital_node.driver import Node
 from researcher.local import FederationPlan, SitePlan, build
 from researcher.memory_link import MemoryDialler
+from researcher.personal import collect, judged, made
 from researcher.progress import Display
 from researcher.release import VerifiedModel, pull, read_weights
 from researcher.sim_privacy import privacy_data
@@ -45,6 +46,7 @@ from researcher.studies import require_agreed_epsilon
 if TYPE_CHECKING:
     from common.ids import Sha256
     from hospital_node.data.load import SiteData
+    from hospital_node.personal.artefact import Personal
     from researcher.comparison import Comparison
 
 FEDERATION: Final = "simulation"
@@ -97,7 +99,7 @@ def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float)
         build(plan, _NOWHERE)
         view, model = asyncio.run(_run(plan, Path(folder) / "model", screen))
         screen.step("comparing with each hospital alone and with all rows in one place")
-        comparison = _compare(model, data_of)
+        comparison = _compare(model, data_of, collect(plan, view.run_id))
         charged = privacy_data(plan)
     data = _data(study, view, model, comparison, began)
     return SimResult({**data, "dp": charged}, comparison)
@@ -156,6 +158,7 @@ async def _run(
                 _raise_first(guard, *serving)
             view = _finished(await follower, words)
             ca = plan.researcher_folder / "ca.crt"
+            await made(plan, run.run_id)
             model = await pull(MemorySource(service), run.run_id, model_folder, ca)
         finally:
             for node in nodes:
@@ -220,12 +223,15 @@ def _finished(view: RunView, words: io.StringIO) -> RunView:
     return view
 
 
-def _compare(model: VerifiedModel, sites: Mapping[str, SiteData]) -> Comparison:
+def _compare(
+    model: VerifiedModel, sites: Mapping[str, SiteData], own: Mapping[str, Personal]
+) -> Comparison:
     from common.layouts import split_model
     from researcher.comparison import compare
 
     preprocessing, weights = split_model(model.study, read_weights(model.folder, model.study))
-    return compare(model.study, preprocessing, weights, sites)
+    found = compare(model.study, preprocessing, weights, sites)
+    return replace(found, personal=judged(model.study, preprocessing, own, sites))
 
 
 def _data(
@@ -239,6 +245,7 @@ def _data(
         "model_sha256": model.manifest.model_sha256,
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
+        "personal": None if comparison.personal is None else comparison.personal.data(),
         "over_the_wire": dict(view.pooled),
         "privacy": model.manifest.privacy.model_dump(mode="json"),
         "seconds": round(time.monotonic() - began, 3),

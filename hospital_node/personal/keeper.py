@@ -16,6 +16,7 @@ from common.events import Event
 from common.ids import RunId
 from common.logs import EventLog
 from common.manifest import MANIFEST_FILE, MODEL_FILE
+from hospital_node import files
 from hospital_node.store import NodeStore
 from hospital_node.work import Work
 from hospital_node.worker import Worker
@@ -45,9 +46,16 @@ class PersonalKeeper:
             chosen = await self._worker.run(lambda: work.personalise(model, self._folder(run_id)))
         except FedError as failure:
             log.failure(Event.MODEL_PERSONAL, failure)
+            files.replace(self._failed(run_id), f"{failure.name}\n".encode())
             return
+        files.remove(self._failed(run_id))
         if chosen:
             log.info(Event.MODEL_PERSONAL, kind=chosen)
+
+    def _failed(self, run_id: RunId) -> Path:
+        """Where the error's name stands until a later start succeeds."""
+        folder = self._folder(run_id)
+        return folder.with_name(folder.name + ".failed")
 
     def _folder(self, run_id: RunId) -> Path:
         return self._store.personal_directory(run_id)
