@@ -36,6 +36,7 @@ PULLS: Final = (0.1, 1.0)
 
 RIDGE: Final = 1.0
 _NEWTON_STEPS: Final = 25
+_LEAST_STEP: Final = 1e-6
 _CLIP: Final = 1e-12
 
 
@@ -72,16 +73,23 @@ def platt(logits: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[flo
     sick = float(target.sum())
     high, low = (sick + 1) / (sick + 2), 1 / (len(target) - sick + 2)
     goal = np.where(target > 0, high, low)
-    a, b = 0.0, 1.0
+    design = np.stack([np.ones_like(logits), logits], axis=1)
+    ridge, centre = np.array([0.1 * RIDGE, RIDGE]), np.array([0.0, 1.0])
+
+    def cost(at: NDArray[np.float64]) -> float:
+        z = design @ at
+        return float((np.logaddexp(0, z) - goal * z).sum() + ridge @ (at - centre) ** 2 / 2)
+
+    at = centre.copy()
     for _ in range(_NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(a + b * logits, -50, 50)))
-        w, error = p * (1 - p), p - goal
-        gradient = np.array([error.sum() + 0.1 * RIDGE * a, error @ logits + RIDGE * (b - 1)])
-        cross = float(w @ logits)
-        hessian = np.array([[w.sum() + 0.1 * RIDGE, cross], [cross, float(w @ logits**2) + RIDGE]])
-        step = np.linalg.solve(hessian, gradient)
-        a, b = a - float(step[0]), b - float(step[1])
-    return a, max(b, 0.0)
+        p = np.exp(-np.logaddexp(0, -design @ at))
+        gradient = design.T @ (p - goal) + ridge * (at - centre)
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + np.diag(ridge)
+        step, size = np.linalg.solve(hessian, gradient), 1.0
+        while size > _LEAST_STEP and cost(at - size * step) > cost(at):
+            size /= 2  # far from the minimum a whole step can lead away from it
+        at = at - size * step
+    return float(at[0]), float(at[1])
 
 
 def logit(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

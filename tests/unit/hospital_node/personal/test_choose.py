@@ -48,7 +48,7 @@ def small(model: str = MODELS[0], more: str = "") -> Study:
     return study(FEATURES, model=model, more=more)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 1000), model=st.sampled_from(MODELS), shift=st.floats(-3, 3))
 def test_by_the_measure_that_chooses_no_hospital_is_worse_than_its_own_model(
     seed: int, model: str, shift: float
@@ -171,7 +171,7 @@ def test_platts_map_is_the_minimum_that_a_general_optimiser_finds(
 
     best = minimize(cost, [0.0, 1.0], method="BFGS").x
     a, b = platt(z, y)
-    assert (a, b) == pytest.approx((best[0], max(best[1], 0)), abs=1e-3)
+    assert (a, b) == pytest.approx((best[0], best[1]), abs=1e-3)
 
 
 @pytest.mark.parametrize("model", MODELS)
