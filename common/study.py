@@ -94,7 +94,7 @@ _ABSENT: Final = object()
 _ADDED: Final[Mapping[str, Mapping[str, object]]] = {
     "evaluate": {"threshold": 0.5, "confidence": 0.95, "subgroups": [], "horizons": []},
     "train": {"imbalance": "none"},
-    "personal": {"on": True, "candidates": list(CANDIDATES), "validation": 0.2},
+    "personal": {"enabled": True, "candidates": list(CANDIDATES), "validation": 0.2},
 }
 """Keys added after the schema's first release, and their defaults (`canonical_json`)."""
 

@@ -30,7 +30,7 @@ class Personal(Section):
     column states validation rows, those are used instead.
     """
 
-    on: bool = True
+    enabled: bool = True
     candidates: Annotated[
         tuple[Candidate, ...],
         Field(min_length=1, max_length=len(CANDIDATES)),

@@ -283,7 +283,7 @@ class StudyWork:
 
     def personalise(self, model: Path, folder: Path) -> str:
         """See `Work`; nothing is made for a pattern without data."""
-        if self._data is None or not self._study.personal.on:
+        if self._data is None or not self._study.personal.enabled:
             return ""
         from hospital_node.personal.make import make
 

@@ -54,7 +54,7 @@ async def made(plan: FederationPlan, run_id: str) -> None:
     Raises:
         RoundError: DEADLINE, one has done neither in half an hour.
     """
-    if not plan.study.personal.on:
+    if not plan.study.personal.enabled:
         return
     waiting = [_folder(plan, site.name, run_id) for site in plan.sites]
     try:
