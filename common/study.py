@@ -70,6 +70,7 @@ from common.study_models import (
     Train,
     VectorModel,
 )
+from common.study_personal import CANDIDATES, Personal
 from common.study_privacy import check_privacy, complete_privacy, protects_patients
 from common.study_sections import (
     DP_MODES,
@@ -87,7 +88,9 @@ from common.text import listed, nearest, show
 
 SCHEMA: Final = "fedcare.study/v1"
 
-_TRAINING_ONLY: Final = ("target", "split", "normalise", "model", "train", "evaluate")
+_TRAINING_ONLY: Final = (
+    "target", "split", "normalise", "model", "train", "evaluate", "personal",
+)  # fmt: skip
 _STUDY_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
 _ABSENT: Final = object()
@@ -95,6 +98,7 @@ _ADDED: Final[Mapping[str, Mapping[str, object]]] = {
     "evaluate": {"threshold": 0.5, "confidence": 0.95, "subgroups": [], "horizons": []},
     "federation": {"upload_bits": 32, "download": "float32"},
     "train": {"imbalance": "none"},
+    "personal": {"enabled": True, "candidates": list(CANDIDATES), "validation": 0.2},
 }
 """Keys added after the schema's first release, and their defaults (`canonical_json`)."""
 
@@ -132,6 +136,7 @@ __all__ = [
     "NoModel",
     "NoTarget",
     "Owner",
+    "Personal",
     "PoissonModel",
     "Privacy",
     "RandomSplit",
@@ -186,6 +191,7 @@ class Study(Section):
     privacy: Privacy = Privacy()
     evaluate: Evaluate = Evaluate()
     statistics: Statistics | None = None
+    personal: Personal = Personal()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
     @model_validator(mode="before")
@@ -497,6 +503,8 @@ def canonical_json(study: Study) -> bytes:
             for key, default in added.items():
                 if data[section].get(key, _ABSENT) == default:
                     del data[section][key]
+            if not data[section]:  # the section is newer than the first release itself
+                del data[section]
     return json.dumps(
         data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode("ascii")

@@ -327,6 +327,15 @@ class StudyWork:
         found = site_metrics(self._study, mine, rows).as_dict(self._study)
         return shown_figures(found, self._min_cell)
 
+    def personalise(self, model: Path, folder: Path) -> str:
+        """See `Work`; nothing is made for a pattern without data."""
+        if self._data is None or not self._study.personal.enabled:
+            return ""
+        from hospital_node.personal.make import make
+
+        flat = self._model_schema.flat(read_model(model, self._model_schema))
+        return make(self._study, self._site, self._data, flat, folder)
+
     def _layout(self, kind: RoundKind) -> RoundLayout:
         if kind not in self._layouts:
             self._layouts[kind] = layouts.round_layout(self._study, kind)

@@ -9,8 +9,8 @@ take the place of the former ones only when the round was opened with this hospi
 upload in the sum. A voided or missed round leaves everything as it was, and a node that
 was killed in between finds either the former values or the staged ones, never a mix:
 
-    personal/<run>.<name>.f32              what counts
-    personal/<run>.<name>.<hd>.staged      what will, if the round of header digest hd counts
+    own/<run>.<name>.f32              what counts
+    own/<run>.<name>.<hd>.staged      what will, if the round of header digest hd counts
 
 A file is the SHA-256 of its purpose and content, then little-endian float32 values.
 """
@@ -43,7 +43,7 @@ Own = Mapping[str, NDArray[np.float32]]
 
 
 class OwnTensors:
-    """One run's own tensors in the node's folder `personal/`. Blocking calls."""
+    """One run's own tensors in the node's folder `own/`. Blocking calls."""
 
     def __init__(self, folder: Path, run_id: RunId) -> None:
         self._folder = folder

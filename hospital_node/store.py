@@ -9,7 +9,8 @@
     spool/<hd>.y             the masked vector of the open round
     ledger/                  privacy ledgers, their sealed heads, lists of patients
     approvals/               what people said to studies, signed (`hospital_node.approval`)
-    personal/                tensors of its own, by run (`hospital_node.personal_state`)
+    own/                     tensors of its own, by run (`hospital_node.personal_state`)
+    personal/<run>/          the hospital's own models (`hospital_node.personal`)
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
     status.json              what `fedcare node status` shows; never read back
 
@@ -54,6 +55,7 @@ _PARTS: Final = (
     "reports",
     "ledger",
     "approvals",
+    "own",
     "personal",
 )
 STATE_NAMES: Final = frozenset(
@@ -303,13 +305,17 @@ class NodeStore:
 
     def own(self, run_id: RunId) -> OwnTensors:
         """Return what a run keeps at this hospital from round to round."""
-        return OwnTensors(self.root / "personal", run_id)
+        return OwnTensors(self.root / "own", run_id)
 
     # --- releases, reports, status --------------------------------------------------------
 
     def release_directory(self, run_id: RunId) -> Path:
         """Where a run's verified release lies."""
         return self.root / "releases" / run_id
+
+    def personal_directory(self, run_id: RunId) -> Path:
+        """Where the hospital's own model of a run lies, or would."""
+        return self.root / "personal" / run_id
 
     def save_report(self, run_id: RunId, report: Mapping[str, object]) -> None:
         """Keep a run's local metrics; they never leave the hospital.

@@ -59,6 +59,10 @@ class WrappedWork:
         """See `Work`."""
         return self._work.report(model, own)
 
+    def personalise(self, model: Path, folder: Path) -> str:
+        """See `Work`."""
+        return self._work.personalise(model, folder)
+
 
 Wrap: TypeAlias = Callable[[Work], Work]
 

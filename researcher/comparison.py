@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from common.features import Encoded
 from common.preprocessing import Preprocessing
 from common.study import Study
 from hospital_node.data.load import SiteData
+
+if TYPE_CHECKING:
+    from researcher.personal import PersonalFigures
 
 Figures: TypeAlias = dict[str, float | None]
 """Metrics by name as `common.evaluation.Metrics.as_dict` gives them."""
@@ -78,6 +81,7 @@ class Comparison:
     elsewhere: dict[str, Figures]
     centralised: Assessment
     scores: Mapping[str, Scored]
+    personal: PersonalFigures | None = None
 
     def metrics(self) -> dict[str, object]:
         """Return `metrics` of the envelope."""

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from common.manifest import Manifest
 from common.study import Study
 from common.views import RunView
+from researcher import personal
 from researcher.comparison import Assessment, Comparison, Figures
 from researcher.report_page import PAGE
 
@@ -85,6 +86,7 @@ def html(facts: ReportFacts) -> str:
         bars=plots.auroc_bars(comparison),
         roc=plots.roc(comparison),
         calibration=plots.calibration(comparison),
+        personal=personal.section(comparison),
         timeline=plots.timeline(facts.run.history, sites),
         protection=_protection(facts),
         proof=_proof(facts),

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +35,7 @@ from coordinator.service import CoordinatorService
 from researcher.coefficients import read_coefficients
 from researcher.engines import Around, Engine, Watch, local_engine
 from researcher.local import FederationPlan, SitePlan, build, free_address
+from researcher.personal import collect, judged, made
 from researcher.progress import Display
 from researcher.release import VerifiedModel, pull, read_statistics, read_weights
 from researcher.sim_privacy import privacy_data
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from common.ids import Sha256
     from common.statistics_file import StatisticsFile
     from hospital_node.data.load import SiteData
+    from hospital_node.personal.artefact import Personal
     from researcher.comparison import Comparison
 
 FEDERATION: Final = "simulation"
@@ -104,7 +106,7 @@ def simulate(
         build(plan, free_address())
         view, model = asyncio.run(_run(plan, Path(folder) / "model", screen, engine))
         screen.step("comparing with each hospital alone and with all rows in one place")
-        comparison = _compare(model, data_of)
+        comparison = _compare(model, data_of, collect(plan, view.run_id))
         regression = read_coefficients(model.folder)
         charged = privacy_data(plan)
     data = _data(study, view, model, comparison, began)
@@ -205,6 +207,7 @@ async def _run(
                 _raise_first(guard, hospitals)
             view = _finished(await follower, words)
             ca = plan.researcher_folder / "ca.crt"
+            await made(plan, run.run_id)
             model = await pull(MemorySource(service), run.run_id, model_folder, ca)
         finally:
             guard.cancel()
@@ -262,12 +265,15 @@ def _finished(view: RunView, words: io.StringIO) -> RunView:
     return view
 
 
-def _compare(model: VerifiedModel, sites: Mapping[str, SiteData]) -> Comparison:
+def _compare(
+    model: VerifiedModel, sites: Mapping[str, SiteData], own: Mapping[str, Personal]
+) -> Comparison:
     from common.layouts import split_model
     from researcher.comparison import compare
 
     preprocessing, weights = split_model(model.study, read_weights(model.folder, model.study))
-    return compare(model.study, preprocessing, weights, sites)
+    found = compare(model.study, preprocessing, weights, sites)
+    return replace(found, personal=judged(model.study, preprocessing, own, sites))
 
 
 def _data(
@@ -281,6 +287,7 @@ def _data(
         "model_sha256": model.manifest.model_sha256,
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
+        "personal": None if comparison.personal is None else comparison.personal.data(),
         "over_the_wire": dict(view.pooled),
         "communication": communication(study),
         "privacy": model.manifest.privacy.model_dump(mode="json"),

@@ -15,6 +15,7 @@ from researcher.connection import SeedOption
 if TYPE_CHECKING:
     from common.site import Site
     from common.study import Study
+    from researcher.comparison import Comparison
     from researcher.engines import Engine
     from researcher.sim import SimResult
 
@@ -99,6 +100,7 @@ def _text(study: Study, result: SimResult) -> str:
         rows = comparison_rows(result.comparison, name)
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
     parts += [NOTE, ""]
+    parts += own_models(result.comparison)
     regression = result.data["regression"]
     if isinstance(regression, dict):
         parts += [coefficients_text(regression), ""]
@@ -106,6 +108,22 @@ def _text(study: Study, result: SimResult) -> str:
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]
     return "\n".join(parts)
+
+
+def own_models(comparison: Comparison) -> list[str]:
+    """Return the table of the hospitals' own models; nothing where there are none."""
+    from common.tables import table
+    from researcher.personal import rows
+
+    if comparison.personal is None:
+        return []
+    parts = ["each hospital's own model, chosen there, over its own test rows"]
+    head = ("hospital", "chosen", "own model", "federated", "local only")
+    for name in ("auroc", "accuracy", "log_loss", "r2"):
+        found = rows(comparison, name)
+        if any(cell != "-" for row in found for cell in row[2:]):
+            parts += ["", name, table(head, found, right=frozenset({2, 3, 4}))]
+    return [*parts, ""]
 
 
 def _promise(result: SimResult) -> list[str]:

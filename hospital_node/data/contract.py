@@ -80,6 +80,38 @@ def check_cells(study: Study, text: TextTable) -> None:
         _feature(feature, text.columns[feature.name], Rows(text.name, feature.name, everywhere))
 
 
+class _Notes(Rows):
+    """Notes what is wrong with each row instead of refusing the file."""
+
+    __slots__ = ("_notes",)
+
+    def __init__(self, file: str, column: str, notes: list[str]) -> None:
+        super().__init__(file, column, np.arange(len(notes), dtype=np.int64))
+        self._notes = notes
+
+    def refuse(self, wrong: NDArray[np.bool_], what: str, name: str = "DATA_VALUE") -> None:
+        """Note the first thing that is wrong with each row marked in `wrong`."""
+        del name
+        for row in np.flatnonzero(wrong).tolist():
+            self._notes[row] = self._notes[row] or f"column '{self._column}' {what}"
+
+
+def read_patients(study: Study, text: TextTable) -> tuple[NDArray[np.float64], list[str]]:
+    """Return the features of patients to score, and what the contract has against each row.
+
+    float64 [rows, features], NaN where a value is missing; no target and no split is read.
+    A note is empty for a row that can be scored, and never holds the patient's value.
+    """
+    notes = [""] * text.rows
+    values = np.empty((text.rows, len(study.features)), np.float64)
+    for place, feature in enumerate(study.features):
+        rows = _Notes(text.name, feature.name, notes)
+        values[:, place] = _feature(feature, text.columns[feature.name], rows)
+        if feature.impute in ("none", "drop-row"):
+            rows.refuse(np.isnan(values[:, place]), "is missing and the study states no imputation")
+    return values, notes
+
+
 def _groups(study: Study, text: TextTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the file's rows that are used (0-based) and the group of each."""
     rows = np.arange(text.rows, dtype=np.int64)
@@ -164,14 +196,14 @@ def _survival(
     target: SurvivalTarget | SurvivalCurve, text: TextTable, used: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return each row's time and whether the event came then (1) or not (0), [rows, 2]."""
-    rows = Rows(text.name, target.time, used)
+    rows = Rows(text.name, target.time, text.places(used))
     cells = text.columns[target.time].gather(used)
     rows.refuse((cells == "").to_numpy(), "has no time", "DATA_LABEL")
     times = parsed(cells)
     rows.refuse(~np.isfinite(times), "is not a number", "DATA_LABEL")
     rows.refuse(times < 0, "is a time below 0", "DATA_LABEL")
     rows.refuse(times > UNRANGED, f"is a time above {UNRANGED:g}", "DATA_LABEL")
-    rows = Rows(text.name, target.event, used)
+    rows = Rows(text.name, target.event, text.places(used))
     cells = text.columns[target.event].gather(used)
     rows.refuse((cells == "").to_numpy(), "does not say whether the event came", "DATA_LABEL")
     return np.stack([times, _matching(target.rule, cells, rows)], axis=1)
