@@ -1,7 +1,7 @@
 """A released model's manifest: what it is, how it came about, and what signs it.
 
-`manifest.json` lies beside `model.safetensors`, `preprocessing.json` and `study.json`
-and names each by SHA-256; the coordinator signs its bytes. The rounds that led to the
+`manifest.json` lies beside `model.safetensors`, `preprocessing.json`, `study.json` and, where
+pooled figures were computed without noise, `evaluation.json`; it names each by SHA-256; the coordinator signs its bytes. The rounds that led to the
 model form a chain: each entry's `chain` is the SHA-256 of the previous one and of the
 entry, so that a round cannot be left out or altered without changing all later ones.
 
@@ -29,6 +29,7 @@ CHAIN_FILE: Final = "chain.pem"
 MODEL_FILE: Final = "model.safetensors"
 PREPROCESSING_FILE: Final = "preprocessing.json"
 STUDY_FILE: Final = "study.json"
+EVALUATION_FILE: Final = "evaluation.json"
 
 _GENESIS: Final = "0" * 64
 
@@ -39,7 +40,7 @@ Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class FileEntry(Section):
     """A file of the release: its digest and its size in bytes."""
 
-    name: Literal["model.safetensors", "preprocessing.json", "study.json"]
+    name: Literal["model.safetensors", "preprocessing.json", "study.json", "evaluation.json"]
     sha256: Hex
     size: Annotated[int, Field(ge=0)]
 

@@ -9,6 +9,7 @@ from common.identity import Identity, sign_manifest
 from common.ids import NodeId, hospital_id, site_name
 from common.layouts import has_constants, model_schema, split_model
 from common.manifest import (
+    EVALUATION_FILE,
     MODEL_FILE,
     PREPROCESSING_FILE,
     STUDY_FILE,
@@ -60,6 +61,8 @@ def _files(state: RunState, model: ModelRef, objects: ObjectStore) -> tuple[File
     files = [FileEntry(name=MODEL_FILE, sha256=model.object_sha256.hex(), size=size)]
     study = canonical_json(state.study)
     files.append(_store(objects, STUDY_FILE, study))
+    if state.evaluation:
+        files.append(_store(objects, EVALUATION_FILE, state.evaluation.encode()))
     if has_constants(state.study):
         files.append(_store(objects, PREPROCESSING_FILE, _preprocessing(state, model, objects)))
     return tuple(files)

@@ -144,6 +144,8 @@ class RoundEnded:
     record: RoundRecord
     model: ModelRef | None
     pooled: tuple[tuple[str, float], ...]
+    evaluation: str = ""
+    """`evaluation.json` of the release (`common.evaluation_document`), empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,7 @@ class RunState:
     model: ModelRef | None = None
     history: tuple[RoundRecord, ...] = ()
     pooled: tuple[tuple[str, float], ...] = ()
+    evaluation: str = ""
     released: Sha256 | None = None
     receipts: frozenset[NodeId] = frozenset()
     evidence: tuple[DoubleCommit, ...] = ()
@@ -363,6 +366,7 @@ class SumUsed:
     sum_sha256: Sha256
     model: ModelRef | None
     pooled: tuple[tuple[str, float], ...]
+    evaluation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from common.secagg.keys import CoefficientSeed, Suite
 from common.secagg.ring import Words
 from common.site import Site
 from common.study import Study, VectorModel, study_from_canonical
+from common.subgroups import members
 from common.vectors import ParameterSchema
 from common.weights import public_batch, public_weight
 from hospital_node.consent import ConsentRefused, decide
@@ -204,7 +205,8 @@ class StudyWork:
                 source = pipeline.ContributionSource(whole, source.u, source.metrics)
             case RoundKind.EVALUATE:
                 weights, rows = self._split(model, "test")
-                source = pipeline.make_evaluation(study, rows, weights)
+                inside = members(study, self._rows().test.values)
+                source = pipeline.make_evaluation(study, rows, weights, inside)
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
