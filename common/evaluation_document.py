@@ -120,16 +120,30 @@ def band_counts(bands: Sequence[dict[str, float]]) -> ScoreCounts:
 def _subgroups(
     study: Study, everybody: Metrics, groups: Sequence[Metrics]
 ) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = []
-    every = cells(study)
+    return [
+        {
+            "feature": cell.feature,
+            "label": cell.label,
+            "figures": None if one is None else finite(study, one),
+        }
+        for cell, one in zip(cells(study), shown_groups(study, everybody, groups), strict=True)
+    ]
+
+
+def shown_groups(
+    study: Study, everybody: Metrics, groups: Sequence[Metrics]
+) -> list[Metrics | None]:
+    """Return what is published of each of `common.subgroups.cells`, in order."""
+    found: list[Metrics | None] = []
+    every, total = cells(study), np.array(_classes(study, everybody))
     for place in range(len(study.evaluate.subgroups)):
-        of = [(cell, one) for cell, one in zip(every, groups, strict=True) if cell.group == place]
-        counts = np.array([_classes(study, one) for _, one in of])
-        total = np.array(_classes(study, everybody))
-        for (cell, one), shown in zip(of, shown_cells(counts, total, LEAST), strict=True):
-            kept = published(one, float(study.evaluate.threshold)) if shown else None
-            figures = None if kept is None else finite(study, kept)
-            found.append({"feature": cell.feature, "label": cell.label, "figures": figures})
+        of = [one for cell, one in zip(every, groups, strict=True) if cell.group == place]
+        counts = np.array([_classes(study, one) for one in of])
+        shown = shown_cells(counts, total, LEAST)
+        found += [
+            published(one, float(study.evaluate.threshold)) if kept else None
+            for one, kept in zip(of, shown, strict=True)
+        ]
     return found
 
 

@@ -1,9 +1,10 @@
 """A released model's manifest: what it is, how it came about, and what signs it.
 
 `manifest.json` lies beside `model.safetensors`, `preprocessing.json`, `study.json` and, where
-pooled figures were computed without noise, `evaluation.json`; it names each by SHA-256; the coordinator signs its bytes. The rounds that led to the
-model form a chain: each entry's `chain` is the SHA-256 of the previous one and of the
-entry, so that a round cannot be left out or altered without changing all later ones.
+pooled figures came about without noise, `evaluation.json`, and names each by SHA-256; the
+coordinator signs its bytes. The rounds that led to the model form a chain: each entry's
+`chain` is the SHA-256 of the previous one and of the entry, so that a round cannot be left
+out or altered without changing all later ones.
 
 `fedcare model verify` needs these files and the pinned CA, nothing else.
 """

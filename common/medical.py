@@ -6,7 +6,8 @@ level `confidence`; a figure without a value, or whose interval has none, says `
 
 * AUROC: Mann-Whitney, its variance by DeLong et al. 1988 (ranks as in Sun & Xu 2014), the
   interval on the logit scale, where it cannot leave (0, 1) (Pepe 2003, section 5.2).
-* AUPRC: average precision (ties: McSherry & Najork 2008); interval of Boyd, Eng & Page 2013, on the logit scale.
+* AUPRC: average precision (ties: McSherry & Najork 2008), its interval on the logit scale
+  (Boyd, Eng & Page 2013).
 * Sensitivity, specificity, predictive values, accuracy: Wilson 1927.
 * Decision curve: net benefit, Vickers & Elkin 2006.
 * Calibration: `common.recalibration`.

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common.medical import wilson
 from common.views import RoundView
-from researcher.comparison import Assessment, Comparison, Scored
+from researcher.comparison import Assessment, Comparison, Figures, Scored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _svg(draw: Any, width: float, height: float) -> str:  # noqa: ANN401 - a drawing function
+def drawing(draw: Any, width: float, height: float) -> str:  # noqa: ANN401 - a drawing function
     """Return the drawing as an `<svg>` element that scales with the page."""
     import matplotlib as mpl
 
@@ -93,6 +94,16 @@ def roc_points(scored: Scored) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return false, true
 
 
+def with_interval(figures: Figures, name: str, digits: int = 3) -> str:
+    """Return `0.812 (0.760 to 0.850)` of a figure; a dash where it has no value."""
+    value, low, high = (figures.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return "-"
+    if low is None or high is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def together(scores: Mapping[str, Scored]) -> Scored:
     """Return all hospitals' rows in one."""
     return Scored(
@@ -116,14 +127,14 @@ def roc(comparison: Comparison) -> str:
             axes.plot(*points, color=palette[site], linewidth=1.4, label=f"{site}  {auroc:.3f}")
         points = roc_points(together(comparison.scores))
         if points is not None:
-            label = f"all hospitals  {comparison.federated.pooled['auroc']:.3f}"
+            label = f"all hospitals  {with_interval(comparison.federated.pooled, 'auroc')}"
             axes.plot(*points, color=INK, linewidth=2.4, label=label)
         axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.02)
         axes.legend(loc="lower right", title="AUROC", fontsize=9.5, title_fontsize=9.5)
 
-    return _svg(draw, 5.0, 4.8)
+    return drawing(draw, 5.0, 4.8)
 
 
 # --- bars ---------------------------------------------------------------------------------------
@@ -149,7 +160,7 @@ def auroc_bars(comparison: Comparison) -> str:
         axes.spines["left"].set_visible(False)
         _bar_legend(axes)
 
-    return _svg(draw, 5.6, 0.72 * len(rows) + 1.3)
+    return drawing(draw, 5.6, 0.72 * len(rows) + 1.3)
 
 
 def _auroc(assessment: Assessment, row: str) -> float | None:
@@ -193,7 +204,7 @@ def elsewhere_bars(comparison: Comparison) -> str:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
 
-    return _svg(draw, 5.0, 0.42 * len(rows) + 0.9)
+    return drawing(draw, 5.0, 0.42 * len(rows) + 0.9)
 
 
 def _bar_legend(axes: Axes) -> None:
@@ -229,11 +240,17 @@ def calibration(comparison: Comparison) -> str:
         )
         axes.plot(predicted, observed, color=ACCENT, linewidth=1.2, alpha=0.6)
         axes.scatter(predicted, observed, s=14 + count, color=ACCENT, zorder=3)
+        figures = comparison.federated.pooled
+        lines = [
+            f"{name} {with_interval(figures, f'calibration_{name}', 2)}"
+            for name in ("slope", "intercept")
+        ]
+        axes.text(0.02, 0.98, "\n".join(lines), va="top", fontsize=9.5, transform=axes.transAxes)
         axes.set(xlabel="predicted probability", ylabel="share that was sick", aspect="equal")
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
 
-    return _svg(draw, 5.0, 4.8)
+    return drawing(draw, 5.0, 4.8)
 
 
 def calibration_bins(
@@ -252,13 +269,6 @@ def calibration_bins(
             low, high = wilson(share, len(members))
             found.append((float(predictions[members].mean()), share, low, high, len(members)))
     return found
-
-
-def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's interval for a share among `rows` > 0 rows."""
-    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z * ((share * (1 - share) + z * z / (4 * rows)) / rows) ** 0.5 / (1 + z * z / rows)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -287,7 +297,7 @@ def timeline(history: Sequence[RoundView], sites: Sequence[str]) -> str:
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
 
-    return _svg(draw, max(6.0, min(11.4, 0.58 * len(shown) + 1.6)), 0.4 * len(sites) + 1.5)
+    return drawing(draw, max(6.0, min(11.4, 0.58 * len(shown) + 1.6)), 0.4 * len(sites) + 1.5)
 
 
 def _seconds(axes: Axes, shown: Sequence[RoundView]) -> None:

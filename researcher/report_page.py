@@ -109,6 +109,7 @@ $calibration</section>
 <section><h2>One hospital's model elsewhere</h2><p>$elsewhere</p>
 $alone</section>
 </div>
+$medical
 <section>
 <h2>Rounds</h2>
 <p>A full dot: the hospital's masked update is in the sum. An empty one: it dropped out and the

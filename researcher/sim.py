@@ -13,8 +13,8 @@ import asyncio
 import io
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -35,6 +35,7 @@ from coordinator.service import CoordinatorService
 from hospital_node.app import build_node, load_setup
 from hospital_node.config import NodeConfig
 from hospital_node.driver import Node
+from researcher.leave_one_out import LeftOut, check_enough, leave_one_out
 from researcher.local import FederationPlan, SitePlan, build
 from researcher.memory_link import MemoryDialler
 from researcher.progress import Display
@@ -45,7 +46,7 @@ from researcher.studies import require_agreed_epsilon
 if TYPE_CHECKING:
     from common.ids import Sha256
     from hospital_node.data.load import SiteData
-    from researcher.comparison import Comparison
+    from researcher.comparison import Comparison, Figures
 
 FEDERATION: Final = "simulation"
 _NOWHERE: Final = "127.0.0.1:1"
@@ -58,6 +59,7 @@ class SimResult:
 
     data: Mapping[str, object]
     comparison: Comparison
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class MemorySource:
@@ -75,17 +77,45 @@ class MemorySource:
         return self._service.download(sha256, offset, "sim")
 
 
-def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float) -> SimResult:
+def simulate(
+    study: Study,
+    sites: Sequence[Site],
+    screen: Display,
+    began: float,
+    *,
+    leave_out: bool = False,
+) -> SimResult:
     """Run the study over the sites and compare the result. Blocking.
+
+    `leave_out` runs it once more without each hospital (`researcher.leave_one_out`).
 
     Raises:
         FedError: the study cannot run over these sites, or their data do not fit it.
     """
     check_sites(study, sites)
     require_agreed_epsilon(study)
+    if leave_out:
+        check_enough(study, sites)
     screen.step("reading the hospitals' tables")
     # First of all, because here an error may say what a hospital would keep to itself.
     data_of = {site.id: _load(study, site) for site in sites}
+    with _planned(study, sites) as plan:
+        view, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen))
+        screen.step("comparing with each hospital alone and with all rows in one place")
+        comparison = _compare(model, data_of)
+        charged = privacy_data(plan)
+
+    def judge(others: Sequence[Site], site: Site) -> Figures:
+        return _elsewhere(study, others, {site.id: data_of[site.id]}, screen)
+
+    out = leave_one_out(sites, comparison, judge, screen.step) if leave_out else ()
+    data = _data(study, view, model, comparison, began)
+    left_out = {"leave_one_out": [one.data() for one in out]} if leave_out else {}
+    return SimResult({**data, "dp": charged, **left_out}, comparison, out)
+
+
+@contextmanager
+def _planned(study: Study, sites: Sequence[Site]) -> Iterator[FederationPlan]:
     with tempfile.TemporaryDirectory(prefix="fedcare-sim-") as folder:
         plan = FederationPlan(
             Path(folder) / "federation",
@@ -95,12 +125,21 @@ def simulate(study: Study, sites: Sequence[Site], screen: Display, began: float)
             min_cell=1,
         )
         build(plan, _NOWHERE)
-        view, model = asyncio.run(_run(plan, Path(folder) / "model", screen))
-        screen.step("comparing with each hospital alone and with all rows in one place")
-        comparison = _compare(model, data_of)
-        charged = privacy_data(plan)
-    data = _data(study, view, model, comparison, began)
-    return SimResult({**data, "dp": charged}, comparison)
+        yield plan
+
+
+def _elsewhere(
+    study: Study, sites: Sequence[Site], tested: Mapping[str, SiteData], screen: Display
+) -> Figures:
+    """Return the figures of a run over `sites` on another hospital's test rows."""
+    from common.layouts import split_model
+    from researcher.comparison import assess, score
+
+    with _planned(study, sites) as plan:
+        _, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen))
+        found, weights = split_model(study, read_weights(model.folder, study))
+    encoded = {site: found.encode(study, data.test) for site, data in tested.items()}
+    return assess(study, score(study, encoded, lambda _site: weights)).pooled
 
 
 def check_sites(study: Study, sites: Sequence[Site]) -> None:

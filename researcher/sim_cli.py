@@ -24,6 +24,12 @@ def sim(
         list[Path], typer.Option("--site", metavar="SITE.yaml", help="One manifest per hospital.")
     ],
     seed: SeedOption = None,
+    leave_one_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-one-out", help="Also run without each hospital, and test on the one left out."
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> Outcome:
     """Run a study over several site manifests in one process, with the same round code."""
@@ -39,26 +45,47 @@ def sim(
     from researcher.sim import simulate
 
     with display(f"simulation of {chosen.id}") as screen:
-        result = simulate(chosen, sites, screen, began)
+        result = simulate(chosen, sites, screen, began, leave_out=leave_one_out)
     return Outcome(result.data, _text(chosen, result))
 
 
 def _text(study: Study, result: SimResult) -> str:
+    from common.evaluation import headline
     from common.study import warnings
     from common.tables import table
     from researcher.report import NOTE, comparison_rows
 
     head = ("hospital", "test rows", "federated", "local only", "centralised")
     parts: list[str] = []
-    pooled = result.comparison.federated.pooled
-    for name in (name for name in pooled if name not in ("rows", "positives")):
+    for name in headline(study):
         rows = comparison_rows(result.comparison, name)
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
-    parts += [NOTE, ""]
+    parts += [NOTE, "", *_left_out(study, result)]
     parts += _promise(result)
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]
     return "\n".join(parts)
+
+
+def _left_out(study: Study, result: SimResult) -> list[str]:
+    """Return the table of hospitals left out, by the target's first figure."""
+    from common.evaluation import headline
+    from common.tables import table
+    from researcher.plots import with_interval
+
+    if not result.left_out:
+        return []
+    name = headline(study)[0]
+    head = ("left out", "test rows", "federated without", "with it", "its own", "centralised")
+    rows = [
+        (
+            one.site,
+            f"{one.figures.get('rows') or 0:.0f}",
+            *(with_interval(kind, name) for kind in one.columns),
+        )
+        for one in result.left_out
+    ]
+    return [name, table(head, rows, right=frozenset({1})), ""]
 
 
 def _promise(result: SimResult) -> list[str]:
