@@ -90,6 +90,9 @@ _FIGURES: Final = {
 CELLS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
 """Counts of the confusion table among a binary target's `detail`."""
 
+TABLE_RATES: Final = ("sensitivity", "specificity", "ppv", "npv")
+"""How names begin that follow from the table."""
+
 _COUNTS: Final = ("rows", "positives", *CELLS)
 
 

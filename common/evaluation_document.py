@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from common import medical
-from common.evaluation import CELLS, Metrics
+from common.evaluation import CELLS, TABLE_RATES, Metrics
 from common.score_counts import ScoreCounts
 from common.study import Study
 from common.subgroups import cells, shown_cells
@@ -33,8 +33,6 @@ LEAST: Final = 10
 """Rows, of all hospitals together, below which no pooled figure is published."""
 
 MOST_BANDS: Final = 100
-
-_OF_THE_TABLE: Final = ("sensitivity", "specificity", "ppv", "npv")
 
 
 def published(found: Metrics, threshold: float = 0.5) -> Metrics | None:
@@ -60,7 +58,7 @@ def published(found: Metrics, threshold: float = 0.5) -> Metrics | None:
         return found
     kept = tuple(
         pair for pair in found.detail
-        if pair[0] not in CELLS and not pair[0].startswith(_OF_THE_TABLE)
+        if pair[0] not in CELLS and not pair[0].startswith(TABLE_RATES)
     )  # fmt: skip
     return replace(found, detail=kept)
 

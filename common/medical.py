@@ -69,7 +69,8 @@ def wilson(share: float, rows: float, confidence: float = 0.95) -> tuple[float, 
     z = quantile(confidence)
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z * ((share * (1 - share) + z * z / (4 * rows)) / rows) ** 0.5 / (1 + z * z / rows)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low = 0.0 if share <= 0 else max(0.0, middle - half)  # to the bit, not but for rounding
+    return low, 1.0 if share >= 1 else min(1.0, middle + half)
 
 
 def share(part: float, rows: float, confidence: float) -> Estimate:

@@ -37,6 +37,7 @@ from common.manifest import (
 from common.messages import ReleaseNotice, ReleaseReceipt, StudyOffer
 from hospital_node import files, transfer
 from hospital_node.receive import ModelReceiver, digest_of_file
+from hospital_node.site_report import page
 from hospital_node.store import NodeStore
 from hospital_node.work import Work
 from hospital_node.worker import Worker
@@ -221,3 +222,6 @@ class ReleaseKeeper:
                 "metrics": dict(metrics),
             },
         )
+        if metrics:
+            made = page(run_id, manifest.model_sha256, metrics)
+            self._store.save_page(run_id, made)

@@ -13,7 +13,8 @@ import numpy as np
 from common import medical
 from common.score_counts import ScoreCounts, counted
 from researcher.comparison import Comparison, Figures, Scored
-from researcher.plots import ACCENT, GREY, INK, PALE, together, with_interval
+from researcher.figures import with_interval
+from researcher.plots import ACCENT, GREY, INK, PALE, together
 from researcher.plots import drawing as svg
 
 if TYPE_CHECKING:

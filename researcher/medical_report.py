@@ -10,7 +10,7 @@ from typing import Final
 from common.study import Study
 from researcher import medical_plots
 from researcher.comparison import Comparison, Figures
-from researcher.plots import with_interval
+from researcher.figures import with_interval
 
 _NAMES: Final = {
     "auroc": "AUROC",

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from common.medical import wilson
 from common.views import RoundView
-from researcher.comparison import Assessment, Comparison, Figures, Scored
+from researcher.comparison import Assessment, Comparison, Scored
+from researcher.figures import with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,16 +93,6 @@ def roc_points(scored: Scored) -> tuple[NDArray[np.float64], NDArray[np.float64]
     true = np.concatenate([[0.0], np.cumsum(labels)[last] / sick])
     false = np.concatenate([[0.0], np.cumsum(~labels)[last] / healthy])
     return false, true
-
-
-def with_interval(figures: Figures, name: str, digits: int = 3) -> str:
-    """Return `0.812 (0.760 to 0.850)` of a figure; a dash where it has no value."""
-    value, low, high = (figures.get(key) for key in (name, f"{name}_low", f"{name}_high"))
-    if value is None:
-        return "-"
-    if low is None or high is None:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def together(scores: Mapping[str, Scored]) -> Scored:

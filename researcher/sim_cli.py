@@ -71,7 +71,7 @@ def _left_out(study: Study, result: SimResult) -> list[str]:
     """Return the table of hospitals left out, by the target's first figure."""
     from common.evaluation import headline
     from common.tables import table
-    from researcher.plots import with_interval
+    from researcher.figures import with_interval
 
     if not result.left_out:
         return []

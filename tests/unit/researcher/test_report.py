@@ -122,7 +122,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(page: str) -> None:
     checker.feed(page)
     assert checker.outside == []
     assert checker.open == []
-    assert checker.svgs == 5
+    assert checker.svgs == 8
     assert "url(http" not in page
     assert "@import" not in page
 
