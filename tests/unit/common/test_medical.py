@@ -54,7 +54,7 @@ def test_average_precision_is_scikit_learns_without_ties() -> None:
     p, y = sample(300, 5)
     found = medical.auprc(counted(p, y), 0.95)
     assert found.value == pytest.approx(reference.average_precision_score(y, p), abs=1e-12)
-    value, sick = found.value, y.sum()
+    value, sick = found.value or 0.0, y.sum()
     half = 1.959964 / np.sqrt(sick * value * (1 - value))
     assert found.low == pytest.approx(expit(logit(value) - half), abs=1e-6)
 
