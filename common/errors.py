@@ -104,6 +104,8 @@ _ROWS: Final = (
     ErrorKind("FC-1103", "DATA_LABEL", _IN, _PRE, _HOSP, "A label lies outside the levels the study declares.", "Correct the label, or the study's target."),
     ErrorKind("FC-1104", "DATA_EMPTY", _IN, _PRE, _HOSP, "A hospital has no usable row for the study.", "Check the file, the study's rules for missing values and its split."),
     ErrorKind("FC-1105", "DATA_CHECKSUM", _IN, Status.DATA_LOSS, _CALLER, "A data file's SHA-256 is not the expected one.", "Install the data package again at the pinned version."),
+    ErrorKind("FC-1107", "DATA_UNIT", _IN, _PRE, _HOSP, "A hospital's unit cannot be brought to the study's.", "Write the hospital's unit in UCUM in the site manifest, with the analyte where mass becomes amount."),
+    ErrorKind("FC-1108", "DATA_SOURCE", _IN, _PRE, _HOSP, "The hospital's database or export could not be read.", "Start the database or correct its address, account or query; the node asks again with the next offer."),
     ErrorKind("FC-1106", "ACCOUNTANT", _BUG, _PRE, Whose.PROJECT, "Two independent computations of a study's epsilon differ by more than 1 %.", "Do not run the study; please report it with the study's privacy terms."),
     ErrorKind("FC-1111", "PATIENT_KEY", _IN, _PRE, _RES, "The hospital's table holds several rows of one patient, and the study does not group them.", "State `patient_key` in the study; where each row is a patient of its own, the hospital says so in its manifest (`patient: null`)."),
     # --- connections and identity -------------------------------------------------

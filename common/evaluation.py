@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import medical, metrics, recalibration, score_counts
+from common import medical, metrics, recalibration, score_counts, survival_evaluation
 from common.errors import InternalError
 from common.medical import Estimate
 from common.score_counts import Bins, ScoreCounts
@@ -42,6 +42,7 @@ _SUMS: Final = {
     "binary": ("rows", "correct", "brier", "log_loss", "brier_squared", *recalibration.SUMS),
     "multiclass": ("rows", "correct", "brier", "log_loss"),
     "continuous": ("rows", "squared", "absolute", "y", "y_squared", "p", "p_squared", "y_p"),
+    "survival": survival_evaluation.NAMES,
 }
 
 
@@ -52,8 +53,9 @@ class Metrics:
     `rows` counts test rows; `positives` of them are
     sick. `auroc` needs both classes. `brier` lies in [0, 1] (binary) or [0, 2] (multiclass),
     `log_loss` is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
-    target that varies. `noise_sd`: of each count's noise, where there is differential
-    privacy (`common.noised_evaluation`); then no figure is exact.
+    target that varies. `events` and `c_index` belong to a survival target. `noise_sd`: of each
+    count's noise, where there is differential privacy (`common.noised_evaluation`); then no
+    figure is exact.
 
     `detail`: the further figures by name (docs/evaluation.md), intervals as `name_low` and
     `name_high`. `counts`: rows by score, of a binary target.
@@ -68,6 +70,8 @@ class Metrics:
     mse: float | None = None
     mae: float | None = None
     r2: float | None = None
+    events: float | None = None
+    c_index: float | None = None
     noise_sd: float | None = None
     detail: tuple[tuple[str, float | None], ...] = ()
     counts: ScoreCounts | None = field(default=None, compare=False, repr=False)
@@ -86,6 +90,7 @@ _FIGURES: Final = {
     "binary": ("rows", "positives", "auroc", "accuracy", "brier", "log_loss"),
     "multiclass": ("rows", "accuracy", "brier", "log_loss"),
     "continuous": ("rows", "mse", "mae", "r2"),
+    "survival": ("rows", "events", "c_index"),
 }
 CELLS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
 """Counts of the confusion table among a binary target's `detail`."""
@@ -93,7 +98,7 @@ CELLS: Final = ("true_positive", "false_positive", "false_negative", "true_negat
 TABLE_RATES: Final = ("sensitivity", "specificity", "ppv", "npv")
 """How names begin that follow from the table."""
 
-_COUNTS: Final = ("rows", "positives", *CELLS)
+_COUNTS: Final = ("rows", "positives", "events", *CELLS)
 
 
 def headline(study: Study) -> tuple[str, ...]:
@@ -107,10 +112,13 @@ def site_metrics(
     """Return exact metrics over the given rows; without rows only `rows` = 0.
 
     `predictions`: P(positive) [rows] for a binary target, P(level) [rows, levels] for a
-    multiclass one, the predicted number [rows] for a continuous one.
+    multiclass one, the predicted number [rows] for a continuous one, the log hazard [rows]
+    for a survival one.
     """
     if len(target) == 0:
         return Metrics()
+    if study.target.type == "survival":
+        return _survival(survival_evaluation.sums(predictions, target))
     sums = _row_sums(study, predictions, target).sum(axis=0)
     if study.target.type != "binary":
         return _from_sums(study, sums)
@@ -139,6 +147,8 @@ def layout(study: Study) -> ParameterSchema:
 
 def ranges(study: Study) -> tuple[float, ...]:
     """Return R of each tensor of `layout`."""
+    if study.target.type == "survival":
+        return (survival_evaluation.PAIR_LIMIT,)
     return (ROW_LIMIT,) * len(layout(study).tensors)
 
 
@@ -161,6 +171,8 @@ def contribution(
         raise InternalError("an evaluation was not told who is in its subgroups")
     if len(target) == 0:
         return np.zeros(schema.parameters)
+    if study.target.type == "survival":
+        return survival_evaluation.sums(predictions, target)
     terms = _row_sums(study, predictions, target)
     binary = study.target.type == "binary"
     found = [terms.sum(axis=0)]
@@ -213,7 +225,8 @@ def _tensors(
     schema = layout(study)
     if opened.shape != (schema.parameters,):
         raise InternalError("an evaluation's sum is not of the layout")
-    values, found, start = opened.astype(np.float64) * ROW_LIMIT / levels, {}, 0
+    values = opened.astype(np.float64) * ranges(study)[0] / levels
+    found, start = {}, 0
     for tensor in schema.tensors:
         found[tensor.name] = values[start : start + tensor.size].reshape(tensor.shape)
         start += tensor.size
@@ -223,10 +236,16 @@ def _tensors(
 def _pooled(
     study: Study, sums: NDArray[np.float64], histogram: NDArray[np.float64] | None
 ) -> Metrics:
+    if study.target.type == "survival":
+        return _survival(sums)
     if histogram is None or sums[0] <= 0.5:  # noqa: PLR2004 - no row, but for rounding
         return _from_sums(study, sums)
     bins = _bins(study, histogram.shape[1])
     return _binary(study, sums, score_counts.from_histogram(np.round(histogram, 3), bins))
+
+
+def _survival(words: NDArray[np.float64]) -> Metrics:
+    return Metrics(**survival_evaluation.figures(words))  # type: ignore[arg-type]
 
 
 def _bins(study: Study, count: int) -> Bins:

@@ -26,7 +26,7 @@ FIELDS: Final = {
     "fix": "what to do about it",
     "http": "where health and metrics are served",
     "incident": "number that the caller was given for the same error",
-    "kind": "statistics, train or evaluate; of an error: its type",
+    "kind": "statistics, train or evaluate; of a personal model: how made; of an error: its type",
     "library": "name of the library",
     "lines": "how many lines were left out",
     "manifest": "first digits of the release manifest's SHA-256",

@@ -397,6 +397,13 @@ class Event(Enum):
         f"run site model_sha256 {_ERROR}",
         "This node verified and kept a release. With a code: its own report could not be made.",
     )
+    MODEL_PERSONAL = (
+        "model.personal",
+        "node",
+        "info or warning",
+        f"run site kind {_ERROR}",
+        "This node made its own model of a release: says which kind. With a code: it could not.",
+    )
     MODEL_REFUSED = (
         "model.refused",
         "node",

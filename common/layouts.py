@@ -3,29 +3,31 @@
 A run is a row of rounds of three kinds. Each has a layout of its own (the tensors of
 the vector `v`), a ring, and rules for its ranges; a header that differs is refused by
 every hospital. The *model* that travels is the same throughout: first the constants of
-preprocessing, as tensors named `preprocess.*`, then the weights. Because the constants
-are part of the model, the header's `model_sha256` binds them, and no hospital can be
-made to scale its data differently from the others.
+preprocessing, as tensors named `preprocess.*`, then the weights, then, with SCAFFOLD, the
+server's control variate, `control.*`. Because the constants and the control variate are
+part of the model, the header's `model_sha256` binds them, and no hospital can be made to
+scale its data, or to correct its gradients, differently from the others.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common import evaluation, models, noised_evaluation, noised_statistics, statistics
+from common import counting, evaluation, models, noised_evaluation, noised_statistics, statistics
 from common.errors import InternalError
 from common.features import encoded_columns
-from common.model_file import CONSTANT_PREFIX
+from common.model_file import CONSTANT_PREFIX, CONTROL_PREFIX, is_control
 from common.preprocessing import Preprocessing
+from common.regression import sums
 from common.secagg.dp import DpMode, DpPlan, DpTerms, codes_ranges, delta_int_of
 from common.secagg.header import Rounding, RoundKind
 from common.secagg.node_state import HeaderExpectation, RangeRule, SessionExpectation
 from common.secagg.params import SecAggParams
-from common.study import Study, VectorModel
+from common.study import NARROW_BITS, Newton, Scaffold, Study, VectorModel
 from common.study_privacy import steps_per_round
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
@@ -33,11 +35,25 @@ TRAIN_RING_BITS: Final = 32
 FIRST_RANGE: Final = 1.0
 """Range of a weight's update before any aggregate is known, and the least one ever."""
 
+FIRST_CONTROL_RANGE: Final = 32.0
+"""The same for a control variate's change, which is a gradient and not a step of `lr` times it.
+
+Rounding is 32 times as coarse for it, still far below what one batch's gradient varies by."""
+
 RANGE_FACTOR: Final = 8.0
 """`R_l` is this many times the root mean square of the last aggregate (section 7.2)."""
 
 MOST_SITES_NARROW: Final = 64
 """With DP the ring has 32 bits if this many hospitals' patients fit it, else 64."""
+
+REACH_FACTOR: Final = 4.0
+"""In the narrow ring `R_l` is this many times what the hospitals' updates reached on average.
+
+So an update as large as ever is clipped only where it reaches four times as far as the
+mean of all, which of up to four hospitals none can."""
+
+REACH: Final = "reach."
+"""Metric words of the narrow ring: how far a hospital's update of each tensor reached."""
 
 _CENTRE, _SCALE, _IMPUTE = (f"{CONSTANT_PREFIX}{name}" for name in ("centre", "scale", "impute"))
 
@@ -80,10 +96,34 @@ def round_kinds(study: Study) -> tuple[RoundKind, ...]:
     return (*first, *trained, RoundKind.EVALUATE)
 
 
+def result_schema(study: Study) -> ParameterSchema:
+    """Return the layout of what a run makes: of its model, or of a statistics study's one sum."""
+    return counting.layout(study) if study.kind == "statistics" else model_schema(study)
+
+
 def model_schema(study: Study) -> ParameterSchema:
     """Return the layout of the model that travels, which is also a training round's."""
     weights = models.layout(study)
-    return ParameterSchema((*_constants(study), *weights.tensors), weights.metrics)
+    kind = TensorType(study.federation.download)
+    travelling = (replace(tensor, dtype=kind) for tensor in weights.tensors)
+    tensors = (*_constants(study), *travelling, *control_schema(study).tensors)
+    return ParameterSchema(tensors, weights.metrics)
+
+
+def control_schema(study: Study) -> ParameterSchema:
+    """Return the tensors of a control variate: with SCAFFOLD one number per trained weight.
+
+    They travel as float32 whatever the weights do: gradients have no common scale.
+    """
+    if not isinstance(study.federation.strategy, Scaffold):
+        return ParameterSchema(())
+    return ParameterSchema(
+        tuple(
+            TensorSpec(f"{CONTROL_PREFIX}{tensor.name}", tensor.dtype, tensor.shape)
+            for tensor in models.layout(study).tensors
+            if not models.is_statistic(tensor.name)
+        )
+    )
 
 
 def _constants(study: Study) -> tuple[TensorSpec, ...]:
@@ -109,6 +149,8 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
         InternalError: the study has no such rounds.
     """
     match kind:
+        case RoundKind.STATISTICS if study.kind == "statistics":
+            return RoundLayout(kind, counting.layout(study), counting.RING_BITS, counting.RANGES)
         case RoundKind.STATISTICS if study.privacy.dp.on:
             return _noised_statistics(study)
         case RoundKind.STATISTICS:
@@ -125,14 +167,27 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
             raise InternalError(f"no study has rounds of kind {kind}")
 
 
+def is_exact(study: Study) -> bool:
+    """Whether training rounds add up a regression's sums rather than updates of a model."""
+    return isinstance(study.federation.strategy, Newton)
+
+
 def _train_layout(study: Study) -> RoundLayout:
+    if is_exact(study):
+        ranges: tuple[RangeRule, ...] = (sums.RANGE, "free")  # `low`: what `high` left over
+        return RoundLayout(RoundKind.TRAIN, sums.layout(study), sums.RING_BITS, ranges)
     schema = model_schema(study)
     if study.privacy.dp.on:
         return _noised_layout(study, schema)
     tensors = _tensor_ranges(schema)
     rules: dict[str, RangeRule] = {"loss": models.LOSS_LIMIT, "clipped": "count"}
     metrics = [rules[name] for name in schema.metrics]
-    return RoundLayout(RoundKind.TRAIN, schema, TRAIN_RING_BITS, (*tensors, *metrics))
+    bits = study.federation.upload_bits
+    if bits == NARROW_BITS:
+        reach = tuple(f"{REACH}{place}" for place in range(len(tensors)))
+        schema = replace(schema, metrics=(*schema.metrics, *reach))
+        metrics += [1.0] * len(reach)
+    return RoundLayout(RoundKind.TRAIN, schema, bits, (*tensors, *metrics))
 
 
 def _tensor_ranges(schema: ParameterSchema) -> list[RangeRule]:
@@ -247,9 +302,14 @@ def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tu
     """Return `R_1 .. R_L` of a header with `B` = `bound`.
 
     `rms` holds the root mean square of the last aggregate per tensor, empty before the
-    first; free ranges of a training round follow it, never below `FIRST_RANGE`.
+    first; free ranges of a training round follow it, never below `FIRST_RANGE`, or for a
+    control variate `FIRST_CONTROL_RANGE`. In the narrow ring it holds how far the hospitals'
+    updates reached (`reached`), and the ranges follow that alone: there are too few levels
+    to waste any.
     """
+    narrow = layout.ring_bits == NARROW_BITS
     out: list[float] = []
+    tensors = layout.schema.tensors
     for place, rule in enumerate(layout.ranges):
         if rule == "count":
             out.append(float(bound))
@@ -257,10 +317,30 @@ def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tu
             out.append(float(rule))
         elif layout.kind is RoundKind.STATISTICS:
             out.append(statistics.ranges(bound)[place])
+        elif layout.schema.tensors[0].name == "high":
+            out.append(sums.ranges(bound)[place])
         else:
             last = rms[place] if place < len(rms) else 0.0
-            out.append(max(FIRST_RANGE, RANGE_FACTOR * last))
+            control = place < len(tensors) and is_control(tensors[place].name)
+            least = FIRST_CONTROL_RANGE if control else FIRST_RANGE
+            wide = max(least, RANGE_FACTOR * last)
+            out.append(REACH_FACTOR * last if narrow and last else wide)
     return tuple(out)
+
+
+def reached(
+    layout: RoundLayout, ranges: tuple[float, ...], tail: tuple[int, ...], top: int
+) -> tuple[float, ...]:
+    """Return how far the hospitals' updates of each tensor reached, on average.
+
+    `tail`: the opened weight and metric words; `top`: what `reach` words add up to where every
+    hospital reached its range, |S| B. A sum of 0 says less than one level, and counts as one.
+    """
+    first = 1 + layout.schema.metrics.index(f"{REACH}0")
+    words = tail[first : first + len(layout.schema.tensors)]
+    return tuple(
+        scale * max(word, 1) / top for scale, word in zip(ranges[: len(words)], words, strict=True)
+    )
 
 
 # --- the model that travels ---------------------------------------------------------------
@@ -274,9 +354,10 @@ def first_model(study: Study, preprocessing: Preprocessing | None) -> NDArray[np
     weights = models.initial(study)
     if preprocessing is None:
         return weights
+    control = np.zeros(control_schema(study).parameters, np.float32)
     impute = [0.0 if value is None else value for value in preprocessing.impute]
     constants = (preprocessing.centre, preprocessing.scale, impute)
-    return np.concatenate([*(np.asarray(row, np.float32) for row in constants), weights])
+    return np.concatenate([*(np.asarray(row, np.float32) for row in constants), weights, control])
 
 
 def split_model(
@@ -300,9 +381,14 @@ def split_model(
             for feature, value in zip(study.features, impute, strict=True)
         ),
     )
-    return preprocessing, model[size:]
+    return preprocessing, model[size : size + models.layout(study).parameters]
+
+
+def control_of(study: Study, model: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the server's control variate in a received model (a view); often empty."""
+    return model[constant_count(study) + models.layout(study).parameters :]
 
 
 def with_constants(study: Study, delta: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an update of the weights as an update of the whole model: constants stay."""
+    """Return an update of all that follows the constants as one of the whole model."""
     return np.concatenate([np.zeros(constant_count(study), np.float32), delta])

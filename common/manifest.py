@@ -1,10 +1,14 @@
 """A released model's manifest: what it is, how it came about, and what signs it.
 
-`manifest.json` lies beside `model.safetensors`, `preprocessing.json`, `study.json` and, where
-pooled figures came about without noise, `evaluation.json`, and names each by SHA-256; the
+`manifest.json` lies beside `model.safetensors`, `preprocessing.json`, `study.json`, where
+pooled figures came about without noise `evaluation.json`, and after an exact regression
+`coefficients.json`, and names each by SHA-256; the
 coordinator signs its bytes. The rounds that led to the model form a chain: each entry's
 `chain` is the SHA-256 of the previous one and of the entry, so that a round cannot be left
 out or altered without changing all later ones.
+
+A study of kind `statistics` has no model: its release holds `statistics.json` instead, and
+`model_sha256` is the SHA-256 of that file.
 
 `fedcare model verify` needs these files and the pinned CA, nothing else.
 """
@@ -28,9 +32,11 @@ MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 CHAIN_FILE: Final = "chain.pem"
 MODEL_FILE: Final = "model.safetensors"
+STATISTICS_FILE: Final = "statistics.json"
 PREPROCESSING_FILE: Final = "preprocessing.json"
 STUDY_FILE: Final = "study.json"
 EVALUATION_FILE: Final = "evaluation.json"
+COEFFICIENTS_FILE: Final = "coefficients.json"
 
 _GENESIS: Final = "0" * 64
 
@@ -41,7 +47,14 @@ Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class FileEntry(Section):
     """A file of the release: its digest and its size in bytes."""
 
-    name: Literal["model.safetensors", "preprocessing.json", "study.json", "evaluation.json"]
+    name: Literal[
+        "model.safetensors",
+        "preprocessing.json",
+        "study.json",
+        "evaluation.json",
+        "coefficients.json",
+        "statistics.json",
+    ]
     sha256: Hex
     size: Annotated[int, Field(ge=0)]
 

@@ -50,3 +50,16 @@ def is_constant(name: str) -> bool:
     update to them is zero and the coordinator never applies one.
     """
     return name.startswith(CONSTANT_PREFIX)
+
+
+CONTROL_PREFIX: Final = "control."
+
+
+def is_control(name: str) -> bool:
+    """Whether a tensor belongs to the server's control variate (strategy `scaffold`).
+
+    It travels inside the model as the constants do, so that `model_sha256` binds it, and
+    stays in the released file, whose digest the chain of rounds ends in. Nothing that
+    predicts reads it.
+    """
+    return name.startswith(CONTROL_PREFIX)

@@ -100,16 +100,21 @@ class Preprocessing:
             DataError: DATA_VALUE, a value is missing in a feature without imputation.
             StateError: MODEL_INVALID, the constants belong to another study.
         """
+        columns = self.columns_of(study, table).astype(np.float32)
+        return Encoded(columns, table.target.astype(np.float32))
+
+    def columns_of(self, study: Study, table: Table) -> NDArray[np.float64]:
+        """Return the encoded columns, float64 [rows, columns]; raises as `encode`."""
         self.check_fits(study)
         filled = self._filled(study, table.values)
-        out = np.empty((table.rows, len(self.columns)), np.float32)
+        out = np.empty((table.rows, len(self.columns)))
         for place, column in enumerate(encoded_columns(study)):
             values = filled[:, column.feature]
             if column.level is not None:
                 values = (values == column.level).astype(np.float64)
             with np.errstate(over="ignore", invalid="ignore"):  # whoever computes with it sees it
                 out[:, place] = (values - self.centre[place]) / self.scale[place]
-        return Encoded(out, table.target.astype(np.float32))
+        return out
 
     def _filled(self, study: Study, values: NDArray[np.float64]) -> NDArray[np.float64]:
         filled = values.copy()

@@ -252,6 +252,14 @@ class VectorEncoder:
                     count += int(np.count_nonzero(np.abs(block * np.float64(self._u)) > scale))
         return count
 
+    def reach(self) -> tuple[float, ...]:
+        """Return how much of its range each tensor's weighted values use, in [0, 1] (7.4)."""
+        tops = (np.abs(self._update[start:stop]).max(initial=0.0) for start, stop, _ in self._parts)
+        scales = (scale for _, _, scale in self._parts)
+        return tuple(
+            min(float(top) * self._u / scale, 1.0) for top, scale in zip(tops, scales, strict=True)
+        )
+
     def fill(self, out: Words, word_offset: int) -> None:
         """Write the words from `word_offset` on to `out`.
 

@@ -1,8 +1,9 @@
 """A site manifest: where one hospital's tables lie. It never leaves the hospital.
 
 The schema is `fedcare.site/v1`. A table has the name that studies ask for (`dataset`), a
-path relative to the manifest's folder (or absolute: it is the hospital's own file), and,
-where the hospital's headings differ, `columns` from the study's name to its own:
+`kind` (`common.site_tables`) and, for files, a path relative to the manifest's folder (or
+absolute: it is the hospital's own file). Where the hospital's headings differ, `columns`
+goes from the study's name to its own:
 
     - {name: heart, kind: csv, path: cleveland.csv, columns: {num: diagnosis}}
 
@@ -15,16 +16,23 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, assert_never
 
-from pydantic import AfterValidator, Field, field_serializer, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from common.config import Label, Loaded, Name, Section, Text, load, problem
+from common.config import Loaded, Section, load, problem
 from common.errors import ConfigError, DataError
 from common.ids import check_name
+from common.site_tables import (
+    CsvTable,
+    FhirTable,
+    OmopTable,
+    ParquetTable,
+    SqlTable,
+    Table,
+)
 from common.text import listed, nearest, show
 
 SCHEMA: Final = "fedcare.site/v1"
@@ -47,53 +55,6 @@ def _site(value: str) -> str:
 
 SiteId = Annotated[str, AfterValidator(_site)]
 """A hospital's short name: the last part of its certificate's URI."""
-
-
-class Table(Section):
-    """One table of the hospital's data."""
-
-    name: Label
-    kind: Literal["csv"]
-    path: Annotated[Text, Field(min_length=1, max_length=1024)]
-    columns: Mapping[Name, Name] = Field(default_factory=lambda: MappingProxyType({}))
-    patient: Name | None = None
-
-    @field_validator("columns")
-    @classmethod
-    def distinct(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        """Refuse one column under two names, and freeze the mapping."""
-        taken: dict[str, str] = {}
-        for study_name, column in value.items():
-            if column in taken:
-                raise problem(
-                    f"is the column {show(column)}, as {show(taken[column])} is",
-                    study_name,
-                    name="DUPLICATE_KEY",
-                )
-            taken[column] = study_name
-        return MappingProxyType(dict(value))
-
-    @field_serializer("columns")
-    def plain(self, value: Mapping[str, str]) -> dict[str, str]:
-        """Write the frozen mapping as an ordinary one."""
-        return dict(value)
-
-    @field_validator("patient")
-    @classmethod
-    def filled_in(cls, value: str | None) -> str | None:
-        """Refuse the template's blank: no heading is called that."""
-        if value == "FILL-IN":
-            raise ValueError("still says FILL-IN: name the column, or write null")
-        return value
-
-    @property
-    def patient_stated(self) -> bool:
-        """Whether the manifest says what tells patients apart, `patient: null` included."""
-        return "patient" in self.model_fields_set
-
-    def column(self, study_name: str) -> str:
-        """Return the heading in the hospital's table for a study's column."""
-        return self.columns.get(study_name, study_name)
 
 
 class Site(Section):
@@ -143,55 +104,88 @@ def read_site(path: Path) -> Loaded[Site]:
 
     Raises:
         ConfigError: the manifest is missing or wrong, or names a file that is not there, or
-            one file twice.
+            one source twice.
     """
     loaded = load(path, Site, SCHEMA)
     folder = path.resolve().parent
     tables: list[Table] = []
-    taken: dict[tuple[int, int], str] = {}
+    taken: dict[Hashable, str] = {}
     for index, table in enumerate(loaded.value.data):
-        file = folder / table.path
-        wrong = _why_no_file(file)
-        if wrong:
-            where = loaded.source.where("data", index, "path")
-            raise ConfigError(
-                "FILE_MISSING",
-                f"{where}: data[{index}].path {show(table.path)} {wrong}",
-            )
-        _refuse_again(loaded.source.where("data", index, "path"), index, table, file, taken)
-        tables.append(table.model_copy(update={"path": str(file)}))
+        key, stated = _path_of(table)
+        where = loaded.source.where("data", index, key)
+        if stated is not None:
+            wrong = _why_unusable(folder / stated, folder=isinstance(table, FhirTable))
+            if wrong:
+                raise ConfigError(
+                    "FILE_MISSING", f"{where}: data[{index}].{key} {show(stated)} {wrong}"
+                )
+            table = table.model_copy(update={key: str(folder / stated)})  # noqa: PLW2901
+        _refuse_again(f"{where}: data[{index}].{key}", table, taken)
+        tables.append(table)
     site = loaded.value.model_copy(update={"data": tuple(tables)})
     return Loaded(site, loaded.source)
 
 
-def _refuse_again(
-    where: str, index: int, table: Table, file: Path, taken: dict[tuple[int, int], str]
-) -> None:
-    """Refuse the file of another table, by whatever path: its patients would be counted twice.
+def _path_of(table: Table) -> tuple[str, str | None]:
+    """Return the key that says where a table is, and its path if it is one."""
+    match table:
+        case CsvTable() | ParquetTable() | FhirTable():
+            return "path", table.path
+        case SqlTable() | OmopTable():
+            return ("url_file", table.url_file) if table.url_file else ("name", None)
+        case _:
+            assert_never(table)
+
+
+def _source_of(table: Table) -> Hashable:
+    """Return what is equal for two tables that are the same rows, as far as can be told.
+
+    Two different queries of one database may still meet the same patients: only the hospital
+    knows (docs/data.md).
+    """
+    match table:
+        case CsvTable() | ParquetTable() | FhirTable():
+            found = Path(table.path).stat()
+            return (found.st_dev, found.st_ino)
+        case SqlTable():
+            return (table.place, " ".join(table.query.split()))
+        case OmopTable():
+            return (table.place, " ".join(table.cohort.split()))
+        case _:
+            assert_never(table)
+
+
+def _refuse_again(where: str, table: Table, taken: dict[Hashable, str]) -> None:
+    """Refuse the rows of another table, by whatever path: its patients would be counted twice.
 
     Each data set has a privacy budget of its own (docs/protocol.md, section 9.4).
     """
-    found = file.stat()
-    other = taken.setdefault((found.st_dev, found.st_ino), table.name)
-    if other != table.name:
-        raise ConfigError(
-            "DUPLICATE_KEY",
-            f"{where}: data[{index}].path {show(table.path)} is the file of data set "
-            f"{show(other)}: the same patients would have two privacy budgets",
-            fix="Offer one table under one name; map headings with `columns`.",
-        )
+    other = taken.setdefault(_source_of(table), table.name)
+    if other == table.name:
+        return
+    _, stated = _path_of(table)
+    what = "rows" if isinstance(table, SqlTable | OmopTable) else "file"
+    raise ConfigError(
+        "DUPLICATE_KEY",
+        f"{where} {show(stated or table.name)} is the {what} of data set "
+        f"{show(other)}: the same patients would have two privacy budgets",
+        fix="Offer one table under one name; map headings with `columns`.",
+    )
 
 
-def _why_no_file(file: Path) -> str:
-    """Return why `file` is not a file, as the rest of a sentence; empty if it is one."""
+def _why_unusable(path: Path, *, folder: bool) -> str:
+    """Return why `path` is not a file (or folder), as the rest of a sentence; empty if it is."""
+    what = "folder" if folder else "file"
     try:
-        mode = file.stat().st_mode
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return "is not a file (paths are relative to the manifest's folder)"
+        return f"is not a {what} (paths are relative to the manifest's folder)"
     except OSError as failure:
         return f"cannot be reached by uid {os.geteuid()}: {failure.strerror}"
     if stat.S_ISDIR(mode):
-        return "is not a file but a folder"
+        return "" if folder else "is not a file but a folder"
+    if folder:
+        return "is not a folder"
     return "" if stat.S_ISREG(mode) else "is not an ordinary file"
 
 

@@ -9,7 +9,8 @@ and `config_hash` is its SHA-256: what hospitals approve and every round header 
     config_hash(study).hex()
 
 A `statistics` study has neither target nor model; those sections then hold their
-`none` form, are refused in the file and absent from the canonical form.
+`none` form, are refused in the file and absent from the canonical form. Its own section,
+`statistics` (`common.study_statistics`), belongs to no other study.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from common.study_features import (
 )
 from common.study_federation import (
     LATER_STRATEGIES,
+    NARROW_BITS,
     STRATEGIES,
     WEIGHT_RULES,
     Ditto,
@@ -68,6 +70,7 @@ from common.study_models import (
     Train,
     VectorModel,
 )
+from common.study_personal import CANDIDATES, Personal
 from common.study_privacy import check_privacy, complete_privacy, protects_patients
 from common.study_sections import (
     DP_MODES,
@@ -80,17 +83,22 @@ from common.study_sections import (
     Split,
     split_form,
 )
+from common.study_statistics import Statistics, SurvivalCurve, check_statistics
 from common.text import listed, nearest, show
 
 SCHEMA: Final = "fedcare.study/v1"
 
-_TRAINING_ONLY: Final = ("target", "split", "normalise", "model", "train", "evaluate")
+_TRAINING_ONLY: Final = (
+    "target", "split", "normalise", "model", "train", "evaluate", "personal",
+)  # fmt: skip
 _STUDY_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
 _ABSENT: Final = object()
 _ADDED: Final[Mapping[str, Mapping[str, object]]] = {
     "evaluate": {"threshold": 0.5, "confidence": 0.95, "subgroups": [], "horizons": []},
+    "federation": {"upload_bits": 32, "download": "float32"},
     "train": {"imbalance": "none"},
+    "personal": {"enabled": True, "candidates": list(CANDIDATES), "validation": 0.2},
 }
 """Keys added after the schema's first release, and their defaults (`canonical_json`)."""
 
@@ -100,6 +108,7 @@ __all__ = [
     "LATER_STRATEGIES",
     "METRICS",
     "MODEL_KINDS",
+    "NARROW_BITS",
     "SCHEMA",
     "STRATEGIES",
     "WEIGHT_RULES",
@@ -127,14 +136,17 @@ __all__ = [
     "NoModel",
     "NoTarget",
     "Owner",
+    "Personal",
     "PoissonModel",
     "Privacy",
     "RandomSplit",
     "Scaffold",
     "SecureAggregation",
+    "Statistics",
     "Strategy",
     "Study",
     "Subgroup",
+    "SurvivalCurve",
     "SurvivalTarget",
     "Train",
     "VectorModel",
@@ -178,14 +190,18 @@ class Study(Section):
     federation: Federation = Federation()
     privacy: Privacy = Privacy()
     evaluate: Evaluate = Evaluate()
+    statistics: Statistics | None = None
+    personal: Personal = Personal()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def complete(cls, data: object) -> object:
-        """Fill in the defaults that depend on the target."""
-        if not isinstance(data, dict) or data.get("kind") == "statistics":
+        """Fill in the defaults that depend on the kind and the target."""
+        if not isinstance(data, dict):
             return data
+        if data.get("kind") == "statistics":
+            return {"statistics": {}, **data}
         target = data.get("target")
         target_type = target.get("type") if isinstance(target, dict) else None
         full = dict(data)
@@ -241,7 +257,14 @@ class Study(Section):
                 target = (self.target.name,)
         split = (self.split.column,) if isinstance(self.split, ColumnSplit) else ()
         key = (self.patient_key,) if self.patient_key is not None else ()
-        return (*(feature.name for feature in self.features), *target, *split, *key)
+        curve = self.curve
+        times = (curve.time, curve.event) if curve is not None else ()
+        return (*(feature.name for feature in self.features), *target, *times, *split, *key)
+
+    @property
+    def curve(self) -> SurvivalCurve | None:
+        """The survival curve that a statistics study asks for."""
+        return self.statistics.survival if self.statistics is not None else None
 
     def colluders(self, roster_size: int) -> int:
         """Return `c` for a roster of that many hospitals: as stated, or by the protocol's rule."""
@@ -263,6 +286,9 @@ class Study(Section):
                 others += [(self.target.event, ("target", "event"))]
             case _:
                 others += [(self.target.name, ("target", "name"))]
+        if self.curve is not None:
+            others += [(self.curve.time, ("statistics", "survival", "time"))]
+            others += [(self.curve.event, ("statistics", "survival", "event"))]
         if isinstance(self.split, ColumnSplit):
             others += [(self.split.column, ("split", "column"))]
         if self.patient_key is not None:
@@ -288,6 +314,11 @@ class Study(Section):
                     *at, "feature", name="DUPLICATE_KEY",
                 )  # fmt: skip
             used.add(group.feature)
+            if self.target.type == "survival":
+                raise problem(
+                    "is given, but a survival target's figures are of all patients only",
+                    "evaluate", "subgroups", name="NOT_SUPPORTED",
+                )  # fmt: skip
             feature = features.get(group.feature)
             if feature is None:
                 guess = nearest(group.feature, features)
@@ -322,8 +353,13 @@ class Study(Section):
         stated = [key for key in _TRAINING_ONLY if key in self.model_fields_set]
         if stated:
             raise problem("does not belong to a study of kind statistics", stated[0])
+        if self.statistics is None:
+            raise problem("is missing", "statistics")
+        check_statistics(self.features, self.statistics)
 
     def _check_training(self) -> None:
+        if self.statistics is not None:
+            raise problem("belongs to a study of kind statistics", "statistics")
         target = self.target.type
         if target == "none":
             raise ValueError("is of kind training and needs the key 'target'")
@@ -337,6 +373,7 @@ class Study(Section):
                 "kind",
             )
         self._check_strategy(target)
+        self._check_communication()
         if isinstance(self.split, RandomSplit) and self.split.stratify and target == "continuous":
             raise problem("must be false for a continuous target", "split", "stratify")
         if self.evaluate.horizons and target != "survival":
@@ -363,6 +400,8 @@ class Study(Section):
             )
         if strategy == "fedbn" and not (isinstance(model, MlpModel) and model.norm == "batch"):
             raise problem("is fedbn, which needs a model with batch norm", *at)
+        if strategy == "scaffold" and self.train.optimiser != "sgd":
+            raise problem("is scaffold, whose control variates need train.optimiser sgd", *at)
         if self.model.kind == "vector" and strategy != "fedavg":
             raise problem("must be fedavg for a model that learns nothing", *at)
         if self.privacy.dp.on and strategy != "fedavg":
@@ -371,6 +410,19 @@ class Study(Section):
             raise problem("has no form with differential privacy in this version", "model", "kind")
         if self.train.imbalance != "none" and target not in ("binary", "multiclass"):
             raise problem("belongs to targets with classes", "train", "imbalance")
+
+    def _check_communication(self) -> None:
+        federation = self.federation
+        exact = federation.strategy.name == "newton"
+        for key, plain in (("upload_bits", 32), ("download", "float32")):
+            if getattr(federation, key) == plain:
+                continue
+            if self.privacy.dp.on:
+                raise problem(f"must be {plain} with differential privacy", "federation", key)
+            if exact:
+                raise problem(f"must be {plain} for exact regression", "federation", key)
+        if federation.upload_bits == NARROW_BITS and self.model.kind == "vector":
+            raise problem("must be 32 for a model that learns nothing", "federation", "upload_bits")
 
     def _check_normalise(self) -> None:
         for index, feature in enumerate(self.features):
@@ -433,6 +485,8 @@ def completed(study: Study) -> dict[str, Any]:
     if study.kind == "statistics":
         for key in _TRAINING_ONLY:
             del data[key]
+    else:
+        del data["statistics"]
     terms = data["privacy"]["dp"]
     data["privacy"]["dp"] = {key: value for key, value in terms.items() if value is not None}
     return data
@@ -462,6 +516,8 @@ def canonical_json(study: Study) -> bytes:
             for key, default in added.items():
                 if data[section].get(key, _ABSENT) == default:
                     del data[section][key]
+            if not data[section]:  # the section is newer than the first release itself
+                del data[section]
     return json.dumps(
         data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode("ascii")

@@ -14,7 +14,7 @@ METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "binary": ("auroc", "accuracy", "brier", "log_loss"),
     "multiclass": ("accuracy", "brier", "log_loss"),
     "continuous": ("mse", "mae", "r2"),
-    "survival": ("c_index", "auroc", "brier"),
+    "survival": ("c_index",),
 }
 """Metrics that fit each target; counts are always computed."""
 

@@ -21,6 +21,9 @@ LATER_STRATEGIES: Final[tuple[str, ...]] = ()
 WEIGHT_RULES: Final = ("size_class", "samples", "equal")
 """`size_class`: rows rounded down to a power of two, masked. `samples`: exact rows, masked."""
 
+NARROW_BITS: Final = 16
+"""`upload_bits` of the narrow ring, whose ranges follow the hospitals' own updates."""
+
 DEFAULT_MAX_WEIGHT: Final = 4096
 """W_max (docs/protocol.md, section 8): rows above which a hospital weighs no more.
 
@@ -188,7 +191,10 @@ class Federation(Section):
 
     `weights`: a rule, or a public constant per site. `min_sites` is `s_min` of
     docs/protocol.md, section 1. `max_weight` is W_max of section 8: public, fixed for the
-    study.
+    study. `upload_bits`: width of a word of a training round's masked update; 16 halves the
+    upload, for at most 64 hospitals (section 7.4). `download`: the type in which weights
+    travel to the hospitals and are released; float16 halves the download, while the
+    coordinator goes on adding to float32.
     """
 
     strategy: Strategy = FedAvg()
@@ -201,6 +207,8 @@ class Federation(Section):
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
     min_sites: Annotated[int, Field(ge=2, le=10_000)] = 3
     round_deadline: Annotated[Seconds, AfterValidator(_deadline)] = 600.0
+    upload_bits: Literal[16, 32] = 32
+    download: Literal["float32", "float16"] = "float32"
 
     @property
     def weight_rule(self) -> str:

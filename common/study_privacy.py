@@ -233,7 +233,9 @@ def check_privacy(study: Study) -> None:
     """
     if study.kind == "statistics":
         raise problem(
-            "is not for studies of kind statistics in this version", "privacy", "dp", "mode",
+            "is not for studies of kind statistics in this version, whose sums have no noise; "
+            "it must be none",
+            "privacy", "dp", "mode",
             name="NOT_SUPPORTED",
         )  # fmt: skip
     _check_federation(study)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,13 @@ _ITEM_BYTES: Final = {
 }
 
 
+_NUMBER_TYPES: Final[Mapping[TensorType, np.dtype[Any]]] = {
+    TensorType.FLOAT16: np.dtype("<f2"),
+    TensorType.FLOAT32: np.dtype("<f4"),
+}
+_FLOAT16_LIMIT: Final = 65504.0
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor of a layout; `shape` may be empty (a scalar) or hold a 0 (no words)."""
@@ -60,6 +67,18 @@ class TensorSpec:
     def byte_size(self) -> int:
         """Bytes in a model file or stream."""
         return self.size * _ITEM_BYTES[self.dtype]
+
+    @property
+    def number_type(self) -> np.dtype[Any]:
+        """The values' type in numpy.
+
+        Raises:
+            InternalError: the type is neither float32 nor float16.
+        """
+        try:
+            return _NUMBER_TYPES[self.dtype]
+        except KeyError:
+            raise InternalError(f"models of {self.dtype.value} are not in the catalogue") from None
 
 
 def layout_digest(tensors: tuple[TensorSpec, ...], metrics: tuple[str, ...]) -> Sha256:
@@ -138,16 +157,41 @@ class ParameterSchema:
         return tuple(out)
 
     def flat(self, model: bytes | bytearray | memoryview) -> NDArray[np.float32]:
-        """Return a model's bytes as one float32 vector, without a copy.
+        """Return a model's bytes as one float32 vector; without a copy if all are float32.
 
         Raises:
-            InternalError: a tensor is not float32.
+            InternalError: a tensor is neither float32 nor float16.
             Refusal: MODEL_HASH, the bytes are longer or shorter than the layout.
         """
-        if not self.is_flat_float32:
-            raise InternalError("only a layout of float32 tensors has a flat view")
         self.check_size(len(model))
-        return np.frombuffer(model, dtype="<f4")
+        if self.is_flat_float32:
+            return np.frombuffer(model, dtype="<f4")
+        out = np.empty(self.parameters, np.float32)
+        start = 0
+        for tensor, segment in zip(self.tensors, self.segments(), strict=True):
+            dtype = tensor.number_type
+            out[segment.start : segment.stop] = np.frombuffer(model, dtype, tensor.size, start)
+            start += tensor.byte_size
+        return out
+
+    def pack(self, values: NDArray[np.float32], start: int = 0) -> bytes:
+        """Return the bytes of `values`, which stand at word `start` of a flat vector.
+
+        A float16 is the nearest one, ties to even; beyond the largest it is the largest.
+
+        Raises:
+            InternalError: a tensor is neither float32 nor float16.
+        """
+        stop, parts = start + values.size, []
+        for tensor, segment in zip(self.tensors, self.segments(), strict=True):
+            low, high = max(segment.start, start), min(segment.stop, stop)
+            if low < high:
+                part = values[low - start : high - start]
+                dtype = tensor.number_type
+                if dtype.itemsize < part.dtype.itemsize:
+                    part = np.clip(part, -_FLOAT16_LIMIT, _FLOAT16_LIMIT)
+                parts.append(part.astype(dtype).tobytes())
+        return b"".join(parts)
 
     def views(self, flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Return each tensor as a shaped view into a flat float32 vector.
@@ -187,6 +231,12 @@ class ParameterSchema:
             raise Refusal(
                 "MODEL_HASH", f"a model of {byte_count} bytes; the layout has {self.byte_size}"
             )
+
+
+def widened(schema: ParameterSchema) -> ParameterSchema:
+    """Return the same layout with float32 throughout: what updates are added up in."""
+    wide = (replace(tensor, dtype=TensorType.FLOAT32) for tensor in schema.tensors)
+    return replace(schema, tensors=tuple(wide))
 
 
 class ModelHasher:

@@ -12,9 +12,9 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -166,6 +166,33 @@ async def _serve_state(
             standing.stop()
             await service.close()
             await listener.stop(STOP_GRACE_S)
+
+
+@asynccontextmanager
+async def listening(
+    config: CoordinatorConfig,
+    service: CoordinatorService,
+    identity: Identity,
+    clock: Clock,
+    log: EventLog,
+) -> AsyncIterator[None]:
+    """Serve gRPC in front of a service of this process inside the block.
+
+    For whoever composes both services; `serve` is how a coordinator runs.
+
+    Raises:
+        ConnectError: the address is taken.
+    """
+    standing = Standing(service, clock)
+    listener = _listener(config, service, standing.health, identity, clock, log)
+    bind(listener, config.listen, server_credentials(identity))
+    await listener.start()
+    standing.begin()
+    try:
+        yield
+    finally:
+        standing.stop()
+        await listener.stop(STOP_GRACE_S)
 
 
 class Standing:

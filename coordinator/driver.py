@@ -482,10 +482,12 @@ class RunDriver:
 
         The last ones stay when the run is over; the very last is what is released.
         """
-        self._shop.objects.hold(model.object_sha256)
+        for address in model.addresses:
+            self._shop.objects.hold(address)
         self._models.append(model)
         if len(self._models) > KEPT_MODELS:
-            self._shop.objects.let_go(self._models.pop(0).object_sha256)
+            for address in self._models.pop(0).addresses:
+                self._shop.objects.let_go(address)
 
     def _drop_round(self, hd: HeaderDigest) -> None:
         # The round's own timers are named after it and would be passed over; stop them anyway.

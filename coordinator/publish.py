@@ -7,11 +7,13 @@ from typing import Final
 
 from common.identity import Identity, sign_manifest
 from common.ids import NodeId, hospital_id, site_name
-from common.layouts import has_constants, model_schema, split_model
+from common.layouts import has_constants, is_exact, model_schema, result_schema, split_model
 from common.manifest import (
+    COEFFICIENTS_FILE,
     EVALUATION_FILE,
     MODEL_FILE,
     PREPROCESSING_FILE,
+    STATISTICS_FILE,
     STUDY_FILE,
     FileEntry,
     Manifest,
@@ -23,16 +25,25 @@ from common.manifest import (
     chained,
 )
 from common.model_file import model_header
-from common.study import canonical_json
+from common.preprocessing import Preprocessing
+from common.regression.table import RegressionTable, table_of
+from common.study import Study, canonical_json
 from common.version import VERSION
 from coordinator.objects import ObjectStore
 from coordinator.run_state import ModelRef, RoundRecord, RunState
 from coordinator.store import StoredRelease
+from coordinator.use_sum import read_fit
 
 STATEMENT: Final = (
     "Every update was masked: the coordinator saw sums over the hospitals of each round, never"
     " one hospital's update, row count or metric. No differential privacy was applied: the sums"
     " themselves, and whoever may choose the models of several rounds, are not bounded."
+)
+COUNTED_STATEMENT: Final = (
+    "Every hospital's counts were masked: the coordinator saw the sum over the hospitals, never"
+    " one hospital's. Counts of 1 to {few} patients, and what such counts would follow from, were"
+    " left out before anything was stored. No noise was added: two studies over rosters or rows"
+    " that differ a little may be subtracted from one another."
 )
 PRIVATE_STATEMENT: Final = (
     "Every update was masked and noised before it left its hospital: this model and every sum"
@@ -58,14 +69,27 @@ def make_release(
 def _files(state: RunState, model: ModelRef, objects: ObjectStore) -> tuple[FileEntry, ...]:
     with objects.open(model.object_sha256) as reader:
         size = reader.size
-    files = [FileEntry(name=MODEL_FILE, sha256=model.object_sha256.hex(), size=size)]
+    counted = state.study.kind == "statistics"
+    name = STATISTICS_FILE if counted else MODEL_FILE
+    result = {"name": name, "sha256": model.object_sha256.hex(), "size": size}
+    files = [FileEntry.model_validate(result)]
     study = canonical_json(state.study)
     files.append(_store(objects, STUDY_FILE, study))
     if state.evaluation:
         files.append(_store(objects, EVALUATION_FILE, state.evaluation.encode()))
-    if has_constants(state.study):
+    if has_constants(state.study) and not counted:
         files.append(_store(objects, PREPROCESSING_FILE, _preprocessing(state, model, objects)))
+    table = _coefficients(state, model, objects)
+    if table is not None:
+        files.append(_store(objects, COEFFICIENTS_FILE, table.to_json()))
     return tuple(files)
+
+
+def _coefficients(state: RunState, model: ModelRef, objects: ObjectStore) -> RegressionTable | None:
+    if not is_exact(state.study):
+        return None
+    constants = Preprocessing.from_json(_preprocessing(state, model, objects))
+    return table_of(state.study, constants, read_fit(state.study, model, objects))
 
 
 def _store(objects: ObjectStore, name: str, data: bytes) -> FileEntry:
@@ -102,7 +126,7 @@ def _manifest(
         rounds=_entries(opened),
         files=files,
         model_sha256=model.model_sha256.hex(),
-        layout_sha256=model_schema(study).layout_sha256.hex(),
+        layout_sha256=result_schema(study).layout_sha256.hex(),
         metrics=dict(state.pooled),
         privacy=_privacy(state),
         software=VERSION,
@@ -136,8 +160,14 @@ def _privacy(state: RunState) -> PrivacyEntry:
         dp=terms.mode,
         epsilon=terms.epsilon,
         delta=terms.delta,
-        statement=PRIVATE_STATEMENT.format(unit=unit) if terms.on else STATEMENT,
+        statement=PRIVATE_STATEMENT.format(unit=unit) if terms.on else _plain_statement(study),
     )
+
+
+def _plain_statement(study: Study) -> str:
+    if study.statistics is None:
+        return STATEMENT
+    return COUNTED_STATEMENT.format(few=study.statistics.min_cell - 1)
 
 
 def _entries(records: list[RoundRecord]) -> tuple[RoundEntry, ...]:

@@ -93,7 +93,7 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
     return replace(
         state,
         history=history,
-        position=_next_position(state.study, record.position - (not record.opened), history),
+        position=_position_after(state.study, fact, history),
         model=fact.model if fact.model is not None else state.model,
         pooled=fact.pooled or state.pooled,
         evaluation=fact.evaluation or state.evaluation,
@@ -102,6 +102,15 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
         round=None,
         last_round=state.round,
     )
+
+
+def _position_after(study: Study, fact: RoundEnded, history: tuple[RoundRecord, ...]) -> int:
+    """Return how many of the run's rounds are done; a model that is finished ends training."""
+    if fact.model is not None and fact.model.finished:
+        kinds = round_kinds(study)
+        return len(kinds) - kinds[::-1].index(RoundKind.TRAIN)
+    record = fact.record
+    return _next_position(study, record.position - (not record.opened), history)
 
 
 def _next_position(study: Study, done: int, history: tuple[RoundRecord, ...]) -> int:

@@ -199,7 +199,10 @@ def _round_command(step: Step, command: rounds.RoundCommand) -> None:
         case rounds.AckUpload():
             step.do(AckUpload(command.to, command.hd))
         case rounds.Open():
-            step.do(OpenSum(command.header, command.survivors, command.plan, state.model))
+            hospitals = len(state.accepted | set(command.survivors))
+            step.do(
+                OpenSum(command.header, command.survivors, command.plan, state.model, hospitals)
+            )
         case rounds.Evidence():
             step.record(Witnessed(command.evidence))
             step.tell(Event.EVIDENCE_STORED, site=site_name(command.evidence.node), warning=True)

@@ -35,12 +35,25 @@ NO_DISPUTES: Final = EdgeRecord()
 class ModelRef:
     """A model on disk: its file's address, its protocol digest, and how far it just moved.
 
-    `rms` holds, per tensor, the root mean square of the update that led to it.
+    `rms` holds, per tensor, what the next round's ranges follow from
+    (`common.layouts.header_ranges`). `kept_sha256` is the address of what only the coordinator
+    has behind it: the float32 values of a model that travels in half precision, or a
+    regression's fit. `moments_sha256` is that of what a server optimiser remembers with it
+    (`coordinator.aggregate`). `finished`: no further training round would change it.
     """
 
     object_sha256: Sha256
     model_sha256: Sha256
     rms: tuple[float, ...] = ()
+    kept_sha256: Sha256 | None = field(default=None, metadata=codec.added())
+    finished: bool = field(default=False, metadata=codec.added())
+    moments_sha256: Sha256 | None = field(default=None, metadata=codec.added())
+
+    @property
+    def addresses(self) -> tuple[Sha256, ...]:
+        """Every file of it."""
+        others = (self.kept_sha256, self.moments_sha256)
+        return (self.object_sha256, *(other for other in others if other is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,12 +475,16 @@ class MakeFirstModel:
 
 @dataclass(frozen=True, slots=True)
 class OpenSum:
-    """Open the sum and use it; answer with `SumUsed` or `SumRefused`."""
+    """Open the sum and use it; answer with `SumUsed` or `SumRefused`.
+
+    `hospitals`: how many take part in the run, in this round or not.
+    """
 
     header: Header
     survivors: tuple[NodeId, ...]
     plan: OpeningPlan
     model: ModelRef | None
+    hospitals: int
 
 
 @dataclass(frozen=True, slots=True)

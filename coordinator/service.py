@@ -20,7 +20,7 @@ from common.certificates import verify_study
 from common.errors import ConfigError, FedError, IdentityError, Refusal, RoundError
 from common.events import Event
 from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
-from common.layouts import model_schema, round_kinds
+from common.layouts import result_schema, round_kinds
 from common.messages import (
     CHUNK_BYTES,
     PROTOCOL_VERSION,
@@ -158,7 +158,8 @@ class CoordinatorService:
             driver.take_up(made[-KEPT_MODELS:])
         for made in models.values():
             for model in made:
-                self._shop.objects.remove(model.object_sha256)
+                for digest in model.addresses:
+                    self._shop.objects.remove(digest)
 
     def _first_state(self, run: StoredRun, study: Study) -> RunState:
         return RunState(
@@ -486,9 +487,7 @@ class CoordinatorService:
         return run
 
     def _check_can_run(self, study: Study) -> None:
-        if study.kind != "training":
-            raise ConfigError("NOT_SUPPORTED", "kind: statistics is not run by this version")
-        parameters = model_schema(study).parameters
+        parameters = result_schema(study).parameters
         if parameters > MOST_PARAMETERS:
             raise ConfigError(
                 "BAD_VALUE", f"the model has {parameters} parameters; the most is {MOST_PARAMETERS}"

@@ -1,8 +1,9 @@
 """What the federation is compared with: each hospital alone, and all rows in one place.
 
 Both train the study's model with its optimiser, rounds and local steps, on data that is
-prepared as in the federation. They need several hospitals' rows at once, so they exist
-for `demo`, `sim` and benchmarks only; a node never calls them.
+prepared as in the federation; a strategy of federating has no part in them. They need
+several hospitals' rows at once, so they exist for `demo`, `sim` and benchmarks only; a node
+never calls them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.features import Encoded
-from common.models import initial
+from common.layouts import is_exact
+from common.models import initial, with_own
+from common.regression import fit, sums
 from common.study import Study
 from hospital_node.train import train
 
@@ -33,7 +36,21 @@ def centralised(study: Study, sites: Mapping[str, Encoded]) -> NDArray[np.float3
 
 
 def _alone(study: Study, site: str, data: Encoded) -> NDArray[np.float32]:
-    model = initial(study)
+    if is_exact(study):
+        return _fitted(study, data)
+    model = with_own(study, initial(study))
     for round_no in range(1, study.federation.rounds + 1):
         model = model + train(study, data, model, site=site, round_no=round_no).delta
     return model
+
+
+def _fitted(study: Study, data: Encoded) -> NDArray[np.float32]:
+    """Return the exact regression over one place's rows."""
+    state = fit.begin(study)
+    columns, target = data.features.astype(np.float64), data.target.astype(np.float64)
+    for _ in range(study.federation.rounds):
+        found = sums.sums_of(study, columns, target, state.sent.astype(np.float64))
+        state = fit.advance(study, state, found)
+        if state.converged:
+            break
+    return state.sent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from common import layouts, statistics
+from common import layouts
 from common.config import format_duration
 from common.policy import Policy
 from common.policy_limits import ResourceLimits
@@ -26,7 +26,7 @@ def limit_rules(study: Study, limits: ResourceLimits, rules: Rules) -> Iterator[
     rounds = None if train is None else study.federation.rounds
     steps, epochs = (train.local_steps, train.local_epochs) if train else (None, None)
     numbers: tuple[tuple[str, str, int | None, int], ...] = (
-        ("parameters", "a model of", schema_of(study).parameters, limits.parameters),
+        ("parameters", "a model of", layouts.result_schema(study).parameters, limits.parameters),
         ("rounds", "rounds", rounds, limits.rounds),
         ("local_steps", "local_steps", steps, limits.local_steps),
         (
@@ -52,7 +52,7 @@ def limit_rules(study: Study, limits: ResourceLimits, rules: Rules) -> Iterator[
 
 def layout_rule(study: Study, policy: Policy, rules: Rules) -> Finding:
     """Return whether the study's model is one of those listed by names and shapes."""
-    allowed, own = policy.allow.layouts, shapes(schema_of(study))
+    allowed, own = policy.allow.layouts, shapes(layouts.result_schema(study))
     fits = allowed is None or any(list(one.items()) == list(own.items()) for one in allowed)
     return rules.finding(
         "POLICY_LAYOUT",
@@ -74,13 +74,6 @@ def ring_rule(study: Study, policy: Policy, rules: Rules) -> Finding:
         asked=f"rings of {used} bits",
         allowed=str(sorted(allowed)),
     )
-
-
-def schema_of(study: Study) -> ParameterSchema:
-    """Return the tensors of a study's model; of a statistics study: of its one round."""
-    if study.kind == "statistics":
-        return statistics.layout(study)
-    return layouts.model_schema(study)
 
 
 def shapes(schema: ParameterSchema) -> Shapes:

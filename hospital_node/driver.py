@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from common.clock import Clock, SystemClock
@@ -45,6 +46,7 @@ from hospital_node.conduct import Conduct
 from hospital_node.jobs import Surroundings
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
+from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.picture import Picture
 from hospital_node.releases import ReleaseKeeper, ReleaseTrust
 from hospital_node.round import Handle, opened
@@ -53,7 +55,7 @@ from hospital_node.shelf import ModelShelf
 from hospital_node.store import DecisionRecord, NodeStore
 from hospital_node.task import ConsentLost, RunOver, Task
 from hospital_node.transfer import Road
-from hospital_node.work import Desk
+from hospital_node.work import Desk, Work
 from hospital_node.worker import Worker
 
 STATUS_EVERY_S: Final = 1.0
@@ -145,6 +147,7 @@ class Node:
         self._releases = ReleaseKeeper(
             parts.store, parts.release_trust, road, self._worker, parts.log
         )
+        self._personal = PersonalKeeper(parts.store, parts.log)
 
     # --- life ---------------------------------------------------------------------------
 
@@ -230,6 +233,11 @@ class Node:
         for run in decided.values():
             if not run.ended and self._offers.agreed(run):
                 self._accepted(run)
+            if run.accepted:
+                self._own_model(run, partial(self._open_again, run))
+
+    async def _open_again(self, run: DecisionRecord) -> Work:
+        return await asyncio.to_thread(self._parts.desk.open, run.study)
 
     async def _end(self) -> None:
         jobs = [*self._serving.values(), *self._errands.values()]
@@ -441,6 +449,13 @@ class Node:
         self._serving[name] = asyncio.create_task(task.serve(), name=f"task {name}")
         return task
 
+    def _own_model(self, run: DecisionRecord, open_work: Callable[[], Awaitable[Work]]) -> None:
+        """Begin the hospital's own model of a release, if it has none; rounds go on meanwhile."""
+        key = f"personal {run.run_id}"
+        if self._personal.wanting(run.run_id) and key not in self._errands:
+            job = self._personal.make(run.run_id, open_work)
+            self._errands[key] = asyncio.create_task(self._logged(job))
+
     async def _release(self, name: str, notice: ReleaseNotice) -> None:
         """A release of a run this hospital took part in; others are none of its business."""
         for task in tuple(self._tasks.values()):  # an offer may add one meanwhile
@@ -448,6 +463,7 @@ class Node:
             if run is not None:
                 receipt = await self._releases.accept(notice, run.config_hash, task.open_work)
                 await self._slot.send(name, receipt)
+                self._own_model(run, task.open_work)
 
     def _ended(self, message: RunEnded) -> None:
         for task in self._tasks.values():

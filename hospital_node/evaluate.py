@@ -25,7 +25,7 @@ from hospital_node.train import make_deterministic
 def predict(
     study: Study, model: NDArray[np.float32], features: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return P(positive) [rows], P(level) [rows, levels] or the number [rows].
+    """Return P(positive) [rows], P(level) [rows, levels], the number, or the log hazard [rows].
 
     A row's prediction is the same bits whatever rows stand beside it, and what the model gives,
     finite or not: `finite` asks.
@@ -57,6 +57,8 @@ def finite(predictions: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _predicted(study: Study, outputs: Tensor) -> Tensor:
     wide = outputs.double()
+    if study.model.kind == "poisson":
+        return torch.exp(wide[:, 0])
     match study.target.type:
         case "binary":
             return torch.sigmoid(wide[:, 0])

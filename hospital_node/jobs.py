@@ -23,7 +23,7 @@ from common.errors import (
     StateError,
 )
 from common.events import Event
-from common.ids import HeaderDigest, NodeId, Sha256
+from common.ids import HeaderDigest, NodeId, RunId, Sha256
 from common.logs import EventLog
 from common.messages import UploadStart
 from common.secagg.header import Header, RoundKind
@@ -83,12 +83,13 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What an input is made from: the accepted header and its masks."""
+    """What an input is made from: the accepted header, its masks, whose own tensors it uses."""
 
     hd: HeaderDigest
     header: Header
     plan: MaskPlan
     seed: CoefficientSeed
+    run_id: RunId
 
 
 class RoundJobs:
@@ -255,12 +256,12 @@ class RoundJobs:
         work = await self._open_work()
         has_model = header.kind is not RoundKind.STATISTICS
         model = store.model_path(header.model_sha256) if has_model else None
-        path = store.spool_path(prepared.hd)
+        path, own = store.spool_path(prepared.hd), store.own(prepared.run_id)
         if model is not None:
             await self._check_held(header.model_sha256, model, work)
 
         def make() -> Sha256:
-            source = work.make(header, model, prepared.seed, abandoned)
+            source = work.make(header, model, prepared.seed, abandoned, own)
             return write_masked(path, source, prepared.plan, abandoned)
 
         self._log().info(Event.ROUND_TRAINING, kind=header.kind.value, members=header.n)

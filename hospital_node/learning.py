@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import layouts
+from common import counting, layouts
 from common.config import Loaded
 from common.entropy import OsEntropy
 from common.errors import FedError, InternalError, PolicyRefusal, Refusal, RoundError
@@ -27,7 +28,8 @@ from common.ids import ConfigHash
 from common.layouts import RoundLayout
 from common.logs import EventLog
 from common.messages import Objection
-from common.models import vector
+from common.model_file import is_control
+from common.models import vector, with_own
 from common.policy import Policy
 from common.preprocessing import Preprocessing
 from common.privacy.noise import NoiseTable
@@ -37,7 +39,7 @@ from common.secagg.header import Header, RoundKind
 from common.secagg.keys import CoefficientSeed, Suite
 from common.secagg.ring import Words
 from common.site import Site
-from common.study import Study, VectorModel, study_from_canonical
+from common.study import Scaffold, Study, VectorModel, study_from_canonical
 from common.subgroups import members
 from common.vectors import ParameterSchema
 from common.weights import public_batch, public_weight
@@ -45,6 +47,7 @@ from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
 from hospital_node.disclosure import public_detail, shown_figures
 from hospital_node.findings import cite
+from hospital_node.personal_state import FEDBN, OwnTensors
 from hospital_node.private.source import NoisedSource, pattern_sum, pattern_update
 from hospital_node.receive import read_model
 from hospital_node.row_rules import MIN_CELL, check_cells, check_delta, check_ring
@@ -52,11 +55,13 @@ from hospital_node.work import PrivacyBooks, Terms, Work
 
 if TYPE_CHECKING:
     from hospital_node.data.load import SiteData
+    from hospital_node.pipeline import ContributionSource
 
 QUICK_WORDS: Final = 1 << 16
 """A pattern of up to this many values is made in well under a millisecond."""
 
 _TWO: Final = 2
+_NO_CONTROL: Final = np.zeros(0, np.float32)
 _TILE: Final = 1 << 18
 
 
@@ -180,6 +185,7 @@ class StudyWork:
         model: Path | None,
         seed: CoefficientSeed,
         abandoned: Callable[[], bool],
+        own: OwnTensors,
     ) -> WordSource:
         """See `Work`."""
         if abandoned():
@@ -196,20 +202,59 @@ class StudyWork:
 
         study, site = self._study, self._site
         match header.kind:
+            case RoundKind.STATISTICS if study.kind == "statistics":
+                counted = counting.contribution(study, self._rows().train)
+                source = pipeline.ContributionSource(counted)
             case RoundKind.STATISTICS:
                 source = pipeline.make_statistics(study, site, self._rows().train, header.bound)
+            case RoundKind.TRAIN if layouts.is_exact(study):
+                source = self._regression(model, header.bound)
             case RoundKind.TRAIN:
-                weights, rows = self._split(model, "train")
-                source = pipeline.make_contribution(study, site, rows, weights, header.r)
-                whole = layouts.with_constants(study, np.asarray(source.values, np.float32))
-                source = pipeline.ContributionSource(whole, source.u, source.metrics)
+                source = self._train(header, model, abandoned, own)
             case RoundKind.EVALUATE:
                 weights, rows = self._split(model, "test")
+                mine = with_own(study, weights, own.get(FEDBN))
                 inside = members(study, self._rows().test.values)
-                source = pipeline.make_evaluation(study, rows, weights, inside)
+                source = pipeline.make_evaluation(study, rows, mine, inside)
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
+
+    def _train(
+        self, header: Header, model: Path | None, abandoned: Callable[[], bool], own: OwnTensors
+    ) -> ContributionSource:
+        """Train by the study's strategy; stage what stays here before anything leaves."""
+        from hospital_node import pipeline
+        from hospital_node.strategies import Received
+
+        study = self._study
+        weights, rows = self._split(model, "train")
+        control = _NO_CONTROL
+        if isinstance(study.federation.strategy, Scaffold):
+            control = layouts.control_of(study, self._flat(model))
+        tensors = self._model_schema.tensors
+        limits = [
+            limit
+            for tensor, limit in zip(tensors, header.ranges, strict=False)
+            if is_control(tensor.name)
+        ]
+        received = Received(weights, control, limits)
+        source = pipeline.make_contribution(study, self._site, rows, received, header.r, own.all())
+        if abandoned():
+            raise RoundError("RUN_CANCELLED", "the round ended during training")
+        own.stage(header.digest(), source.own)
+        whole = layouts.with_constants(study, np.asarray(source.values, np.float32))
+        return replace(source, values=whole)
+
+    def _regression(self, model: Path | None, levels: int) -> ContributionSource:
+        """Return this hospital's sums at the received coefficients, all in float64."""
+        from hospital_node import pipeline
+
+        preprocessing, weights = self._received(model)
+        table = self._rows().train
+        columns = preprocessing.columns_of(self._study, table)
+        theta = weights.astype(np.float64)
+        return pipeline.make_regression(self._study, columns, table.target, theta, levels)
 
     def _noised(
         self,
@@ -273,15 +318,25 @@ class StudyWork:
         coding, u = Coding.of_header(header, seed), public_weight(study, site)
         return VectorEncoder(schema, whole, ranges=header.ranges, coding=coding, u=u)
 
-    def report(self, model: Path) -> Mapping[str, object]:
+    def report(self, model: Path, own: OwnTensors) -> Mapping[str, object]:
         """See `Work`; nothing to report for a pattern without data."""
         if self._data is None:
             return {}
         from hospital_node.evaluate import site_metrics
 
         weights, rows = self._split(model, "test")
-        found = site_metrics(self._study, weights, rows).as_dict(self._study)
+        mine = with_own(self._study, weights, own.get(FEDBN))
+        found = site_metrics(self._study, mine, rows).as_dict(self._study)
         return shown_figures(found, self._min_cell)
+
+    def personalise(self, model: Path, folder: Path) -> str:
+        """See `Work`; nothing is made for a pattern without data."""
+        if self._data is None or not self._study.personal.enabled:
+            return ""
+        from hospital_node.personal.make import make
+
+        flat = self._model_schema.flat(read_model(model, self._model_schema))
+        return make(self._study, self._site, self._data, flat, folder)
 
     def _layout(self, kind: RoundKind) -> RoundLayout:
         if kind not in self._layouts:
@@ -293,19 +348,24 @@ class StudyWork:
             raise InternalError("a study without data reached its rows")
         return self._data
 
+    def _received(self, model: Path | None) -> tuple[Preprocessing, np.ndarray]:
+        return layouts.split_model(self._study, self._flat(model))
+
     def _split(self, model: Path | None, part: str) -> tuple[np.ndarray, Encoded]:
         """Return the model's weights, and rows encoded with its constants (kept for the run)."""
-        if model is None:
-            raise InternalError("a round with a model came without one")
-        schema = self._model_schema
-        flat = schema.flat(read_model(model, schema))
-        preprocessing, weights = layouts.split_model(self._study, flat)
+        preprocessing, weights = self._received(model)
         known = self._encoded.get(part)
         if known is None or known[0] != preprocessing:
             table: Table = getattr(self._rows(), part)
             known = (preprocessing, preprocessing.encode(self._study, table))
             self._encoded[part] = known
         return weights, known[1]
+
+    def _flat(self, model: Path | None) -> NDArray[np.float32]:
+        if model is None:
+            raise InternalError("a round with a model came without one")
+        schema = self._model_schema
+        return schema.flat(read_model(model, schema))
 
 
 class PatternSource:

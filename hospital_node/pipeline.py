@@ -1,17 +1,17 @@
 """Steps 3 to 5 of a round at the hospital: train, (clip, noise), weigh, quantise.
 
-    source = make_contribution(study, site, data, model, round_no)
+    source = make_contribution(study, site, data, received, round_no, kept)
     encoder = source.encoder(layout(study), header.ranges, Coding.of_header(header))
     encoder.fill(words, word_offset)          # any chunk, in any order; then masked
 
 The update stays float32 until a chunk of it is quantised: no second copy is made.
-Clipping and noise of a DP mode belong between the two calls in `make_contribution`.
+What the strategy keeps at the hospital is in `source.own` and never in `source.values`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,13 @@ from common import statistics
 from common.features import Encoded, Table
 from common.models.vector import whole
 from common.quantise import Coding, Values, VectorEncoder
+from common.regression import sums
 from common.study import Study, VectorModel
 from common.vectors import ParameterSchema
 from common.weights import weight
 from hospital_node.evaluate import evaluation_contribution
-from hospital_node.train import train
+from hospital_node.personal_state import Own
+from hospital_node.strategies import Received, local_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,13 @@ class ContributionSource:
 
     `values`: the tensor words, flat, float32 (training) or float64; `u`: the weight they
     are multiplied with, also the weight word; `metrics`: metric words but for `clipped`,
-    which is counted when the ranges are known.
+    which is counted when the ranges are known; `own`: what stays, if the round counts.
     """
 
     values: Values
     u: float = 1.0
     metrics: tuple[float, ...] = ()
+    own: Own = field(default_factory=dict)
 
     def encoder(
         self, schema: ParameterSchema, ranges: Sequence[float], coding: Coding
@@ -56,22 +59,45 @@ class ContributionSource:
 
         if "clipped" not in schema.metrics:
             return encode(self.metrics)
-        return encode((*self.metrics, float(encode((*self.metrics, 0.0)).count_clipped())))
+        reach = schema.metrics[len(self.metrics) + 1 :]
+        blank = encode((*self.metrics, 0.0, *(0.0 for _ in reach)))
+        shares = blank.reach() if reach else ()
+        return encode((*self.metrics, float(blank.count_clipped()), *shares))
 
 
 def make_contribution(
-    study: Study, site: str, data: Encoded, model: NDArray[np.float32], round_no: int
+    study: Study, site: str, data: Encoded, received: Received, round_no: int, kept: Own
 ) -> ContributionSource:
-    """Return the hospital's contribution to a training round.
+    """Return the hospital's contribution to a training round, constants left out.
+
+    `kept` is what earlier rounds left at this hospital (`hospital_node.personal_state`).
 
     Raises:
         DataError: DATA_EMPTY. Refusal: INPUT_NAN. ConfigError: no weight for the site.
     """
     if isinstance(study.model, VectorModel):
-        return ContributionSource(whole(site, round_no, len(model)))
-    update = train(study, data, model, site=site, round_no=round_no)
+        return ContributionSource(whole(site, round_no, len(received.weights)))
+    done = local_round(study, data, received, kept, site=site, round_no=round_no)
     u = weight(study, site, data.rows)
-    return ContributionSource(update.delta, u, (u * update.loss,))
+    return ContributionSource(done.delta, u, (u * done.loss,), done.own)
+
+
+def make_regression(
+    study: Study,
+    columns: NDArray[np.float64],
+    target: NDArray[np.float64],
+    theta: NDArray[np.float64],
+    levels: int,
+) -> ContributionSource:
+    """Return the hospital's contribution to a round of exact regression; `levels` is B.
+
+    Sums over rows, of which each counts once, so the weight word is 1 for every hospital.
+
+    Raises:
+        Refusal: INPUT_NAN, a sum is not finite or too large.
+    """
+    own = sums.sums_of(study, columns, target, theta)
+    return ContributionSource(sums.contribution(own, levels))
 
 
 def make_statistics(study: Study, site: str, table: Table, levels: int) -> ContributionSource:

@@ -30,11 +30,13 @@ from common.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
     SIGNATURE_FILE,
+    STATISTICS_FILE,
     STUDY_FILE,
     FileEntry,
     Manifest,
 )
 from common.messages import ReleaseNotice, ReleaseReceipt, StudyOffer
+from common.secagg.header import RoundKind
 from hospital_node import files, transfer
 from hospital_node.receive import ModelReceiver, digest_of_file
 from hospital_node.site_report import page
@@ -94,6 +96,21 @@ class ReleaseTrust:
         )
 
 
+def _check_counted(manifest: Manifest, work: Work) -> None:
+    """Refuse a file of counts for a study with a model, or one that the chain does not name.
+
+    Raises:
+        StateError: MODEL_INVALID.
+    """
+    counts_only = all(one.kind is RoundKind.STATISTICS for one in work.terms.expect.rounds)
+    files = {*(entry.name for entry in manifest.files)}
+    named = manifest.file(STATISTICS_FILE).sha256 == manifest.model_sha256
+    if not counts_only or not named or files != {STATISTICS_FILE, STUDY_FILE}:
+        raise StateError(
+            "MODEL_INVALID", f"the release of {manifest.run} is not what its study publishes"
+        )
+
+
 OpenWork = Callable[[], Awaitable[Work]]
 
 
@@ -133,13 +150,17 @@ class ReleaseKeeper:
         if manifest.study.config_hash != config_hash.hex():
             raise StateError("MODEL_INVALID", f"the release of {notice.run_id} is of another study")
         names = [entry.name for entry in manifest.files]
-        if not {*names} >= {MODEL_FILE, STUDY_FILE} or len({*names}) < len(names):
+        result = STATISTICS_FILE if STATISTICS_FILE in names else MODEL_FILE
+        if not {*names} >= {result, STUDY_FILE} or len({*names}) < len(names):
             raise StateError(
                 "MODEL_INVALID", f"the release of {notice.run_id} lacks a file or has one twice"
             )
         work = await open_work()
+        if result == STATISTICS_FILE:
+            _check_counted(manifest, work)
         await self._keep(folder, notice, manifest, work)
-        await self._report(notice.run_id, folder / MODEL_FILE, manifest, work)
+        if result == MODEL_FILE:
+            await self._report(notice.run_id, folder / MODEL_FILE, manifest, work)
         self._log.bind(run=notice.run_id).info(
             Event.MODEL_ACCEPTED, model_sha256=manifest.model_sha256
         )
@@ -208,8 +229,9 @@ class ReleaseKeeper:
 
     async def _report(self, run_id: RunId, model: Path, manifest: Manifest, work: Work) -> None:
         """Write the local metrics; a failure is logged and costs only the report."""
+        own = self._store.own(run_id)
         try:
-            metrics = await self._worker.run(lambda: work.report(model))
+            metrics = await self._worker.run(lambda: work.report(model, own))
         except FedError as failure:
             self._log.bind(run=run_id).failure(Event.MODEL_ACCEPTED, failure)
             return

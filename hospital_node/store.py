@@ -9,10 +9,12 @@
     spool/<hd>.y             the masked vector of the open round
     ledger/                  privacy ledgers, their sealed heads, lists of patients
     approvals/               what people said to studies, signed (`hospital_node.approval`)
+    own/                     tensors of its own, by run (`hospital_node.personal_state`)
+    personal/<run>/          the hospital's own models (`hospital_node.personal`)
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
     status.json              what `fedcare node status` shows; never read back
 
-Durable on return: sessions, decisions, spooled vectors (`hospital_node.contribution`)
+Durable on return: sessions, decisions, own tensors, spooled vectors (`hospital_node.contribution`)
 and releases. Not flushed: models, because each is a copy that is checked against its
 digest before use and fetched again if it was lost, and the status. A record that does
 not open stops the node with STATE_DAMAGED; nothing is made anew in its place.
@@ -37,6 +39,7 @@ from common.messages import Objection
 from common.secret import Secret
 from common.state_folder import Owner
 from hospital_node import files
+from hospital_node.personal_state import OwnTensors
 from hospital_node.sealing import Vault, create_key, load_key
 
 KEY_NAME: Final = "node.key"
@@ -52,6 +55,8 @@ _PARTS: Final = (
     "reports",
     "ledger",
     "approvals",
+    "own",
+    "personal",
 )
 STATE_NAMES: Final = frozenset(
     {
@@ -296,11 +301,21 @@ class NodeStore:
             path = self.model_path(model)
             files.remove(path.with_name(path.name + files.TEMPORARY))
 
+    # --- tensors of the hospital's own --------------------------------------------------------
+
+    def own(self, run_id: RunId) -> OwnTensors:
+        """Return what a run keeps at this hospital from round to round."""
+        return OwnTensors(self.root / "own", run_id)
+
     # --- releases, reports, status --------------------------------------------------------
 
     def release_directory(self, run_id: RunId) -> Path:
         """Where a run's verified release lies."""
         return self.root / "releases" / run_id
+
+    def personal_directory(self, run_id: RunId) -> Path:
+        """Where the hospital's own model of a run lies, or would."""
+        return self.root / "personal" / run_id
 
     def save_report(self, run_id: RunId, report: Mapping[str, object]) -> None:
         """Keep a run's local metrics; they never leave the hospital.

@@ -15,7 +15,8 @@ Durable steps of a round, each before what it protects:
   3. input final         one input per header: before the first byte leaves
   4. set signed          one set per round: before the commit leaves
   5. certificate         bound to the set: before the seeds leave
-  6. result, next Ready  the round's secrets are gone (one write for both)
+  6. own tensors         the round's count, or are forgotten: before what tells it is gone
+  7. result, next Ready  the round's secrets are gone (one write for both)
 
 Before a Ready, an epoch, a header, training and an upload the task asks whether the people
 whom the policy names still agree (section 10.8). Once they do not, nothing new begins: a
@@ -54,6 +55,7 @@ from common.secagg.messages import (
     Roster,
     RoundResult,
     RoundStart,
+    RoundStatus,
     UploadEnd,
 )
 from common.secagg.node import mask_plan
@@ -79,6 +81,7 @@ from common.secagg.session import EpochTerms
 from common.vectors import EMPTY_MODEL
 from hospital_node.disclosure import public_detail
 from hospital_node.jobs import Input, RoundJobs, Surroundings
+from hospital_node.personal_state import CONTROL, NAMES
 from hospital_node.round import advance, open_digest, opened, without_session
 from hospital_node.store import DecisionRecord, SessionRecord
 from hospital_node.work import Work
@@ -305,11 +308,29 @@ class Task:
             await self._refuse(event, refusal)
             return
         if commands and isinstance(commands[0], Persist):
+            self._settle(commands)
             record = SessionRecord(self.run.run_id, encode_state(new))
             around.store.save_session(self.name, record)
         self._adopt(new)
         for command in commands:
             await self._do(command)
+
+    def _settle(self, commands: list[NodeCommand]) -> None:
+        """Let what a closed round staged count if its sum was opened with this hospital in it.
+
+        That is so where this hospital signed the set: it signs one per round, and none without
+        itself. Where the end is not known (it was away for longer than the round is
+        remembered), the former values stay.
+
+        Raises:
+            StateError: DISK; it is done again when the result comes again.
+        """
+        found = opened(self._state)
+        for command in commands:
+            if isinstance(command, RoundClosed):
+                signed = found is not None and found.hd == command.hd and found.accepted
+                counted = bool(signed) and command.status == RoundStatus.OPENED.value
+                self._around.store.own(self.run.run_id).settle(command.hd, counted=counted)
 
     def _objection(self) -> PolicyRefusal | None:
         return self._around.objection(self.run)
@@ -458,6 +479,9 @@ class Task:
             return
         hd = open_digest(self._state)
         state = without_session(self._state)
+        # A finished model goes with the hospital's own layers and its personal variant.
+        kept = over.state == "finished"
+        self._around.store.own(run.run_id).drop((CONTROL,) if kept else NAMES)
         self._around.store.save_session(self.name, SessionRecord(run.run_id, encode_state(state)))
         self._around.store.save_decision(ended)
         self._runs[over.run_id] = self.run = ended
@@ -497,7 +521,7 @@ class Task:
             if prepare.header.kind is not RoundKind.STATISTICS:
                 self._jobs.accepted(prepare.header.model_sha256)
             plan = mask_plan(self._state, self._around.own)
-            self._jobs.make(Input(prepare.hd, prepare.header, plan, found.a))
+            self._jobs.make(Input(prepare.hd, prepare.header, plan, found.a, self.run.run_id))
 
     def _round_closed(self, closed: RoundClosed) -> None:
         self._jobs.cancel(closed.hd)

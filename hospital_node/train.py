@@ -8,8 +8,9 @@ afresh each round, so that a hospital that missed rounds trains like any other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from common.errors import DataError, Refusal
 from common.features import Encoded
-from common.models import LOSS_LIMIT, layout
+from common.models import LOSS_LIMIT, full_layout, split_own
 from common.study import Study, Train
+from hospital_node import losses
 from hospital_node.models import build, flatten
 
 
@@ -36,10 +38,34 @@ class Update:
     steps: int
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a strategy does at every local step (`hospital_node.strategies`).
+
+    `gradients` may change the gradients before the optimiser's step, `after` the
+    parameters after it.
+    """
+
+    gradients: Callable[[nn.Module], None] | None = None
+    after: Callable[[nn.Module], None] | None = None
+
+
+PLAIN: Final = Hooks()
+
+
 def train(
-    study: Study, data: Encoded, model: NDArray[np.float32], *, site: str, round_no: int
+    study: Study,
+    data: Encoded,
+    model: NDArray[np.float32],
+    *,
+    site: str,
+    round_no: int,
+    hooks: Hooks = PLAIN,
 ) -> Update:
     """Train the received flat `model` on one hospital's rows for one round.
+
+    `model` is in `layout`, or in `full_layout` where the hospital's own tensors are part of
+    it; the update has its form.
 
     Raises:
         DataError: DATA_EMPTY, there is no training row.
@@ -47,24 +73,54 @@ def train(
     """
     if data.rows == 0:
         raise DataError("DATA_EMPTY", f"{site} has no training row")
-    make_deterministic()
-    schema = layout(study)
     module = build(study, model)
-    features = torch.from_numpy(data.features)
-    target = torch.from_numpy(data.target)
-    with torch.no_grad():
-        first_loss = float(loss(study, module(features), target))
-    optimiser = _optimiser(study.train, module)
-    steps = 0
-    for batch in _batches(study.train, data.rows, _order_seed(study, site, round_no)):
-        optimiser.zero_grad()
-        loss(study, module(features[batch]), target[batch]).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        steps += 1
-    delta = flatten(module, schema) - model
+    first_loss = mean_loss(study, module, data)
+    steps = take_steps(study, module, data, order_seed(study, site, round_no), hooks)
+    full = flatten(module, full_layout(study))
+    trained = full if full.size == model.size else split_own(study, full)[0]
+    delta = trained - model
     if not (np.isfinite(delta).all() and np.isfinite(first_loss)):
         raise Refusal("INPUT_NAN", "training gave a value that is not finite")
     return Update(delta, min(first_loss, LOSS_LIMIT), steps)
+
+
+def mean_loss(study: Study, module: nn.Module, data: Encoded) -> float:
+    """Return the loss over all rows, each normalised as in prediction."""
+    make_deterministic()
+    module.eval()
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(data.features))
+        return float(loss(study, outputs, torch.from_numpy(data.target)))
+
+
+def take_steps(
+    study: Study,
+    module: nn.Module,
+    data: Encoded,
+    seed: int,
+    hooks: Hooks = PLAIN,
+    terms: Train | None = None,
+) -> int:
+    """Train the module in place over the batches that `seed` draws; return their number.
+
+    `terms` are the study's unless others are given.
+    """
+    make_deterministic()
+    terms = study.train if terms is None else terms
+    features, target = torch.from_numpy(data.features), torch.from_numpy(data.target)
+    optimiser = _optimiser(terms, module)
+    module.train()
+    steps = 0
+    for batch in _batches(terms, data.rows, seed):
+        optimiser.zero_grad()
+        loss(study, module(features[batch]), target[batch]).backward()  # type: ignore[no-untyped-call]
+        if hooks.gradients is not None:
+            hooks.gradients(module)
+        optimiser.step()
+        if hooks.after is not None:
+            hooks.after(module)
+        steps += 1
+    return steps
 
 
 def make_deterministic() -> None:
@@ -74,8 +130,12 @@ def make_deterministic() -> None:
 
 
 def loss(study: Study, outputs: Tensor, target: Tensor) -> Tensor:
-    """Return the mean loss: cross-entropy in nats, or the squared error of a number."""
+    """Return the mean loss: cross-entropy in nats, the squared error of a number, or `losses`'."""
+    if study.model.kind == "poisson":
+        return losses.poisson(outputs[:, 0], target)
     match study.target.type:
+        case "survival":
+            return losses.cox(outputs[:, 0], target)
         case "binary":
             return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], target)
         case "multiclass":
@@ -90,7 +150,8 @@ def _optimiser(terms: Train, module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), terms.lr, weight_decay=terms.weight_decay)
 
 
-def _order_seed(study: Study, site: str, round_no: int) -> int:
+def order_seed(study: Study, site: str, round_no: int) -> int:
+    """Return what the order of a hospital's rows in a round follows from."""
     text = f"{study.id}/{study.seed}/{site}/{round_no}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 

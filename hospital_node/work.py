@@ -23,6 +23,7 @@ from common.secagg.node_state import SessionExpectation
 from common.study import Study
 from common.vectors import ParameterSchema
 from hospital_node.contribution import WordSource
+from hospital_node.personal_state import OwnTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,13 @@ class Work(Protocol):
         model: Path | None,
         seed: CoefficientSeed,
         abandoned: Callable[[], bool],
+        own: OwnTensors,
     ) -> WordSource:
         """Train (or count) on the hospital's rows; return the finished `v_i`. Blocking.
 
         `model` is the received and checked file, None where the round has none; `seed`
-        is `a_i`, for stochastic rounding.
+        is `a_i`, for stochastic rounding; `own` what the run keeps at this hospital: new
+        values are staged there for the round.
 
         Raises:
             DataError, Refusal (INPUT_NAN), StateError: this node leaves the round.
@@ -70,8 +73,15 @@ class Work(Protocol):
         """
         ...
 
-    def report(self, model: Path) -> Mapping[str, object]:
+    def report(self, model: Path, own: OwnTensors) -> Mapping[str, object]:
         """Return the released model's metrics on the hospital's own test rows. Blocking."""
+        ...
+
+    def personalise(self, model: Path, folder: Path) -> str:
+        """Make the hospital's own model of the released one and keep it in `folder`. Blocking.
+
+        Return how it was made; empty, and nothing is kept, where the study wants none.
+        """
         ...
 
 

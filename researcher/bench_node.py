@@ -21,6 +21,7 @@ from common.site import Site
 from common.vectors import ParameterSchema
 from hospital_node.contribution import WordSource
 from hospital_node.learning import HospitalDesk
+from hospital_node.personal_state import OwnTensors
 from hospital_node.work import Desk, PrivacyBooks, Terms, Work
 
 
@@ -49,13 +50,18 @@ class WrappedWork:
         model: Path | None,
         seed: CoefficientSeed,
         abandoned: Callable[[], bool],
+        own: OwnTensors,
     ) -> WordSource:
         """See `Work`."""
-        return self._work.make(header, model, seed, abandoned)
+        return self._work.make(header, model, seed, abandoned, own)
 
-    def report(self, model: Path) -> Mapping[str, object]:
+    def report(self, model: Path, own: OwnTensors) -> Mapping[str, object]:
         """See `Work`."""
-        return self._work.report(model)
+        return self._work.report(model, own)
+
+    def personalise(self, model: Path, folder: Path) -> str:
+        """See `Work`."""
+        return self._work.personalise(model, folder)
 
 
 Wrap: TypeAlias = Callable[[Work], Work]

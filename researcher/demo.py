@@ -15,7 +15,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ from common.study import Study, canonical_json
 from common.views import RunPhase, RunView
 from researcher.connection import Connection
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address
+from researcher.personal import collect, judged, made
 from researcher.progress import Display
 from researcher.release import VerifiedModel, pull, read_weights
 from researcher.staging import Staging, staged
@@ -32,6 +33,7 @@ from researcher.studies import require_agreed_epsilon
 
 if TYPE_CHECKING:
     from hospital_node.data.load import SiteData
+    from hospital_node.personal.artefact import Personal
     from researcher.comparison import Comparison
 
 FEDERATION: Final = "heart-network"
@@ -81,7 +83,8 @@ def run_demo(out: Path, study: Study, screen: Display, began: float) -> DemoResu
         ran = _federate(plan, staging, screen, began)
         screen.step("comparing with each hospital alone and with all rows in one place")
         data_of = {site: _load(study, table) for site, table in tables.items()}
-        comparison = _compare(ran.model, data_of)
+        own = collect(plan, ran.model.manifest.run)
+        comparison = _compare(ran.model, data_of, own)
         screen.step("writing the report")
         for table in tables.values():
             table.unlink()
@@ -120,6 +123,7 @@ async def _run(plan: FederationPlan, model_folder: Path, screen: Display, began:
             finished = _finished(last)
             screen.step("fetching the model and verifying its signature")
             ca = plan.researcher_folder / "ca.crt"
+            await made(plan, submitted.run_id)
             model = await pull(client, submitted.run_id, model_folder, ca)
         screen.step("stopping the processes")
     return _Ran(finished, model, first)
@@ -138,18 +142,22 @@ def _load(study: Study, table: Path) -> SiteData:
     return load(study, table)
 
 
-def _compare(model: VerifiedModel, sites: Mapping[str, SiteData]) -> Comparison:
+def _compare(
+    model: VerifiedModel, sites: Mapping[str, SiteData], own: Mapping[str, Personal]
+) -> Comparison:
     from common.layouts import split_model
     from researcher.comparison import compare
 
     flat = read_weights(model.folder, model.study)
     preprocessing, weights = split_model(model.study, flat)
-    return compare(model.study, preprocessing, weights, sites)
+    found = compare(model.study, preprocessing, weights, sites)
+    return replace(found, personal=judged(model.study, preprocessing, own, sites))
 
 
 def _data(ran: _Ran, comparison: Comparison, began: float) -> dict[str, object]:
     """Return the envelope's `data`; architecture, section 6, and what helps besides."""
     from researcher.show import round_data
+    from researcher.traffic import communication
 
     manifest = ran.model.manifest
     return {
@@ -162,7 +170,9 @@ def _data(ran: _Ran, comparison: Comparison, began: float) -> dict[str, object]:
         "model_sha256": manifest.model_sha256,
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
+        "personal": None if comparison.personal is None else comparison.personal.data(),
         "over_the_wire": dict(ran.view.pooled),
+        "communication": communication(ran.model.study),
         "dp": {"mode": manifest.privacy.dp, "epsilon": None, "delta": None},
         "privacy": manifest.privacy.model_dump(mode="json"),
         "study": manifest.study.model_dump(mode="json"),

@@ -15,6 +15,7 @@ from common.errors import DataError
 from common.secagg.header import Header
 from common.secagg.keys import CoefficientSeed
 from hospital_node.contribution import WordSource
+from hospital_node.personal_state import OwnTensors
 from researcher.bench_node import WrappedWork, serve_wrapped
 
 
@@ -27,9 +28,10 @@ class FailingWork(WrappedWork):
         model: Path | None,
         seed: CoefficientSeed,
         abandoned: Callable[[], bool],
+        own: OwnTensors,
     ) -> WordSource:
         """Fail, as training does when the data cannot be read."""
-        del header, model, seed, abandoned
+        del header, model, seed, abandoned, own
         raise DataError("DATA_EMPTY", "bench: this hospital drops out of every round")
 
 

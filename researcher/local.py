@@ -31,7 +31,7 @@ from common.config import format_duration
 from common.documents import dump_yaml
 from common.errors import ConfigError, RoundError
 from common.pki import create_ca, issue
-from common.policy import PUBLIC_WEIGHTS, STATISTICS, PrivacyRules
+from common.policy import PUBLIC_WEIGHTS, RINGS, STATISTICS, PrivacyRules
 from common.study import Study
 from researcher.processes import FEDCARE, Children, Program
 
@@ -52,7 +52,7 @@ class SitePlan:
 
     `columns` maps the study's names to the table's own, `patient` is empty or holds the key
     `patient`, as a site manifest does. The table is copied into the hospital's folder unless
-    `in_place`.
+    `in_place`. `section` is a whole table of a manifest instead, of any kind, where it lies.
     """
 
     name: str
@@ -60,6 +60,12 @@ class SitePlan:
     in_place: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     patient: Mapping[str, str | None] = field(default_factory=dict)
+    section: Mapping[str, Any] | None = None
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the hospital has a table at all."""
+        return self.table is not None or self.section is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +138,17 @@ def _build_site(
     plan: FederationPlan, site: SitePlan, folder: Path, ca_sha256: str, address: str
 ) -> None:
     write(folder / "policy.yaml", policy_file(plan, site.name, ca_sha256, address))
-    if site.table is not None:
+    if site.section is not None:
+        entry = {**site.section, "name": plan.study.dataset}
+        manifest = {"schema": "fedcare.site/v1", "id": site.name, "data": [entry]}
+        write(folder / "site.yaml", manifest)
+    elif site.table is not None:
         path = site.table.absolute()
         if not site.in_place:
             path = Path(shutil.copyfile(site.table, folder / f"{site.name}.csv").name)
         manifest = site_file(site.name, plan.study.dataset, str(path), site.columns, site.patient)
         write(folder / "site.yaml", manifest)
-    write(folder / "node.yaml", node_file(has_table=site.table is not None))
+    write(folder / "node.yaml", node_file(has_table=site.has_data))
 
 
 def site_file(
@@ -202,6 +212,7 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
             "model_kinds": [STATISTICS if study.kind == "statistics" else study.model.kind],
             "strategies": [study.federation.strategy.name],
             "weights": [PUBLIC_WEIGHTS if weights == "public" else weights],
+            "ring_bits": sorted({*RINGS, study.federation.upload_bits}),
         },
         "require": require,
         "release": {"site_metrics": study.evaluate.site_metrics, "min_cell": plan.min_cell},
@@ -211,12 +222,13 @@ def policy_file(plan: FederationPlan, site: str, ca_sha256: str, address: str) -
 
 def _limits(study: Study) -> dict[str, Any]:
     """Return limits that are no narrower than the study needs."""
+    from common.layouts import result_schema
     from common.policy_limits import ResourceLimits
-    from hospital_node.consent_limits import schema_of, upload_bytes
+    from hospital_node.consent_limits import upload_bytes
 
     usual, train = ResourceLimits(), study.train
     return {
-        "parameters": max(usual.parameters, schema_of(study).parameters),
+        "parameters": max(usual.parameters, result_schema(study).parameters),
         "upload_bytes": max(usual.upload_bytes, upload_bytes(study)),
         "rounds": max(usual.rounds, study.federation.rounds),
         "local_steps": max(usual.local_steps, train.local_steps or 0),

@@ -14,8 +14,7 @@ from common import medical
 from common.score_counts import ScoreCounts, counted
 from researcher.comparison import Comparison, Figures, Scored
 from researcher.figures import with_interval
-from researcher.plots import ACCENT, GREY, INK, PALE, together
-from researcher.plots import drawing as svg
+from researcher.plots import ACCENT, GREY, INK, PALE, svg, together
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

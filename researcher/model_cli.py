@@ -28,12 +28,14 @@ def pull(
 ) -> Outcome:
     """Fetch a run's model and verify it against the CA of your own folder."""
     del as_json
+    from researcher.coefficients import read_coefficients
     from researcher.release import card_data, pull
 
     model = Connection(coordinator, tls, proxy).ask(
         lambda client: pull(client, run, out, tls / "ca.crt")
     )
     data = {**card_data(model.manifest), "folder": str(model.folder), "signer": model.signer}
+    data["regression"] = read_coefficients(model.folder)
     text = f"{model.folder} holds the model of run {run}, verified; signed by {model.signer}"
     return Outcome(data, text)
 
@@ -65,11 +67,47 @@ def verify(
 
 @app.command()
 @command
+def tables(
+    folder: ModelFolder,
+    *,
+    ca: Annotated[Path, typer.Option("--ca", metavar="CA.crt", help="The consortium's CA.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="A new folder: page and tables.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Verify a statistics study's release and show its Table 1."""
+    del as_json
+    from common.errors import ConfigError
+    from researcher import table_one
+    from researcher.release import read_statistics, verify
+
+    release = verify(folder, ca)
+    if release.study.kind != "statistics":
+        raise ConfigError(
+            "BAD_ARGUMENT", f"{folder} holds a model, not a statistics study's tables"
+        )
+    found = read_statistics(folder)
+    text = table_one.text(found)
+    if out is not None:
+        from researcher.statistics_page import write_all
+
+        text += f"\n\n{write_all(release.study, found, out)} holds the page and the tables"
+    return Outcome(found.model_dump(mode="json", by_alias=True), text)
+
+
+@app.command()
+@command
 def show(folder: ModelFolder, *, as_json: JsonFlag = False) -> Outcome:
     """Show a model's card as its manifest states it; nothing is verified."""
     del as_json
+    from researcher.coefficients import coefficients_text, read_coefficients
     from researcher.release import card_data, card_text, read_card
 
     manifest, study = read_card(folder)
-    note = "not verified here: `fedcare model verify DIR --ca CA.crt` does that"
-    return Outcome(card_data(manifest), f"{card_text(manifest, study)}\n\n{note}")
+    found = read_coefficients(folder)
+    parts = [card_text(manifest, study)]
+    parts += [] if found is None else [coefficients_text(found)]
+    parts += ["not verified here: `fedcare model verify DIR --ca CA.crt` does that"]
+    data = {**card_data(manifest), "regression": found}
+    return Outcome(data, "\n\n".join(parts))

@@ -14,8 +14,7 @@ from typing import Final, assert_never
 
 from common.config import Loaded
 from common.errors import InternalError
-from common.layouts import model_schema, round_kinds, round_layout
-from common.model_file import model_header
+from common.layouts import round_layout
 from common.policy import Policy, load_policy
 from common.secagg.dp import DpMode, DpTerms, check_terms
 from common.secagg.header import RoundKind
@@ -25,6 +24,7 @@ from hospital_node.budget import Budget, Forecast, forecast, read_budget
 from hospital_node.config import NodeConfig
 from hospital_node.consent import examine
 from hospital_node.private.limits import Limits
+from researcher.traffic import Traffic, total, traffic
 
 CONTROL_BYTES: Final = (100, 1000)
 """A round's control messages at a hospital, for each member and in any case (section 14)."""
@@ -48,16 +48,6 @@ class Noise:
     def relative(self) -> float:
         """`mean_sd` as a share of the clip."""
         return self.mean_sd / self.terms.clip
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Payload bytes of one kind of round for one hospital; `rounds` of them in a run."""
-
-    kind: RoundKind
-    rounds: int
-    upload: int
-    download: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +125,7 @@ def make_plan(
         study.colluders(count),
         cost,
         _noise(study, count) if study.privacy.dp.on else None,
-        _traffic(study),
+        traffic(study),
         tuple(_verdict(study, policy, str(path), budget) for policy, path, budget in asked),
     )
 
@@ -193,23 +183,6 @@ def _public_patients(study: Study) -> float:
     return float(sum(study.federation.weights.values()))
 
 
-# --- bytes ----------------------------------------------------------------------------------------
-
-
-def _traffic(study: Study) -> tuple[Traffic, ...]:
-    kinds = round_kinds(study)
-    found = []
-    for kind in dict.fromkeys(kinds):
-        layout = round_layout(study, kind)
-        upload = layout.schema.words * layout.ring_bits // 8
-        download = 0
-        if kind is not RoundKind.STATISTICS:
-            schema = model_schema(study)
-            download = len(model_header(schema)) + schema.byte_size
-        found.append(Traffic(kind, kinds.count(kind), upload, download))
-    return tuple(found)
-
-
 # --- hospitals ------------------------------------------------------------------------------------
 
 
@@ -255,17 +228,9 @@ def plan_data(plan: Plan) -> dict[str, object]:
         "epsilon_charged_again": cost.again if terms.on else None,
         "epsilon_estimate": cost.estimate if terms.on else None,
         "noise": _noise_data(plan),
-        "traffic": [
-            {
-                "kind": part.kind.value,
-                "rounds": part.rounds,
-                "upload_bytes": part.upload,
-                "download_bytes": part.download,
-            }
-            for part in plan.traffic
-        ],
-        "bytes_per_site": _total(plan),
-        "bytes_in_all": _total(plan) * plan.sites,
+        "traffic": [part.data() for part in plan.traffic],
+        "bytes_per_site": total(plan.traffic),
+        "bytes_in_all": total(plan.traffic) * plan.sites,
         "hospitals": [
             {
                 "site": verdict.site,
@@ -300,11 +265,6 @@ def _noise_data(plan: Plan) -> dict[str, object] | None:
     }
 
 
-def _total(plan: Plan) -> int:
-    """Return the payload of one hospital over a whole run, both ways."""
-    return sum(part.rounds * (part.upload + part.download) for part in plan.traffic)
-
-
 def _control(sites: int) -> int:
     for_each, fixed = CONTROL_BYTES
     return for_each * sites + fixed
@@ -315,6 +275,7 @@ def plan_text(plan: Plan) -> str:
     from common.tables import table
 
     study, digest = plan.study, config_hash(plan.study).hex()
+    whole = total(plan.traffic)
     parts = [
         f"study {study.id}, sha256:{digest}",
         (
@@ -332,7 +293,7 @@ def plan_text(plan: Plan) -> str:
             ],
             right=frozenset({1, 2, 3}),
         ),
-        f"in all {_total(plan):,} bytes a hospital, {_total(plan) * plan.sites:,} for all",
+        f"in all {whole:,} bytes a hospital, {whole * plan.sites:,} for all",
         f"control messages add up to about {_control(plan.sites):,} bytes a round and hospital",
     ]
     for verdict in plan.verdicts:

@@ -63,7 +63,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def drawing(draw: Any, width: float, height: float) -> str:  # noqa: ANN401 - a drawing function
+def svg(draw: Any, width: float, height: float) -> str:  # noqa: ANN401 - a drawing function
     """Return the drawing as an `<svg>` element that scales with the page."""
     import matplotlib as mpl
 
@@ -125,7 +125,7 @@ def roc(comparison: Comparison) -> str:
         axes.set_ylim(-0.01, 1.02)
         axes.legend(loc="lower right", title="AUROC", fontsize=9.5, title_fontsize=9.5)
 
-    return drawing(draw, 5.0, 4.8)
+    return svg(draw, 5.0, 4.8)
 
 
 # --- bars ---------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def auroc_bars(comparison: Comparison) -> str:
         axes.spines["left"].set_visible(False)
         _bar_legend(axes)
 
-    return drawing(draw, 5.6, 0.72 * len(rows) + 1.3)
+    return svg(draw, 5.6, 0.72 * len(rows) + 1.3)
 
 
 def _auroc(assessment: Assessment, row: str) -> float | None:
@@ -195,7 +195,7 @@ def elsewhere_bars(comparison: Comparison) -> str:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
 
-    return drawing(draw, 5.0, 0.42 * len(rows) + 0.9)
+    return svg(draw, 5.0, 0.42 * len(rows) + 0.9)
 
 
 def _bar_legend(axes: Axes) -> None:
@@ -241,7 +241,7 @@ def calibration(comparison: Comparison) -> str:
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
 
-    return drawing(draw, 5.0, 4.8)
+    return svg(draw, 5.0, 4.8)
 
 
 def calibration_bins(
@@ -288,7 +288,7 @@ def timeline(history: Sequence[RoundView], sites: Sequence[str]) -> str:
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
 
-    return drawing(draw, max(6.0, min(11.4, 0.58 * len(shown) + 1.6)), 0.4 * len(sites) + 1.5)
+    return svg(draw, max(6.0, min(11.4, 0.58 * len(shown) + 1.6)), 0.4 * len(sites) + 1.5)
 
 
 def _seconds(axes: Axes, shown: Sequence[RoundView]) -> None:

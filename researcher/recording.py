@@ -19,6 +19,7 @@ from common.secagg.header import Header
 from common.secagg.keys import CoefficientSeed
 from common.secagg.ring import Words, word_dtype
 from hospital_node.contribution import WordSource
+from hospital_node.personal_state import OwnTensors
 from hospital_node.work import Work
 from researcher.bench_node import WrappedWork, serve_wrapped
 
@@ -55,9 +56,10 @@ class RecordingWork(WrappedWork):
         model: Path | None,
         seed: CoefficientSeed,
         abandoned: Callable[[], bool],
+        own: OwnTensors,
     ) -> WordSource:
         """Make the real input and keep a copy of it."""
-        source = self._work.make(header, model, seed, abandoned)
+        source = self._work.make(header, model, seed, abandoned, own)
         self._folder.mkdir(exist_ok=True)
         path = self._folder / header.digest().hex()
         return RecordingSource(source, path.open("wb", buffering=0))

@@ -9,7 +9,9 @@
 2. its signature is a coordinator's of the CA, whose certificate was valid when it signed;
 3. each file has the size and SHA-256 that the manifest states;
 4. the study is canonical and its hash the one that every hospital accepted;
-5. the model has the study's layout, finite values, and the protocol's `model_sha256`;
+5. the model has the study's layout, finite values, and the protocol's `model_sha256`; of a
+   statistics study: `statistics.json` is well-formed, of this study, and `model_sha256` its
+   digest;
 6. the constants of preprocessing are those inside the model;
 7. the last training round of the chain made this model, every round had enough sites, and
    what the manifest says of each hospital's part is what the chain says.
@@ -23,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,19 +43,23 @@ from common.manifest import (
     MODEL_FILE,
     PREPROCESSING_FILE,
     SIGNATURE_FILE,
+    STATISTICS_FILE,
     STUDY_FILE,
     FileEntry,
     Manifest,
     PrivacyEntry,
 )
 from common.study import Study, config_hash, study_from_canonical
+from researcher.coefficients import read_coefficients
 from researcher.figures import listed
 
 if TYPE_CHECKING:
     from common.messages import DownloadChunk, ReleaseNotice
+    from common.statistics_file import StatisticsFile
     from researcher.comparison import Weights
 
 _MAX_SMALL: Final = 1 << 20
+MAX_STATISTICS: Final = 4 << 20
 _PIECE: Final = 1 << 20
 
 
@@ -104,8 +111,12 @@ def verify(folder: Path, ca: Path) -> VerifiedModel:
     for entry in manifest.files:
         _check_file(folder / entry.name, entry)
     study = _check_study(folder, manifest)
-    _check_model(folder, manifest, study)
+    if study.kind == "statistics":
+        _check_statistics(folder, manifest, study)
+    else:
+        _check_model(folder, manifest, study)
     _check_rounds(manifest)
+    read_coefficients(folder)
     return VerifiedModel(folder, manifest, study, signer.uri)
 
 
@@ -117,14 +128,14 @@ def _chain(path: Path) -> list[bytes]:
         raise StateError("MANIFEST_SIGNATURE", error.detail) from None
 
 
-def _small(path: Path) -> bytes:
+def _small(path: Path, most: int = _MAX_SMALL) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_SMALL + 1)
+            data = file.read(most + 1)
     except OSError as error:
         raise ConfigError("FILE_MISSING", f"{path}: {error.strerror}") from None
-    if len(data) > _MAX_SMALL:
-        raise StateError("MODEL_INVALID", f"{path} is over {_MAX_SMALL} bytes long")
+    if len(data) > most:
+        raise StateError("MODEL_INVALID", f"{path} is over {most} bytes long")
     return data
 
 
@@ -178,6 +189,31 @@ def _check_model(folder: Path, manifest: Manifest, study: Study) -> None:
             raise StateError(
                 "MODEL_INVALID", f"{folder / PREPROCESSING_FILE} differs from the model's constants"
             )
+
+
+def _check_statistics(folder: Path, manifest: Manifest, study: Study) -> None:
+    from common.layouts import result_schema
+
+    entry = manifest.file(STATISTICS_FILE)
+    path = folder / STATISTICS_FILE
+    if result_schema(study).layout_sha256.hex() != manifest.layout_sha256:
+        raise StateError("MODEL_INVALID", f"{path}: the layout is not the one the study implies")
+    if entry.sha256 != manifest.model_sha256:
+        raise StateError("MODEL_INVALID", f"{path} is not the file that the rounds end in")
+    found = read_statistics(folder)
+    if (found.study, found.config_hash) != (study.id, manifest.study.config_hash):
+        raise StateError("MODEL_INVALID", f"{path} is of another study")
+
+
+def read_statistics(folder: Path) -> StatisticsFile:
+    """Return what a statistics study published, from a folder whose files were checked.
+
+    Raises:
+        StateError: MODEL_INVALID. ConfigError: FILE_MISSING.
+    """
+    from common.statistics_file import StatisticsFile
+
+    return StatisticsFile.from_json(_small(folder / STATISTICS_FILE, most=MAX_STATISTICS))
 
 
 def _check_rounds(manifest: Manifest) -> None:
@@ -260,6 +296,17 @@ async def pull(client: Source, run_id: str, out: Path, ca: Path) -> VerifiedMode
         part.rename(out)  # replaces an empty folder
         _sync(out.parent)
     return VerifiedModel(out, verified.manifest, verified.study, verified.signer)
+
+
+async def read_counted(client: Source, run_id: str, ca: Path) -> StatisticsFile:
+    """Fetch a statistics study's release, verify it, and return what it says; keep nothing.
+
+    Raises:
+        FedError: as `pull`.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedcare-run-") as folder:
+        release = await pull(client, run_id, Path(folder) / "release", ca)
+        return read_statistics(release.folder)
 
 
 def require_empty(folder: Path) -> Path:
@@ -381,7 +428,7 @@ def card_text(manifest: Manifest, study: Study) -> str:
         f"study      {study.id}, hash sha256:{manifest.study.config_hash}",
         f"owner      {escape(study.owner.name)}, {escape(study.owner.organisation)}",
         f"purpose    {escape(study.purpose)}",
-        f"kind       {study.model.kind}, target {study.target.type}",
+        f"kind       {_kind(study)}",
         f"features   {features}",
         f"hospitals  {', '.join(manifest.sites)} ({escape(manifest.federation)})",
         f"rounds     {len(manifest.rounds)}, run {escape(manifest.run)}",
@@ -395,6 +442,12 @@ def card_text(manifest: Manifest, study: Study) -> str:
         table(("file", "bytes", "sha256"), files, right=frozenset({1})),
     ]
     return "\n".join(lines)
+
+
+def _kind(study: Study) -> str:
+    if study.kind == "statistics":
+        return "statistics, no model"
+    return f"{study.model.kind}, target {study.target.type}"
 
 
 def _promise(privacy: PrivacyEntry) -> str:

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from common.manifest import Manifest
 from common.study import Study
 from common.views import RunView
+from researcher import personal
 from researcher.comparison import Assessment, Comparison, Figures
 from researcher.report_page import PAGE
 
@@ -87,6 +88,7 @@ def html(facts: ReportFacts) -> str:
         roc=plots.roc(comparison),
         calibration=plots.calibration(comparison),
         medical=section(facts.study, comparison, dict(facts.run.pooled)),
+        personal=personal.section(comparison),
         timeline=plots.timeline(facts.run.history, sites),
         protection=_protection(facts),
         proof=_proof(facts),

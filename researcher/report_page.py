@@ -110,6 +110,7 @@ $calibration</section>
 $alone</section>
 </div>
 $medical
+$personal
 <section>
 <h2>Rounds</h2>
 <p>A full dot: the hospital's masked update is in the sum. An empty one: it dropped out and the

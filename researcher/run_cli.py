@@ -82,10 +82,26 @@ def show(
 ) -> Outcome:
     """Show a run: what each hospital does, every round so far, pooled figures."""
     del as_json
-    from researcher.show import run_data, run_text
+    from common.study import study_from_canonical
+    from researcher import table_one
+    from researcher.release import read_counted
+    from researcher.show import counted, run_data, run_text
+    from researcher.traffic import communication, communication_text
 
-    view = Connection(coordinator, tls, proxy).ask(lambda client: client.run(run))
-    return Outcome(run_data(view), run_text(view))
+    async def ask(client: Client) -> tuple[RunView, bytes]:
+        view = await client.run(run)
+        return view, (await client.study(view.study_id))[1]
+
+    connection = Connection(coordinator, tls, proxy)
+    view, raw = connection.ask(ask)
+    study = study_from_canonical(raw)
+    data = {**run_data(view), "communication": communication(study)}
+    text = f"{run_text(view)}\n{communication_text(study)}"
+    if counted(view):
+        found = connection.ask(lambda client: read_counted(client, run, tls / "ca.crt"))
+        data["statistics"] = found.model_dump(mode="json", by_alias=True)
+        text += f"\n\n{table_one.text(found)}"
+    return Outcome(data, text)
 
 
 @app.command("list")

@@ -73,6 +73,13 @@ def run_data(view: RunView) -> dict[str, object]:
     }
 
 
+def counted(view: RunView) -> bool:
+    """Whether the run is over and published counts, not a model."""
+    return view.state is RunPhase.FINISHED and all(
+        entry.kind == "statistics" for entry in view.history if entry.state == "CLOSED"
+    )
+
+
 def waits_for_people(view: RunView) -> bool:
     """Whether nothing can go on before people at hospitals have approved the study."""
     return view.wait is not None and view.wait.for_people
@@ -148,7 +155,8 @@ def run_text(view: RunView) -> str:
     if _two_party(view):
         parts += ["two hospitals took part: each can compute the other's update from the sum"]
     if view.model_sha256:
-        parts += [f"model sha256 {escape(view.model_sha256)}"]
+        what = "statistics" if counted(view) else "model"
+        parts += [f"{what} sha256 {escape(view.model_sha256)}"]
     return "\n".join(parts)
 
 

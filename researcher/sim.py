@@ -15,14 +15,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from common.clock import SystemClock
 from common.errors import ConfigError, RoundError
 from common.identity import load_identity, sign_study
-from common.ids import RunId, hospital_id
+from common.ids import RunId
 from common.logs import make_log
 from common.messages import DownloadChunk, ReleaseNotice
 from common.site import Site
@@ -32,24 +32,25 @@ from common.wire_operations import Submission
 from coordinator.app import build_service, lock_state
 from coordinator.config import CoordinatorConfig
 from coordinator.service import CoordinatorService
-from hospital_node.app import build_node, load_setup
-from hospital_node.config import NodeConfig
-from hospital_node.driver import Node
+from researcher.coefficients import read_coefficients
+from researcher.engines import Around, Engine, Watch, local_engine
 from researcher.leave_one_out import LeftOut, check_enough, leave_one_out
-from researcher.local import FederationPlan, SitePlan, build
-from researcher.memory_link import MemoryDialler
+from researcher.local import FederationPlan, SitePlan, build, free_address
+from researcher.personal import collect, judged, made
 from researcher.progress import Display
-from researcher.release import VerifiedModel, pull, read_weights
+from researcher.release import VerifiedModel, pull, read_statistics, read_weights
 from researcher.sim_privacy import privacy_data
 from researcher.studies import require_agreed_epsilon
+from researcher.traffic import communication
 
 if TYPE_CHECKING:
     from common.ids import Sha256
+    from common.statistics_file import StatisticsFile
     from hospital_node.data.load import SiteData
+    from hospital_node.personal.artefact import Personal
     from researcher.comparison import Comparison, Figures
 
 FEDERATION: Final = "simulation"
-_NOWHERE: Final = "127.0.0.1:1"
 _REASON: Final = 300
 
 
@@ -82,6 +83,7 @@ def simulate(
     sites: Sequence[Site],
     screen: Display,
     began: float,
+    engine: Engine = local_engine,
     *,
     leave_out: bool = False,
 ) -> SimResult:
@@ -93,6 +95,8 @@ def simulate(
         FedError: the study cannot run over these sites, or their data do not fit it.
     """
     check_sites(study, sites)
+    if study.kind == "statistics":
+        raise ConfigError("NOT_SUPPORTED", "a study of kind statistics has no model to compare")
     require_agreed_epsilon(study)
     if leave_out:
         check_enough(study, sites)
@@ -100,18 +104,20 @@ def simulate(
     # First of all, because here an error may say what a hospital would keep to itself.
     data_of = {site.id: _load(study, site) for site in sites}
     with _planned(study, sites) as plan:
-        view, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen))
+        view, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen, engine))
         screen.step("comparing with each hospital alone and with all rows in one place")
-        comparison = _compare(model, data_of)
+        comparison = _compare(model, data_of, collect(plan, view.run_id))
+        regression = read_coefficients(model.folder)
         charged = privacy_data(plan)
 
     def judge(others: Sequence[Site], site: Site) -> Figures:
-        return _elsewhere(study, others, {site.id: data_of[site.id]}, screen)
+        return _elsewhere(study, others, {site.id: data_of[site.id]}, screen, engine)
 
     out = leave_one_out(sites, comparison, judge, screen.step) if leave_out else ()
     data = _data(study, view, model, comparison, began)
     left_out = {"leave_one_out": [one.data() for one in out]} if leave_out else {}
-    return SimResult({**data, "dp": charged, **left_out}, comparison, out)
+    data = {**data, "dp": charged, "regression": regression, **left_out}
+    return SimResult(data, comparison, out)
 
 
 @contextmanager
@@ -124,22 +130,68 @@ def _planned(study: Study, sites: Sequence[Site]) -> Iterator[FederationPlan]:
             [_plan(study, site) for site in sites],
             min_cell=1,
         )
-        build(plan, _NOWHERE)
+        build(plan, free_address())
         yield plan
 
 
 def _elsewhere(
-    study: Study, sites: Sequence[Site], tested: Mapping[str, SiteData], screen: Display
+    study: Study,
+    sites: Sequence[Site],
+    tested: Mapping[str, SiteData],
+    screen: Display,
+    engine: Engine,
 ) -> Figures:
     """Return the figures of a run over `sites` on another hospital's test rows."""
     from common.layouts import split_model
     from researcher.comparison import assess, score
 
     with _planned(study, sites) as plan:
-        _, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen))
+        _, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen, engine))
         found, weights = split_model(study, read_weights(model.folder, study))
     encoded = {site: found.encode(study, data.test) for site, data in tested.items()}
     return assess(study, score(study, encoded, lambda _site: weights)).pooled
+
+
+@dataclass(frozen=True, slots=True)
+class CountedResult:
+    """What the command prints of a statistics study."""
+
+    data: Mapping[str, object]
+    found: StatisticsFile
+
+
+def simulate_statistics(
+    study: Study,
+    sites: Sequence[Site],
+    screen: Display,
+    began: float,
+    engine: Engine = local_engine,
+) -> CountedResult:
+    """Run a statistics study over the sites. Blocking.
+
+    Raises:
+        FedError: the study cannot run over these sites, or their data do not fit it.
+    """
+    check_sites(study, sites)
+    screen.step("reading the hospitals' tables")
+    for site in sites:
+        _load(study, site)  # here an error may say what a hospital would keep to itself
+    with tempfile.TemporaryDirectory(prefix="fedcare-sim-") as folder:
+        root, plans = Path(folder) / "federation", [_plan(study, site) for site in sites]
+        plan = FederationPlan(root, FEDERATION, study, plans, min_cell=1)
+        build(plan, free_address())
+        view, release = asyncio.run(_run(plan, Path(folder) / "model", screen, engine))
+        found = read_statistics(release.folder)
+    data = {
+        "study_id": study.id,
+        "sites": [site.id for site in sites],
+        "rounds": len(view.history),
+        "statistics": found.model_dump(mode="json", by_alias=True),
+        "statistics_sha256": release.manifest.model_sha256,
+        "privacy": release.manifest.privacy.model_dump(mode="json"),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    return CountedResult(data, found)
 
 
 def check_sites(study: Study, sites: Sequence[Site]) -> None:
@@ -148,8 +200,8 @@ def check_sites(study: Study, sites: Sequence[Site]) -> None:
     Raises:
         ConfigError: NOT_SUPPORTED, DUPLICATE_KEY or BAD_VALUE.
     """
-    if study.kind != "training" or study.model.kind == "vector":
-        raise ConfigError("NOT_SUPPORTED", "sim runs studies of kind training with a model")
+    if study.model.kind == "vector":
+        raise ConfigError("NOT_SUPPORTED", "sim runs studies with data, not a vector's pattern")
     names = [site.id for site in sites]
     for name in names:
         if names.count(name) > 1:
@@ -164,11 +216,10 @@ def check_sites(study: Study, sites: Sequence[Site]) -> None:
 
 
 def _plan(study: Study, site: Site) -> SitePlan:
+    """Return a hospital whose manifest has the given one's table, with all of its mapping."""
     table = site.table(study.dataset)
-    patient = {"patient": table.patient} if table.patient_stated else {}
-    return SitePlan(
-        site.id, Path(table.path), in_place=True, columns=table.columns, patient=patient
-    )
+    # Only what was stated: `patient: null` says something else than no `patient`.
+    return SitePlan(site.id, section=table.model_dump(mode="json", exclude_unset=True))
 
 
 def _load(study: Study, site: Site) -> SiteData:
@@ -178,28 +229,26 @@ def _load(study: Study, site: Site) -> SiteData:
 
 
 async def _run(
-    plan: FederationPlan, model_folder: Path, screen: Display
+    plan: FederationPlan, model_folder: Path, screen: Display, engine: Engine
 ) -> tuple[RunView, VerifiedModel]:
     words = io.StringIO()
-    async with _federation(plan, words) as (service, nodes):
-        serving = [asyncio.create_task(node.run()) for node in nodes]
-        screen.step(f"{len(nodes)} hospitals agree on keys and train")
+    async with _federation(plan, words, engine) as (service, hospitals):
+        work = "count" if plan.study.kind == "statistics" else "train"
+        screen.step(f"{len(plan.sites)} hospitals agree on keys and {work}")
         run = await service.submit(_submission(plan), "sim")
         follower = asyncio.create_task(_follow(service, run.run_id, screen))
+        # A node or the coordinator ending by itself is as final as the run's end.
+        guard = asyncio.create_task(service.watch_over())
         try:
-            # A node or the coordinator ending by itself is as final as the run's end.
-            guard = asyncio.create_task(service.watch_over())
-            await asyncio.wait([follower, guard, *serving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([follower, guard, hospitals], return_when=asyncio.FIRST_COMPLETED)
             if not follower.done():
                 follower.cancel()
-                _raise_first(guard, *serving)
+                _raise_first(guard, hospitals)
             view = _finished(await follower, words)
             ca = plan.researcher_folder / "ca.crt"
+            await made(plan, run.run_id)
             model = await pull(MemorySource(service), run.run_id, model_folder, ca)
         finally:
-            for node in nodes:
-                node.stop()
-            await asyncio.gather(*serving, return_exceptions=True)
             guard.cancel()
     return view, model
 
@@ -220,8 +269,8 @@ def _raise_first(*tasks: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def _federation(
-    plan: FederationPlan, words: io.StringIO
-) -> AsyncIterator[tuple[CoordinatorService, list[Node]]]:
+    plan: FederationPlan, words: io.StringIO, engine: Engine
+) -> AsyncIterator[tuple[CoordinatorService, Watch]]:
     clock = SystemClock()
     log = make_log(words, form="console", level="warning", clock=clock)
     config = CoordinatorConfig.read(plan.coordinator_folder / "coordinator.yaml")
@@ -229,13 +278,9 @@ async def _federation(
     lock = lock_state(config.path(config.state_dir))
     service = build_service(config, identity, clock, log)
     service.recover()
-    nodes = []
-    for site in plan.sites:
-        setup = load_setup(NodeConfig.read(plan.site_folder(site.name) / "node.yaml"), clock)
-        dialler = MemoryDialler(service, hospital_id(plan.federation, site.name))
-        nodes.append(build_node(setup, dialler, log=log.bind(site=site.name), clock=clock))
     try:
-        yield service, nodes
+        async with engine(Around(plan, config, identity, service, clock, log)) as hospitals:
+            yield service, hospitals
     finally:
         await service.close()
         lock.close()
@@ -255,16 +300,19 @@ def _finished(view: RunView, words: io.StringIO) -> RunView:
     if view.state is not RunPhase.FINISHED:
         lines = words.getvalue().strip().splitlines()
         last = lines[-1][-_REASON:] if lines else "no reason was given"
-        raise RoundError("RUN_FAILED", f"the run ended without a model: {view.reason or last}")
+        raise RoundError("RUN_FAILED", f"the run ended without a result: {view.reason or last}")
     return view
 
 
-def _compare(model: VerifiedModel, sites: Mapping[str, SiteData]) -> Comparison:
+def _compare(
+    model: VerifiedModel, sites: Mapping[str, SiteData], own: Mapping[str, Personal]
+) -> Comparison:
     from common.layouts import split_model
     from researcher.comparison import compare
 
     preprocessing, weights = split_model(model.study, read_weights(model.folder, model.study))
-    return compare(model.study, preprocessing, weights, sites)
+    found = compare(model.study, preprocessing, weights, sites)
+    return replace(found, personal=judged(model.study, preprocessing, own, sites))
 
 
 def _data(
@@ -278,7 +326,9 @@ def _data(
         "model_sha256": model.manifest.model_sha256,
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),
+        "personal": None if comparison.personal is None else comparison.personal.data(),
         "over_the_wire": dict(view.pooled),
+        "communication": communication(study),
         "privacy": model.manifest.privacy.model_dump(mode="json"),
         "seconds": round(time.monotonic() - began, 3),
     }

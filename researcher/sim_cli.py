@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.commands import JsonFlag, Outcome, command, single
+from common.errors import ConfigError
 from researcher.connection import SeedOption
 
 if TYPE_CHECKING:
+    from common.site import Site
     from common.study import Study
+    from researcher.comparison import Comparison
+    from researcher.engines import Engine
     from researcher.sim import SimResult
+
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Statistics: a new folder for page and tables."),
+]
 
 
 @command
@@ -30,6 +40,15 @@ def sim(
             "--leave-one-out", help="Also run without each hospital, and test on the one left out."
         ),
     ] = False,
+    out: OutOption = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="local|ray",
+            help="Where the hospitals run: in this process, or over Ray (its own extra).",
+        ),
+    ] = "local",
     as_json: JsonFlag = False,
 ) -> Outcome:
     """Run a study over several site manifests in one process, with the same round code."""
@@ -42,17 +61,43 @@ def sim(
 
     chosen = with_seed(load_study(study), seed)
     sites = [load_site(path) for path in site]
+    from researcher.engines import engine_of
+
+    where = engine_of(engine)
+    if chosen.kind == "statistics":
+        return _counted(chosen, sites, out, began, where)
+    if out is not None:
+        raise ConfigError("BAD_ARGUMENT", "--out belongs to studies of kind statistics")
     from researcher.sim import simulate
 
     with display(f"simulation of {chosen.id}") as screen:
-        result = simulate(chosen, sites, screen, began, leave_out=leave_one_out)
+        result = simulate(chosen, sites, screen, began, where, leave_out=leave_one_out)
     return Outcome(result.data, _text(chosen, result))
+
+
+def _counted(
+    study: Study, sites: list[Site], out: Path | None, began: float, where: Engine
+) -> Outcome:
+    from researcher import table_one
+    from researcher.progress import display
+    from researcher.sim import simulate_statistics
+
+    with display(f"simulation of {study.id}") as screen:
+        result = simulate_statistics(study, sites, screen, began, where)
+    text = table_one.text(result.found)
+    if out is not None:
+        from researcher.statistics_page import write_all
+
+        text += f"\n\n{write_all(study, result.found, out)} holds the page and the tables"
+    text += f"\n\nstatistics sha256 {result.data['statistics_sha256']}"
+    return Outcome(result.data, f"{text}, {result.data['seconds']:.1f} s")
 
 
 def _text(study: Study, result: SimResult) -> str:
     from common.evaluation import headline
     from common.study import warnings
     from common.tables import table
+    from researcher.coefficients import coefficients_text
     from researcher.report import NOTE, comparison_rows
 
     head = ("hospital", "test rows", "federated", "local only", "centralised")
@@ -61,6 +106,10 @@ def _text(study: Study, result: SimResult) -> str:
         rows = comparison_rows(result.comparison, name)
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
     parts += [NOTE, "", *_left_out(study, result)]
+    parts += own_models(result.comparison)
+    regression = result.data["regression"]
+    if isinstance(regression, dict):
+        parts += [coefficients_text(regression), ""]
     parts += _promise(result)
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]
@@ -86,6 +135,22 @@ def _left_out(study: Study, result: SimResult) -> list[str]:
         for one in result.left_out
     ]
     return [name, table(head, rows, right=frozenset({1})), ""]
+
+
+def own_models(comparison: Comparison) -> list[str]:
+    """Return the table of the hospitals' own models; nothing where there are none."""
+    from common.tables import table
+    from researcher.personal import rows
+
+    if comparison.personal is None:
+        return []
+    parts = ["each hospital's own model, chosen there, over its own test rows"]
+    head = ("hospital", "chosen", "own model", "federated", "local only")
+    for name in ("auroc", "accuracy", "log_loss", "r2"):
+        found = rows(comparison, name)
+        if any(cell != "-" for row in found for cell in row[2:]):
+            parts += ["", name, table(head, found, right=frozenset({2, 3, 4}))]
+    return [*parts, ""]
 
 
 def _promise(result: SimResult) -> list[str]:

@@ -50,7 +50,7 @@ kind: statistics
 purpose: research
 dataset: heart
 owner: {name: A, organisation: B}
-features: [{name: age, type: float}]
+features: [{name: age, type: float, range: [18, 110]}]
 """
 
 

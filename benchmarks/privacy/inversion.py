@@ -43,6 +43,7 @@ from common.quantise import Coding
 from common.secagg.header import RoundKind
 from common.study import Study, Train
 from hospital_node.pipeline import ContributionSource, make_contribution
+from hospital_node.strategies import Received
 
 BATCHES: Final = (1, 2, 3, 4, 8, 16)
 MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -125,7 +126,7 @@ def clear_words(who: Victims, kept: Kept, site: str) -> Words:
     """Return a hospital's vector of the round before it is masked, made by its own code."""
     study, header = who.study, kept.header
     data = hearts.encode(study, who.tables[site])
-    source = make_contribution(study, site, data, kept.model, header.r)
+    source = make_contribution(study, site, data, Received(kept.model), header.r, {})
     whole = with_constants(study, np.asarray(source.values, np.float32))
     source = ContributionSource(whole, source.u, source.metrics)
     schema = round_layout(study, RoundKind.TRAIN).schema

@@ -13,7 +13,7 @@ from typing import TypeAlias, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import accuracy
+from benchmarks.accuracy import rounds
 from common import models
 from common.entropy import Entropy
 from common.features import Encoded
@@ -37,7 +37,7 @@ def release(study: Study, sites: Mapping[str, Encoded], entropy: Entropy) -> Mod
     """Return the model that the study's rounds over these hospitals' rows end with."""
     match study.privacy.dp.mode:
         case "none":
-            return accuracy.federated(study, sites)
+            return rounds.federated(study, sites)
         case "patient-distributed" | "hospital":
             return _noised(study, sites, entropy)
         case "patient-local":

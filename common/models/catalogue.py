@@ -1,13 +1,20 @@
 """Layouts and seeded initial values of the models a study may name.
 
-`logistic` and `mlp` are chains of fully connected layers with ReLU between: `logistic`
-has one layer, `mlp` one more than `hidden` has widths. Layer i has the tensors
-`layers.<i>.weight` [outputs, inputs] and `layers.<i>.bias` [outputs]. `vector` is one
-tensor `w` that starts at zero and learns nothing (`common.models.vector`).
+`mlp` is a chain of fully connected layers with ReLU between, one more than `hidden` has
+widths; `logistic`, `linear`, `poisson` and `cox` have one layer, and `cox` no bias. Layer
+i has the tensors `layers.<i>.weight` [outputs, inputs] and `layers.<i>.bias` [outputs].
+With `norm`, the outputs of hidden layer i are normalised before the ReLU:
+`norms.<i>.weight` and `norms.<i>.bias` [outputs], and for `batch` the statistics
+`norms.<i>.running_mean` and `norms.<i>.running_var`, which count as tensors. `vector` is
+one tensor `w` that starts at zero and learns nothing (`common.models.vector`).
+
+With the strategy `fedbn` each hospital keeps the `norms.*` tensors of its own: they are in
+`full_layout`, which a hospital trains, and not in `layout`, which is all that travels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -17,9 +24,13 @@ from numpy.typing import NDArray
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.study import (
+    CoxModel,
+    FedBn,
+    LinearModel,
     LogisticModel,
     MlpModel,
     MulticlassTarget,
+    PoissonModel,
     Study,
     VectorModel,
     config_hash,
@@ -30,8 +41,22 @@ METRIC_WORDS: Final = ("loss", "clipped")
 """Metric words of a training round: u times the mean loss of the received model over the
 hospital's training rows, and the number of update values clipped to their range."""
 
+STATISTICS: Final = ("running_mean", "running_var")
+"""Of batch normalisation: moving mean and variance of each column, as a hospital saw them."""
+
+_NORM: Final = "norms."
+
 LOSS_LIMIT: Final = 32.0
 """Range of the `loss` word; a larger loss is reported as this."""
+
+
+REGRESSIONS: Final = (LogisticModel, LinearModel, PoissonModel, CoxModel)
+"""Models of one layer."""
+
+
+def has_bias(study: Study) -> bool:
+    """Whether layers have a bias: not in Cox regression, whose baseline takes its place."""
+    return not isinstance(study.model, CoxModel)
 
 
 def output_count(study: Study) -> int:
@@ -48,23 +73,64 @@ def layer_widths(study: Study) -> tuple[int, ...]:
     hidden: tuple[int, ...] = ()
     if isinstance(study.model, MlpModel):
         hidden = study.model.hidden
-    elif not isinstance(study.model, LogisticModel):
+    elif not isinstance(study.model, REGRESSIONS):
         raise InternalError(f"a model of kind {study.model.kind} has no layers")
     return (len(encoded_columns(study)), *hidden, output_count(study))
 
 
+def is_norm(name: str) -> bool:
+    """Whether a tensor belongs to a normalisation layer."""
+    return name.startswith(_NORM)
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor holds running statistics: averaged, but no gradient leads to it."""
+    return is_norm(name) and name.endswith(STATISTICS)
+
+
 def layout(study: Study) -> ParameterSchema:
     """Return the layout of the study's training rounds: float32 tensors and metric words."""
+    whole = full_layout(study)
+    if not isinstance(study.federation.strategy, FedBn):
+        return whole
+    shared = tuple(tensor for tensor in whole.tensors if not is_norm(tensor.name))
+    return ParameterSchema(shared, whole.metrics)
+
+
+def own_layout(study: Study) -> ParameterSchema:
+    """Return the layout of the tensors that each hospital keeps of its own: often none."""
+    if not isinstance(study.federation.strategy, FedBn):
+        return ParameterSchema(())
+    whole = full_layout(study)
+    return ParameterSchema(tuple(tensor for tensor in whole.tensors if is_norm(tensor.name)))
+
+
+def full_layout(study: Study) -> ParameterSchema:
+    """Return the layout of everything the study's model has, own tensors included."""
     if isinstance(study.model, VectorModel):
         return ParameterSchema((TensorSpec("w", TensorType.FLOAT32, (study.model.size,)),))
     widths = layer_widths(study)
     tensors: list[TensorSpec] = []
     for place, (inputs, outputs) in enumerate(pairwise(widths)):
-        tensors += [
-            TensorSpec(f"layers.{place}.weight", TensorType.FLOAT32, (outputs, inputs)),
-            TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)),
-        ]
+        tensors.append(TensorSpec(f"layers.{place}.weight", TensorType.FLOAT32, (outputs, inputs)))
+        if has_bias(study):
+            tensors.append(TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)))
+        if place < len(widths) - 2:
+            tensors += [
+                TensorSpec(f"{_NORM}{place}.{part}", TensorType.FLOAT32, (outputs,))
+                for part in _norm_parts(study)
+            ]
     return ParameterSchema(tuple(tensors), METRIC_WORDS)
+
+
+def _norm_parts(study: Study) -> tuple[str, ...]:
+    match study.model.norm if isinstance(study.model, MlpModel) else "none":
+        case "batch":
+            return ("weight", "bias", *STATISTICS)
+        case "layer":
+            return ("weight", "bias")
+        case _:
+            return ()
 
 
 def metric_ranges(levels: int) -> tuple[float, float]:
@@ -75,17 +141,19 @@ def metric_ranges(levels: int) -> tuple[float, float]:
 def initial(study: Study, seed: int | None = None) -> NDArray[np.float32]:
     """Return the first model, float32 [parameters], the same bits on every machine.
 
-    A logistic model starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
+    A regression starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
     2015): within +-sqrt(6 / inputs) before a ReLU, +-sqrt(3 / inputs) before the output;
-    biases are zero. `seed` defaults to the study's, and where it states none to its hash.
+    biases are zero. A normalisation layer starts as the identity: weights and variances 1.
+    `seed` defaults to the study's, and where it states none to its hash.
     """
     schema = layout(study)
     model = np.zeros(schema.parameters, np.float32)
-    if isinstance(study.model, LogisticModel | VectorModel):
+    if isinstance(study.model, (*REGRESSIONS, VectorModel)):
         return model
     # The raw stream of a bit generator is frozen; the distributions built on it are not.
     stream = np.random.PCG64(_seed(study) if seed is None else seed)
     views = schema.views(model)
+    _start_norms(views)
     last = len(layer_widths(study)) - 2
     for place in range(last + 1):
         weight = views[f"layers.{place}.weight"]
@@ -94,6 +162,48 @@ def initial(study: Study, seed: int | None = None) -> NDArray[np.float32]:
         unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
         weight[...] = ((2.0 * unit - 1.0) * limit).reshape(weight.shape)
     return model
+
+
+def initial_own(study: Study) -> NDArray[np.float32]:
+    """Return how a hospital's own tensors start, float32 [own_layout.parameters]."""
+    schema = own_layout(study)
+    own = np.zeros(schema.parameters, np.float32)
+    _start_norms(schema.views(own))
+    return own
+
+
+def _start_norms(views: Mapping[str, NDArray[np.float32]]) -> None:
+    for name, values in views.items():
+        if is_norm(name) and name.endswith((".weight", ".running_var")):
+            values[...] = 1.0
+
+
+def with_own(
+    study: Study, shared: NDArray[np.float32], own: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Return the whole model, in `full_layout`, of its shared tensors and a hospital's own.
+
+    Without `own` those are as they start. Where a study has none, `shared` is the whole.
+    """
+    mine = own_layout(study)
+    if not mine.tensors:
+        return shared
+    values = mine.views(initial_own(study) if own is None else own)
+    return full_layout(study).flatten({**layout(study).views(shared), **values})
+
+
+def split_own(
+    study: Study, full: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return a whole model's shared tensors and a hospital's own, each flat in its layout."""
+    shared, mine = layout(study), own_layout(study)
+    if not mine.tensors:
+        return full, np.zeros(0, np.float32)
+    views = full_layout(study).views(full)
+    return (
+        shared.flatten({tensor.name: views[tensor.name] for tensor in shared.tensors}),
+        mine.flatten({tensor.name: views[tensor.name] for tensor in mine.tensors}),
+    )
 
 
 def _seed(study: Study) -> int:

@@ -31,11 +31,17 @@ _Decode = Callable[[Any], Any]
 
 _TAG: Final = "is"
 _TRANSIENT: Final = "transient"
+_ADDED: Final = "added"
 
 
 def transient() -> dict[str, bool]:
     """Return field metadata for what must never reach a disk; it decodes to its default."""
     return {_TRANSIENT: True}
+
+
+def added() -> dict[str, bool]:
+    """Return field metadata for what earlier versions did not write; it then has its default."""
+    return {_ADDED: True}
 
 
 def encode(schema: str, hint: Any, value: object) -> bytes:
@@ -205,15 +211,17 @@ def _plain_union(hints: tuple[Any, ...]) -> tuple[_Encode, _Decode]:
 
 def _dataclass(kind: type) -> tuple[_Encode, _Decode]:
     hints = typing.get_type_hints(kind)
-    stored = [f.name for f in dataclasses.fields(kind) if not f.metadata.get(_TRANSIENT)]
+    fields = [f for f in dataclasses.fields(kind) if not f.metadata.get(_TRANSIENT)]
+    stored = [f.name for f in fields]
     names = frozenset(stored)
+    needed = frozenset(f.name for f in fields if not f.metadata.get(_ADDED))
 
     def write(value: Any) -> dict[str, Any]:
         return {name: _coder(hints[name])[0](getattr(value, name)) for name in stored}
 
     def read(tree: Any) -> Any:
-        if not isinstance(tree, dict) or tree.keys() != names:
+        if not isinstance(tree, dict) or not needed <= tree.keys() <= names:
             raise TypeError(f"fields of {kind.__name__} are not as declared")
-        return kind(**{name: _coder(hints[name])[1](tree[name]) for name in stored})
+        return kind(**{name: _coder(hints[name])[1](tree[name]) for name in stored if name in tree})
 
     return write, read

@@ -58,6 +58,11 @@ _STATISTICS: Final = {
     True: "sums over the patients, each counted once: present values, means, spreads and levels of "
     "the columns, plus noise",
 }
+_COUNTED: Final = (
+    "counts over all rows, by group where the study has groups: rows, missing values, levels, fine "
+    "histograms, cross tables, events and losses over time; sums for means and spreads. Counts of "
+    "few patients in the sum over all hospitals are left out before anything is stored"
+)
 _EVALUATION: Final = {
     False: "counts and sums of errors over the test rows, for a yes/no target with a histogram of "
     "the model's scores",
@@ -135,7 +140,8 @@ def _target(study: Study) -> str | None:
             return f"{name}, a number"
         case _:
             columns = study.columns()[len(study.features) :]
-            return ", ".join(columns) if study.target.type != "none" else None
+            told = study.target.type != "none" or study.curve is not None
+            return ", ".join(columns) if told else None
 
 
 # --- what leaves, and how it is protected --------------------------------------------------------
@@ -147,8 +153,9 @@ def _leaves(study: Study) -> list[dict[str, Any]]:
     With differential privacy whatever leaves is noised (protocol, section 9.5).
     """
     noised, rounds = study.privacy.dp.on, Counter(round_kinds(study))
+    sums = _COUNTED if study.kind == "statistics" else _STATISTICS[noised]
     whats = {
-        RoundKind.STATISTICS: ("statistics", _STATISTICS[noised]),
+        RoundKind.STATISTICS: ("statistics", sums),
         RoundKind.TRAIN: ("training", _trained(study)),
         RoundKind.EVALUATE: ("evaluation", _EVALUATION[noised]),
     }

@@ -12,7 +12,7 @@ missing code that is a number matches every spelling of it: level "1" matches `1
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -30,11 +30,12 @@ from common.study import (
     MulticlassTarget,
     NoTarget,
     Study,
+    SurvivalCurve,
     SurvivalTarget,
 )
+from hospital_node.data.cells import Rows, is_missing, match, parsed
 from hospital_node.data.csv import TextTable
 
-_NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?$"
 _SPLIT_WORDS = ("train", "test", "validation", "")
 
 
@@ -52,36 +53,63 @@ def apply(study: Study, text: TextTable) -> tuple[Table, NDArray[np.int64]]:
     values = np.empty((len(used), len(study.features)), np.float64)
     for place, feature in enumerate(study.features):
         cells = text.columns[feature.name].gather(used)
-        values[:, place] = _feature(feature, cells, _Rows(text.name, feature.name, used))
+        values[:, place] = _feature(
+            feature, cells, Rows(text.name, feature.name, text.places(used))
+        )
     keep = np.ones(len(used), np.bool_)
     for place, feature in enumerate(study.features):
         missing = np.isnan(values[:, place])
         if feature.impute == "drop-row":
             keep &= ~missing
     used, groups, values = used[keep], groups[keep], values[keep]
-    _check_nothing_missing(study, text.name, values, used)
+    _check_nothing_missing(study, text.name, values, text.places(used))
     target = _target(study, text, used)
     if len(used) == 0:
         raise DataError("DATA_EMPTY", f"{text.name} has no usable row for study {study.id}")
     return Table(values, target, _patients(study, text, used)), groups
 
 
-class _Rows:
-    """Where cells come from, for messages: file, column, and each cell's row in the file."""
+def check_cells(study: Study, text: TextTable) -> None:
+    """Judge every cell of the features, whatever becomes of its row.
 
-    __slots__ = ("_column", "_file", "_rows")
+    Raises:
+        DataError: DATA_VALUE (file, column, row).
+    """
+    everywhere = text.places(np.arange(text.rows, dtype=np.int64))
+    for feature in study.features:
+        _feature(feature, text.columns[feature.name], Rows(text.name, feature.name, everywhere))
 
-    def __init__(self, file: str, column: str, rows: NDArray[np.int64]) -> None:
-        self._file, self._column, self._rows = file, column, rows
+
+class _Notes(Rows):
+    """Notes what is wrong with each row instead of refusing the file."""
+
+    __slots__ = ("_notes",)
+
+    def __init__(self, file: str, column: str, notes: list[str]) -> None:
+        super().__init__(file, column, np.arange(len(notes), dtype=np.int64))
+        self._notes = notes
 
     def refuse(self, wrong: NDArray[np.bool_], what: str, name: str = "DATA_VALUE") -> None:
-        """Raise for the first cell marked in `wrong`, if any."""
-        places = np.flatnonzero(wrong)
-        if len(places) == 0:
-            return
-        more = " (and further rows)" if len(places) > 1 else ""  # how many is not told: a count
-        row = int(self._rows[places[0]]) + 1
-        raise DataError(name, f"{self._file}, column '{self._column}', row {row}: {what}{more}")
+        """Note the first thing that is wrong with each row marked in `wrong`."""
+        del name
+        for row in np.flatnonzero(wrong).tolist():
+            self._notes[row] = self._notes[row] or f"column '{self._column}' {what}"
+
+
+def read_patients(study: Study, text: TextTable) -> tuple[NDArray[np.float64], list[str]]:
+    """Return the features of patients to score, and what the contract has against each row.
+
+    float64 [rows, features], NaN where a value is missing; no target and no split is read.
+    A note is empty for a row that can be scored, and never holds the patient's value.
+    """
+    notes = [""] * text.rows
+    values = np.empty((text.rows, len(study.features)), np.float64)
+    for place, feature in enumerate(study.features):
+        rows = _Notes(text.name, feature.name, notes)
+        values[:, place] = _feature(feature, text.columns[feature.name], rows)
+        if feature.impute in ("none", "drop-row"):
+            rows.refuse(np.isnan(values[:, place]), "is missing and the study states no imputation")
+    return values, notes
 
 
 def _groups(study: Study, text: TextTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -90,19 +118,19 @@ def _groups(study: Study, text: TextTable) -> tuple[NDArray[np.int64], NDArray[n
     if study.kind == "statistics" or not isinstance(study.split, ColumnSplit):
         return rows, np.zeros_like(rows)
     cells = text.columns[study.split.column]
-    codes = _match(cells, _SPLIT_WORDS)
-    _Rows(text.name, study.split.column, rows).refuse(
+    codes = match(cells, _SPLIT_WORDS)
+    Rows(text.name, study.split.column, text.places(rows)).refuse(
         codes < 0, "is not train, test, validation or empty"
     )
     used = np.flatnonzero(codes < len(_SPLIT_WORDS) - 1).astype(np.int64)
     return used, codes[used]
 
 
-def _feature(feature: Feature, cells: pl.Series, rows: _Rows) -> NDArray[np.float64]:
+def _feature(feature: Feature, cells: pl.Series, rows: Rows) -> NDArray[np.float64]:
     """Return numbers or level indices, NaN where missing."""
-    missing = _is_missing(cells, feature.missing)
+    missing = is_missing(cells, feature.missing)
     if feature.levels is not None:
-        codes = _match(cells, feature.levels)
+        codes = match(cells, feature.levels)
         rows.refuse((codes < 0) & ~missing, "is not one of the levels of the study")
         return np.where(missing, np.nan, codes.astype(np.float64))
     low, high = feature.range or (-UNRANGED, UNRANGED)
@@ -120,50 +148,21 @@ def _feature(feature: Feature, cells: pl.Series, rows: _Rows) -> NDArray[np.floa
     return values
 
 
-def _is_missing(cells: pl.Series, codes: Sequence[float | str]) -> NDArray[np.bool_]:
-    missing = (cells == "").to_numpy().copy()
-    texts = [code for code in codes if isinstance(code, str)]
-    numbers = [code for code in codes if not isinstance(code, str)]
-    if texts:
-        missing |= cells.is_in(texts).to_numpy()
-    if numbers:
-        missing |= np.isin(_parsed(cells), numbers)
-    return missing
-
-
-def _parsed(cells: pl.Series) -> NDArray[np.float64]:
-    """Return cells as numbers, NaN where a cell is none."""
-    plain = pl.select(
-        pl.when(cells.str.contains(_NUMBER)).then(cells.str.strip_prefix("+"))
-    ).to_series()
-    return plain.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy().copy()
-
-
-def _numbers(cells: pl.Series, missing: NDArray[np.bool_], rows: _Rows) -> NDArray[np.float64]:
-    values = _parsed(cells)
+def _numbers(cells: pl.Series, missing: NDArray[np.bool_], rows: Rows) -> NDArray[np.float64]:
+    values = parsed(cells)
     rows.refuse(~(np.isfinite(values) | missing), "is not a number")
     values[missing] = np.nan
     return values
 
 
-def _match(cells: pl.Series, levels: Sequence[str]) -> NDArray[np.int64]:
-    """Return each cell's place in `levels`, -1 where it is none of them."""
-    codes = np.full(len(cells), -1, np.int64)
-    numbers = _parsed(cells)
-    for place, parsed in enumerate(_parsed(pl.Series(list(levels), dtype=pl.String))):
-        if np.isfinite(parsed):
-            codes[numbers == parsed] = place
-    for place, level in enumerate(levels):
-        codes[(cells == level).to_numpy()] = place
-    return codes
-
-
 def _check_nothing_missing(
     study: Study, file: str, values: NDArray[np.float64], used: NDArray[np.int64]
 ) -> None:
+    if study.kind == "statistics":
+        return  # what is missing is counted
     for place, feature in enumerate(study.features):
         if feature.impute == "none":
-            _Rows(file, feature.name, used).refuse(
+            Rows(file, feature.name, used).refuse(
                 np.isnan(values[:, place]), "is missing and the study states no imputation"
             )
 
@@ -172,21 +171,21 @@ def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[n
     """Return labels as numbers; every used row must have one."""
     target = study.target
     if isinstance(target, NoTarget):
-        return np.zeros(len(used))
+        return np.zeros(len(used)) if study.curve is None else _survival(study.curve, text, used)
     if isinstance(target, SurvivalTarget):
         return _survival(target, text, used)
     cells = text.columns[target.name].gather(used)
-    rows = _Rows(text.name, target.name, used)
+    rows = Rows(text.name, target.name, text.places(used))
     rows.refuse((cells == "").to_numpy(), "has no label", "DATA_LABEL")
     match target:
         case BinaryTarget():
             return _matching(target.rule, cells, rows)
         case MulticlassTarget(levels=levels):
-            codes = _match(cells, levels)
+            codes = match(cells, levels)
             rows.refuse(codes < 0, "is not one of the target's levels", "DATA_LABEL")
             return codes.astype(np.float64)
         case ContinuousTarget(range=limits):
-            values = _parsed(cells)
+            values = parsed(cells)
             rows.refuse(~np.isfinite(values), "is not a number", "DATA_LABEL")
             low, high = limits or (-UNRANGED, UNRANGED)
             rows.refuse((values < low) | (values > high), "lies outside its range", "DATA_LABEL")
@@ -194,27 +193,27 @@ def _target(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[n
 
 
 def _survival(
-    target: SurvivalTarget, text: TextTable, used: NDArray[np.int64]
+    target: SurvivalTarget | SurvivalCurve, text: TextTable, used: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return each row's time and whether the event came then (1) or not (0), [rows, 2]."""
-    rows = _Rows(text.name, target.time, used)
+    rows = Rows(text.name, target.time, text.places(used))
     cells = text.columns[target.time].gather(used)
     rows.refuse((cells == "").to_numpy(), "has no time", "DATA_LABEL")
-    times = _parsed(cells)
+    times = parsed(cells)
     rows.refuse(~np.isfinite(times), "is not a number", "DATA_LABEL")
     rows.refuse(times < 0, "is a time below 0", "DATA_LABEL")
     rows.refuse(times > UNRANGED, f"is a time above {UNRANGED:g}", "DATA_LABEL")
-    rows = _Rows(text.name, target.event, used)
+    rows = Rows(text.name, target.event, text.places(used))
     cells = text.columns[target.event].gather(used)
     rows.refuse((cells == "").to_numpy(), "does not say whether the event came", "DATA_LABEL")
     return np.stack([times, _matching(target.rule, cells, rows)], axis=1)
 
 
-def _matching(rule: PositiveRule, cells: pl.Series, rows: _Rows) -> NDArray[np.float64]:
+def _matching(rule: PositiveRule, cells: pl.Series, rows: Rows) -> NDArray[np.float64]:
     """Return 1 where a cell fits the rule, else 0."""
     if not rule.numeric:
         return _map_labels(cells, rule.matches)
-    values = _parsed(cells)
+    values = parsed(cells)
     rows.refuse(~np.isfinite(values), "is not a number, as the rule for labels needs", "DATA_LABEL")
     return np.array([rule.matches(value) for value in values.tolist()], np.float64)
 
@@ -227,14 +226,21 @@ def _map_labels(cells: pl.Series, matches: Callable[[str], bool]) -> NDArray[np.
 def _patients(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return a number per row, equal for the rows of one patient.
 
-    It is the patient's own: the row's place in the file, or 63 bits of the key's hash. So no
+    It is the patient's own: the row's place in the file, or 63 bits of the hash of the key
+    (the study's, or the one that the source has by itself). So no
     other patient's coming, going, missing or changed value gives this one another number, and
     with it another side of the split or another place on the hospital's list (protocol, 9.3).
     """
     if study.patient_key is None:
-        return used
+        return used if text.patients is None else _numbered(text.patients.gather(used))
     keys = text.columns[study.patient_key].gather(used)
-    _Rows(text.name, study.patient_key, used).refuse((keys == "").to_numpy(), "names no patient")
+    Rows(text.name, study.patient_key, text.places(used)).refuse(
+        (keys == "").to_numpy(), "names no patient"
+    )
+    return _numbered(keys)
+
+
+def _numbered(keys: pl.Series) -> NDArray[np.int64]:
     numbers = {key: _number_of(key) for key in keys.unique().to_list()}
     return np.array([numbers[key] for key in keys.to_list()], np.int64)
 

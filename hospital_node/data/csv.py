@@ -1,4 +1,4 @@
-"""A hospital's CSV file as columns of text, row for row as it stands in the file.
+"""A hospital's table as columns of text, and its CSV files, row for row as they stand.
 
 Nothing is guessed: every cell stays text until the data contract reads it by the
 study's type. Messages name the file, the column and the row, never a cell: polars' own
@@ -14,21 +14,50 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError
-from hospital_node.data.headings import find, read_header
+from hospital_node.data.headings import COMMAS, Dialect, find, read_header
 
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
     """Columns of stripped text by the study's names; `name` is the file's, for messages.
 
-    Row numbers in messages count from 1, the header not included.
+    Row numbers in messages count from 1, the header not included. `origin` int64 [rows] is
+    each row's place (from 0) in the source where rows were put together; `patients` are the
+    source's own keys of patients where it has them by itself.
     """
 
     name: str
     columns: Mapping[str, pl.Series]
     rows: int
+    origin: NDArray[np.int64] | None = None
+    patients: pl.Series | None = None
+
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where `rows` stand in the source, from 0."""
+        return rows if self.origin is None else self.origin[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A source's own columns before any mapping: stripped text, called c0, c1, ... in order.
+
+    A missing value is an empty cell, whatever the source has for it.
+    """
+
+    name: str
+    header: list[str]
+    frame: pl.DataFrame
+
+    def column(self, study_name: str, heading: str) -> pl.Series:
+        """Return the column called `heading`.
+
+        Raises:
+            DataError: DATA_COLUMN, it is absent or stands twice.
+        """
+        return self.frame[f"c{find(self.name, self.header, study_name, heading)}"]
 
 
 def read_csv(
@@ -51,35 +80,37 @@ def read_csv(
     return TextTable(path.name, columns, frame.height)
 
 
-def read_all(path: Path) -> tuple[list[str], pl.DataFrame]:
-    """Return the headings and every cell of a file, its columns called c0, c1, ...
+def read_raw(path: Path, dialect: Dialect = COMMAS) -> Raw:
+    """Return the headings and every cell of a file.
 
     Raises:
         ConfigError, DataError: as `read_csv`.
     """
-    header = read_header(path)
-    return header, _frame(path, len(header), list(range(len(header))))
+    header = read_header(path, dialect)
+    return Raw(path.name, header, _frame(path, len(header), list(range(len(header))), dialect))
 
 
-def _frame(path: Path, width: int, places: list[int]) -> pl.DataFrame:
+def _frame(path: Path, width: int, places: list[int], dialect: Dialect = COMMAS) -> pl.DataFrame:
     """Return stripped text cells of the columns at `places`, empty where there is none."""
-    _check_widths(path, width)
+    _check_widths(path, width, dialect)
+    source: Path | bytes = path
     try:
+        if dialect.encoding != "utf-8":
+            source = path.read_text(dialect.encoding).encode()
         frame = pl.read_csv(
-            path,
+            source,
             has_header=False,
             skip_rows=1,
             infer_schema=False,
+            separator=dialect.delimiter,
             new_columns=[f"c{place}" for place in range(width)],
             columns=places,
         )
     except pl.exceptions.NoDataError:
         raise DataError("DATA_EMPTY", f"{path.name} has a header but no rows") from None
-    except (pl.exceptions.PolarsError, OSError):
+    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError):
         # The cause may quote cells: it is dropped on purpose.
-        raise ConfigError(
-            "FILE_SYNTAX", f"{path.name} is not a comma-separated UTF-8 table of one width"
-        ) from None
+        raise _not_a_table(path, dialect) from None
     filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
     # Blank lines at the end are no rows; one between rows is, so that row numbers hold.
     used = np.flatnonzero(filled.to_numpy())
@@ -89,24 +120,29 @@ def _frame(path: Path, width: int, places: list[int]) -> pl.DataFrame:
     return frame.select(pl.all().fill_null("").str.strip_chars())
 
 
-def _check_widths(path: Path, width: int) -> None:
+def _check_widths(path: Path, width: int, dialect: Dialect) -> None:
     """Refuse a row that is longer or shorter than the header; blank lines are no rows.
 
     A decimal comma or an unquoted one moves every later cell of its row into another
     column, where it may well look right. polars fills up and cuts off without a word.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
+        with path.open(encoding=dialect.reads, newline="") as file:
+            rows = csv.reader(file, delimiter=dialect.delimiter)
             next(rows, None)
             for number, cells in enumerate(rows, start=1):
                 if cells and len(cells) != width:
+                    fix = "Put cells that hold a comma in quotes; decimals take a point."
+                    if dialect.delimiter != ",":
+                        fix = f"Put cells that hold {dialect.named} in quotes."
                     raise ConfigError(
                         "FILE_SYNTAX",
                         f"{path.name}, row {number}: {len(cells)} cells, the header has {width}",
-                        fix="Put cells that hold a comma in quotes; decimals take a point.",
+                        fix=fix,
                     )
     except (UnicodeDecodeError, csv.Error):
-        raise ConfigError(
-            "FILE_SYNTAX", f"{path.name} is not a comma-separated UTF-8 table of one width"
-        ) from None
+        raise _not_a_table(path, dialect) from None
+
+
+def _not_a_table(path: Path, dialect: Dialect) -> ConfigError:
+    return ConfigError("FILE_SYNTAX", f"{path.name} is not a {dialect} table of one width")

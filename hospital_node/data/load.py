@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.features import Table
-from common.site import Table as SiteTable
+from common.site_tables import Table as SiteTable
 from common.study import RandomSplit, Study
 from common.study_privacy import PATIENT_MODES
-from hospital_node.data.contract import apply
-from hospital_node.data.csv import TextTable, read_csv
+from hospital_node.data.contract import apply, check_cells
+from hospital_node.data.csv import Raw, TextTable, read_csv
+from hospital_node.data.harmonise import harmonise, read_source
 from hospital_node.data.patients import check_patients
+from hospital_node.data.rows import one_row_each
 from hospital_node.data.split import drawn_alone, train_test
 
 _TRAIN, _TEST, _VALIDATION = range(3)
@@ -47,11 +49,28 @@ def load_table(study: Study, table: SiteTable) -> SiteData:
     """Read the table of a manifest, and check that the study tells its patients apart.
 
     Raises:
-        ConfigError, DataError: as `load`; PATIENT_KEY (`hospital_node.data.patients`).
+        ConfigError, DataError: as `load`; DATA_SOURCE, DATA_UNIT; PATIENT_KEY
+            (`hospital_node.data.patients`).
     """
-    data = load(study, Path(table.path), table.columns)
-    check_patients(study, table)
+    raw = read_source(study, table)
+    data = prepare(study, map_table(study, table, raw))
+    check_patients(study, table, raw)
     return data
+
+
+def map_table(study: Study, table: SiteTable, raw: Raw) -> TextTable:
+    """Return a source's rows in the study's words, several of one patient put together.
+
+    Where rows are put together, the contract sees each of them first: an impossible value
+    must not vanish in a mean.
+
+    Raises:
+        ConfigError, DataError: as `harmonise`, `check_cells` and `one_row_each`.
+    """
+    text = harmonise(study, table, raw)
+    if table.rows is not None:
+        check_cells(study, text)
+    return one_row_each(study, table, raw, text)
 
 
 def prepare(study: Study, text: TextTable) -> SiteData:

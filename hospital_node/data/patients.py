@@ -14,16 +14,14 @@ Messages name file and column, never a cell and never how many.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Final
 
 import polars as pl
 
 from common.errors import DataError
-from common.site import Table
+from common.site_tables import Table
 from common.study import Study
-from hospital_node.data.csv import read_all
-from hospital_node.data.headings import find
+from hospital_node.data.csv import Raw
 
 IDENTIFIERS: Final = frozenset(
     {"pid", "patient", "patient_id", "patientid", "mrn", "subject_id", "person_id"}
@@ -39,43 +37,42 @@ MOST_ALIKE: Final = 10
 _PROTECTING: Final = ("patient-distributed", "patient-local")
 
 
-def check_patients(study: Study, table: Table) -> None:
+def check_patients(study: Study, table: Table, raw: Raw) -> None:
     """Refuse a study that protects patients if its groups split one of this table's.
+
+    Where the manifest puts a patient's rows together (`rows`), each row left is a patient.
 
     Raises:
         DataError: PATIENT_KEY; DATA_COLUMN, the manifest's column is not there; DATA_VALUE,
-            it is empty in a row. ConfigError: as `read_all`.
+            it is empty in a row.
     """
-    stated = table.patient_stated
-    if study.privacy.dp.mode not in _PROTECTING or (stated and table.patient is None):
+    key = table.patient_column
+    if study.privacy.dp.mode not in _PROTECTING or table.rows is not None:
         return
-    path = Path(table.path)
-    header, frame = read_all(path)
-    groups = _groups(study, table, header, frame)
-    if table.patient is not None:
-        column = frame[f"c{find(path.name, header, 'patient', table.patient)}"]
+    if key is None and table.patient_stated:
+        return
+    groups = _groups(study, table, raw)
+    if key is not None:
+        column = raw.column("patient", key)
         if (column == "").any():
-            raise DataError(
-                "DATA_VALUE", f"{path.name}, column '{table.patient}': a row names no patient"
-            )
-        _refuse_split(path.name, table.patient, column, groups)
+            raise DataError("DATA_VALUE", f"{raw.name}, column '{key}': a row names no patient")
+        _refuse_split(raw.name, key, column, groups)
         return
-    for place, heading in enumerate(header):
+    for place, heading in enumerate(raw.header):
         if heading.lower() in IDENTIFIERS:
-            _refuse_split(path.name, heading, frame[f"c{place}"], groups)
-    if study.patient_key is None and _holds_copies(frame):
+            _refuse_split(raw.name, heading, raw.frame[f"c{place}"], groups)
+    if study.patient_key is None and holds_copies(raw.frame):
         raise DataError(
             "PATIENT_KEY",
-            f"{path.name}: many rows are copies of others, and the study groups none",
+            f"{raw.name}: many rows are copies of others, and the study groups none",
         )
 
 
-def _groups(study: Study, table: Table, header: list[str], frame: pl.DataFrame) -> pl.Series:
+def _groups(study: Study, table: Table, raw: Raw) -> pl.Series:
     """Return what the study tells patients apart by: a column's cells, or the row itself."""
     if study.patient_key is None:
-        return pl.Series("group", range(frame.height))
-    heading = table.column(study.patient_key)
-    return frame[f"c{find(Path(table.path).name, header, study.patient_key, heading)}"]
+        return pl.Series("group", range(raw.frame.height))
+    return raw.column(study.patient_key, table.column(study.patient_key))
 
 
 def _refuse_split(file: str, heading: str, patients: pl.Series, groups: pl.Series) -> None:
@@ -90,7 +87,7 @@ def _refuse_split(file: str, heading: str, patients: pl.Series, groups: pl.Serie
         )
 
 
-def _holds_copies(frame: pl.DataFrame) -> bool:
+def holds_copies(frame: pl.DataFrame) -> bool:
     """Whether more rows repeat than patients who look alike would make.
 
     By chance a pair of rows is equal in all columns with the product of the shares of pairs

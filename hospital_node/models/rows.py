@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from hospital_node.models.perceptron import Perceptron
+from hospital_node.models.perceptron import EPSILON, BatchNorm, Perceptron
 
 TILE_ROWS: Final = 256
 _EXACT_BITS: Final = 53
@@ -50,12 +50,15 @@ def product(rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 def forward(module: Perceptron, tile: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return each layer's input and output for a tile; the last output is the model's."""
+    """Return each layer's input and output for a tile; the last output is the model's.
+
+    A column is normalised by its running statistics, never by those of the tile.
+    """
     inputs, outputs = [], []
     signal = tile.double()
     with torch.no_grad():
         for place, (weight, bias) in enumerate(_parameters(module)):
-            signal = signal if place == 0 else torch.relu(signal)
+            signal = signal if place == 0 else torch.relu(_normalised(module, place - 1, signal))
             inputs.append(signal)
             signal = product(signal, weight.t()) + bias
             outputs.append(signal)
@@ -63,7 +66,10 @@ def forward(module: Perceptron, tile: Tensor) -> tuple[list[Tensor], list[Tensor
 
 
 def backward(module: Perceptron, outputs: list[Tensor], last: Tensor) -> list[Tensor]:
-    """Return the gradient by each layer's output, given the one by the last output."""
+    """Return the gradient by each layer's output, given the one by the last output.
+
+    Of a module without normalisation: studies that ask for one row's gradient have none.
+    """
     signals = [last]
     with torch.no_grad():
         inner = zip(_parameters(module)[1:], outputs, strict=False)
@@ -72,10 +78,28 @@ def backward(module: Perceptron, outputs: list[Tensor], last: Tensor) -> list[Te
     return signals[::-1]
 
 
+def _normalised(module: Perceptron, place: int, signal: Tensor) -> Tensor:
+    if not module.norms:
+        return signal
+    norm = module.norms[place]
+    if isinstance(norm, BatchNorm):
+        mean, variance = norm.running_mean.double(), norm.running_var.double()
+    else:
+        ones = torch.full((signal.shape[1], 1), 1.0, dtype=torch.float64)
+        mean = product(signal, ones) / signal.shape[1]
+        variance = product((signal - mean) ** 2, ones) / signal.shape[1]
+    scaled = (signal - mean) / torch.sqrt(variance + EPSILON)
+    named = dict(norm.named_parameters())
+    return scaled * named["weight"].double() + named["bias"].double()
+
+
 def _parameters(module: Perceptron) -> list[tuple[Tensor, Tensor]]:
     named = dict(module.named_parameters())
-    count = len(named) // 2
-    return [(named[f"layers.{k}.weight"], named[f"layers.{k}.bias"]) for k in range(count)]
+    none = torch.zeros(1)
+    return [
+        (named[f"layers.{k}.weight"], named.get(f"layers.{k}.bias", none))
+        for k in range(len(module.layers))
+    ]
 
 
 def _rounded(values: Tensor, dim: int, bits: int) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import sqlite3
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from common.errors import ConfigError, DataError, FedError
@@ -88,6 +91,24 @@ def test_another_seed_trains_another_model(study: Study, sites: list[Site]) -> N
     assert run(study, sites).data["model_sha256"] != run(other, sites).data["model_sha256"]
 
 
+@pytest.mark.slow
+def test_half_the_bytes_give_the_same_figures(study: Study, sites: list[Site]) -> None:
+    narrow = parse_study(
+        STUDY.replace(
+            "rounds: 2,", "rounds: 2, upload_bits: 16, download: float16, max_weight: 64,"
+        )
+    )
+    wide, half = run(study, sites), run(narrow, sites)
+    for figure in ("auroc", "brier"):
+        first, second = (one.comparison.federated.pooled[figure] for one in (wide, half))
+        assert first is not None
+        assert second == pytest.approx(first, abs=0.01)
+    rounds = [one.data["communication"]["traffic"][1] for one in (wide, half)]  # type: ignore[index]
+    assert [part["kind"] for part in rounds] == ["train", "train"]
+    header = 8 * 5  # three constants and three tensors' reach words weigh on a model this small
+    assert rounds[1]["upload_bytes"] <= rounds[0]["upload_bytes"] / 2 + header
+
+
 def test_too_few_sites_and_a_site_twice_are_refused(study: Study, sites: list[Site]) -> None:
     with pytest.raises(ConfigError, match="at least 3 sites, 2 given"):
         run(study, sites[:2])
@@ -134,3 +155,26 @@ def test_each_hospital_is_left_out_once_and_subgroups_come_over_the_wire(
         wide = 8.0 if name.startswith("calibration_slope") else 1.0
         assert value == pytest.approx(exact[name], abs=0.002 * wide), name
     assert {group.label for group in result.comparison.subgroups} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_sites_of_several_kinds_train_together(study: Study, sites: list[Site]) -> None:
+    """A simulation carries a table's whole mapping, whatever its kind."""
+    path = Path(getattr(sites[0].data[0], "path", ""))
+    frame = pl.read_csv(path)
+    frame.write_parquet(path.with_suffix(".parquet"))
+    base = path.with_suffix(".db")
+    with closing(sqlite3.connect(base)) as connection, connection:
+        connection.execute("CREATE TABLE visits (years, sex, sick)")
+        connection.executemany("INSERT INTO visits VALUES (?, ?, ?)", frame.rows())
+    query = "SELECT * FROM visits ORDER BY rowid"
+    tables = {
+        "north": f"kind: parquet, path: {path.with_suffix('.parquet').name}",
+        "east": f"kind: sql, url: 'sqlite:///{base}', columns: {{age: years}}, query: {query}",
+    }
+    for name, table in tables.items():
+        (path.parent / f"{name}.yaml").write_text(
+            f"schema: fedcare.site/v1\nid: {name}\ndata: [{{name: heart, {table}}}]\n"
+        )
+    mixed = [load_site(path.parent / f"{site.id}.yaml") for site in sites]
+    assert len(run(study, mixed).data["sites"]) == 3  # type: ignore[arg-type]

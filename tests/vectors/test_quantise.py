@@ -22,7 +22,7 @@ from common.secagg.header import Rounding, quant_bound
 from common.secagg.keys import CoefficientSeed
 from common.secagg.ring import signed_view, word_dtype
 from common.vectors import ParameterSchema, TensorSpec, TensorType
-from coordinator.aggregate import SERVER_LR, ModelUpdate, weighted_mean
+from coordinator.aggregate import ModelUpdate, weighted_mean
 from coordinator.objects import ObjectStore
 from tests.reference import quantiser as reference
 from tests.vectors import inputs
@@ -93,6 +93,6 @@ def test_the_server_step_is_the_equations(name: str, tmp_path: Path) -> None:
         later()
         made = store.path(update.finish().object_sha256).read_bytes()
     assert np.frombuffer(made[len(model_header(LAYOUT)) :], "<f4").tolist() == [
-        np.float32(reference.next_value(m, SERVER_LR, int(t), header.ranges[0], weight_sum))
+        np.float32(reference.next_value(m, 1.0, int(t), header.ranges[0], weight_sum))
         for m, t in zip(model.tolist(), opened[:5], strict=True)
     ]

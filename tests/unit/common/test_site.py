@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import ConfigError, DataError
 from common.site import load_site, load_sites, read_site
+from common.site_tables import CsvTable
 from tests.study_texts import altered
 
 SITE = """\
@@ -32,14 +33,18 @@ def test_paths_are_relative_to_the_manifests_folder(
     path = write(tmp_path / "hospital")
     monkeypatch.chdir(tmp_path)
     site = load_site(path.relative_to(tmp_path))
-    assert site.table("heart").path == str(tmp_path / "hospital" / "cleveland.csv")
+    table = site.table("heart")
+    assert isinstance(table, CsvTable)
+    assert table.path == str(tmp_path / "hospital" / "cleveland.csv")
 
 
 def test_an_absolute_path_is_the_hospitals_own_business(tmp_path: Path) -> None:
     elsewhere = tmp_path / "data.csv"
     elsewhere.touch()
     site = load_site(write(tmp_path / "h", altered(SITE, "cleveland.csv", str(elsewhere))))
-    assert site.table("heart").path == str(elsewhere)
+    table = site.table("heart")
+    assert isinstance(table, CsvTable)
+    assert table.path == str(elsewhere)
 
 
 def test_a_studys_column_is_looked_up_under_the_hospitals_heading(tmp_path: Path) -> None:
@@ -49,6 +54,7 @@ def test_a_studys_column_is_looked_up_under_the_hospitals_heading(tmp_path: Path
 
 def test_the_renaming_cannot_be_changed(tmp_path: Path) -> None:
     table = load_site(write(tmp_path)).table("heart")
+    assert isinstance(table, CsvTable)
     with pytest.raises(TypeError):
         table.columns["num"] = "age"  # type: ignore[index]
 
@@ -72,7 +78,7 @@ def test_lines_are_kept(tmp_path: Path) -> None:
         ("path: cleveland.csv", "path: .", "FILE_MISSING", "is not a file"),
         ("path: cleveland.csv", "path: 3", "BAD_VALUE", "must be text"),
         ("path: cleveland.csv", 'path: "a\\0b"', "BAD_VALUE", "U+0000"),
-        ("kind: csv", "kind: cvs", "BAD_VALUE", "data[0].kind must be csv"),
+        ("kind: csv", "kind: cvs", "BAD_VALUE", "must be csv, parquet"),
         ("id: cleveland", "id: Cleveland!", "BAD_VALUE", "id must be 1 to 63"),
         ("{num: diagnosis}", "{num: d, age: d}", "DUPLICATE_KEY", "data[0].columns.age is the"),
         ("{num: diagnosis}", "[num]", "BAD_VALUE", "must be keys and values"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -372,3 +373,30 @@ def test_a_careful_reader_is_warned() -> None:
     notes = " | ".join(warnings(parse_study(text)))
     for word in ("allow_two_party", "colluders is 0", "classical", "samples", "split.test is 0"):
         assert word in notes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (", range: [18, 110]}", "}", "needs 'range'"),
+        ("110]}", "110], impute: mean}", "counts what is missing"),
+        ("110]}]\n", "110]}]\nstatistics: {group_by: age}\n", "needs 'bands'"),
+        ("110]}]\n", "110]}]\nstatistics: {group_by: agee}\n", "did you mean 'age'"),
+        ("110]}]\n", "110]}]\nstatistics: {cross: [[age, age]]}\n", "with itself"),
+        ("110]}]\n", "110]}]\nstatistics: {min_cell: 5}\n", "min_cell"),
+        (
+            "110]}]\n",
+            "110]}]\nstatistics: {survival: {time: age, event: dead, horizon: 9}}\n",
+            "is a feature already",
+        ),
+        (
+            "110]}]\n",
+            "110]}]\nstatistics: {group_by: {feature: age, bands: [2, 3, 4, 5, 6, 7, 8, 9]}}\n",
+            "more than 8 groups",
+        ),
+    ],
+)
+def test_a_wrong_statistics_section_is_refused(old: str, new: str, says: str) -> None:
+    assert parse_study(STATISTICS).statistics is not None
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        parse_study(altered(STATISTICS, old, new))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,56 @@ def test_other_types_than_float32_are_our_own_bug(tmp_path: Path) -> None:
     address = store.put(b"x")
     with store.open(address) as reader, store.writer() as writer, pytest.raises(InternalError):
         ModelUpdate(half, weighted_mean((1.0,), 1), reader, writer)
+
+
+# --- weights that travel in half precision ----------------------------------------------------
+
+HALF = ParameterSchema(
+    tuple(
+        replace(tensor, dtype=TensorType.FLOAT16) if not tensor.name.startswith("pre") else tensor
+        for tensor in SCHEMA.tensors
+    ),
+    SCHEMA.metrics,
+)
+
+
+@pytest.mark.parametrize("block", [1, 5, 1000])
+def test_steps_below_half_precision_add_up_behind_a_half_precision_model(
+    tmp_path: Path, block: int
+) -> None:
+    """A hundredth of float16's step, 300 times: lost in float16, three steps here."""
+    store = ObjectStore(tmp_path)
+    model = np.ones(SCHEMA.parameters, np.float32)
+    tiny = 2.0**-10 / 100
+    kept, made = previous(model, store), None
+    words = np.full(SCHEMA.words, 1, np.int32)
+    for _ in range(300 if block == 1000 else 3):
+        with (
+            store.open(kept) as reader,
+            store.writer() as writer,
+            store.writer() as keeper,
+        ):
+            step_of = weighted_mean((tiny,) * 6, 1.0)
+            update = ModelUpdate(HALF, step_of, reader, writer, keeper)
+            for start in range(0, words.size, block):
+                later = update.take(start, words[start : start + block])
+                if later is not None:
+                    later()
+            made = update.finish()
+        assert made.kept_sha256 is not None
+        kept = made.kept_sha256
+    assert made is not None
+    data = store.path(made.object_sha256).read_bytes()
+    assert data.startswith(model_header(HALF))
+    body = data[len(model_header(HALF)) :]
+    assert made.model_sha256 == model_digest(HALF, body)
+    wanted = 1.0 + (3.0 * 2.0**-10 if block == 1000 else 0.0)
+    np.testing.assert_allclose(HALF.flat(body)[3:], wanted, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(HALF.flat(body)[:3], 1.0)
+
+
+def test_a_half_precision_model_without_kept_values_is_a_mistake(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path)
+    address = previous(np.ones(SCHEMA.parameters, np.float32), store)
+    with store.open(address) as reader, store.writer() as writer, pytest.raises(InternalError):
+        ModelUpdate(HALF, weighted_mean(RANGES, WEIGHT), reader, writer)

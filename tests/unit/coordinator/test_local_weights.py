@@ -17,7 +17,6 @@ from common.secagg.ring import signed_view, word_dtype
 from common.study import Study
 from common.weights import public_weight
 from coordinator.aggregate import ServerStep
-from coordinator.opening import Opening
 from coordinator.run_state import OpenSum
 from coordinator.use_sum import _server_step
 from tests.learning import study
@@ -81,9 +80,8 @@ def test_the_step_is_the_mean_by_the_survivors_public_weights(
 
 def step_of(terms: Study, good: Header, survivors: tuple[str, ...]) -> ServerStep:
     ids = tuple(hospital_id("fed", site) for site in survivors)
-    command = OpenSum(good, ids, PLAN, None)
-    opening = Opening((), PLAN, good.d, 1)
-    return _server_step(terms, command, opening, round_layout(terms, KIND).schema)
+    command = OpenSum(good, ids, PLAN, None, len(ids))
+    return _server_step(terms, command, ())
 
 
 def test_survivors_that_weigh_next_to_nothing_void_the_round() -> None:

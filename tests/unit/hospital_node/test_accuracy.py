@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy
+from benchmarks.accuracy import rounds as accuracy
 from common.study import load_study
 from hospital_node.baselines import centralised, local_only
 from hospital_node.data import heart

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.errors import CATALOGUE, ConfigError, Refusal
+from common.ids import RunId
 from common.layouts import noise_terms
 from common.logs import make_log
 from common.policy import parse_policy
@@ -21,6 +22,7 @@ from common.secagg.keys import CoefficientSeed
 from common.site import load_site
 from common.study import Study, canonical_json, config_hash, parse_study
 from hospital_node.learning import HospitalDesk, StudyWork
+from hospital_node.personal_state import OwnTensors
 from tests.policy_texts import POLICY
 from tests.private_study import header_of, private_study
 
@@ -112,7 +114,13 @@ def test_no_round_without_noise_is_made_of_a_study_that_promises_it() -> None:
     for mode in (NO_DP, header_of(private_study(mode="hospital"), 1).dp):
         header = replace(header_of(study, 1), dp=mode)
         with pytest.raises(Refusal, match="DP_WEAK"):
-            work.make(header, None, CoefficientSeed(bytes(32)), lambda: False)
+            work.make(
+                header,
+                None,
+                CoefficientSeed(bytes(32)),
+                lambda: False,
+                OwnTensors(Path(), RunId("r")),
+            )
 
 
 class OpenBooks(NoBooks):

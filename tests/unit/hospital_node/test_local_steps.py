@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from common.entropy import CountingEntropy
 from common.errors import Refusal, RoundError
 from common.features import Encoded
+from common.ids import RunId
 from common.logs import make_log
 from common.policy import parse_policy
 from common.privacy.noise import NoiseStream
@@ -25,6 +26,7 @@ from common.secagg.keys import CoefficientSeed
 from common.site import load_site
 from common.study import Study, canonical_json, config_hash, parse_study
 from hospital_node.learning import HospitalDesk, StudyWork
+from hospital_node.personal_state import OwnTensors
 from hospital_node.private import contribution, local_steps, sampling
 from hospital_node.private.contribution import patient_sum
 from tests.learning import study
@@ -253,4 +255,4 @@ def test_nothing_is_computed_from_patients_before_the_charge(
     work = desk.open(canonical_json(parse_study(STUDY)))
     assert isinstance(header(2).dp, DpTerms)
     with pytest.raises(Refusal, match="BUDGET"):
-        work.make(header(2), None, SEED, lambda: False)
+        work.make(header(2), None, SEED, lambda: False, OwnTensors(Path(), RunId("r")))

@@ -22,6 +22,7 @@ from hospital_node.pipeline import (
     make_evaluation,
     make_statistics,
 )
+from hospital_node.strategies import Received
 from hospital_node.train import train
 from tests.learning import random_table, study
 
@@ -57,7 +58,9 @@ def test_a_training_round_gives_the_weighted_mean_of_the_updates() -> None:
 
     start = models.initial(terms)
     layout = models.layout(terms)
-    sources = [make_contribution(terms, site, rows, start, 1) for site, rows in data.items()]
+    sources = [
+        make_contribution(terms, site, rows, Received(start), 1, {}) for site, rows in data.items()
+    ]
     assert [source.u for source in sources] == [0.5, 0.5, 0.0625, 0.25]
     words = opened(sources, layout, (1.0, 1.0, *models.metric_ranges(bound)), 32)
     weights, loss, clipped = (int(word) for word in words[layout.parameters :])
@@ -107,6 +110,6 @@ def test_an_evaluation_gives_the_pooled_metrics() -> None:
 def test_a_vector_model_reads_no_data() -> None:
     terms = study(model="{kind: vector, size: 100}", federation="{weights: equal}")
     nothing = Encoded(np.zeros((0, 6), np.float32), np.zeros(0, np.float32))
-    source = make_contribution(terms, "a", nothing, models.initial(terms), 3)
+    source = make_contribution(terms, "a", nothing, Received(models.initial(terms)), 3, {})
     assert np.array_equal(source.values, whole("a", 3, 100))
     assert (source.u, source.metrics) == (1.0, ())

@@ -34,6 +34,7 @@ from common.messages import DownloadChunk, ReleaseNotice
 from common.study import config_hash
 from common.vectors import ParameterSchema
 from hospital_node.backoff import Backoff
+from hospital_node.personal_state import OwnTensors
 from hospital_node.releases import MAX_SMALL_BYTES, ReleaseKeeper, ReleaseTrust
 from hospital_node.session import LinkSlot
 from hospital_node.store import NodeStore
@@ -75,7 +76,7 @@ class FakeWork:
     def model_schema(self) -> ParameterSchema:
         return model_schema(study())
 
-    def report(self, model: Path) -> Mapping[str, object]:
+    def report(self, model: Path, own: OwnTensors) -> Mapping[str, object]:
         assert model.stat().st_size
         self.reports += 1
         if self.failure is not None:

@@ -19,6 +19,7 @@ from common.pki import describe
 from common.pki_keep import Report
 from common.policy import load_policy
 from common.site import load_site
+from common.site_tables import CsvTable
 from common.study import Study, config_hash
 from coordinator.config import CoordinatorConfig
 from hospital_node.config import NodeConfig
@@ -131,6 +132,7 @@ def test_a_hospitals_files_name_it_its_ca_and_its_table_alone(ready: Volumes) ->
         (ca,) = describe(ready.root / "identity" / site / "ca.crt")
         assert policy.federation.ca_sha256 == ca.sha256
         table = load_site(ready.site(site) / "site.yaml").data[0]
+        assert isinstance(table, CsvTable)
         assert (table.name, Path(table.path)) == ("heart", ready.site(site) / "heart.csv")
         load(shipped("heart-disease"), Path(table.path))
 

@@ -1,7 +1,7 @@
 """Accuracy of mode patient-local on four real hospitals, noise and protocol included.
 
-    python benchmarks/accuracy_local.py --data DIR             # the shipped study, 10 seeds
-    python benchmarks/accuracy_local.py --data DIR --select    # how its terms were chosen
+    python -m benchmarks.accuracy.local --data DIR             # the shipped study, 10 seeds
+    python -m benchmarks.accuracy.local --data DIR --select    # how its terms were chosen
 
 DIR holds the four original files `processed.<hospital>.data` of the UCI Heart Disease data
 set; rows and split are FLamby's. The first form is `fedcare sim` once a seed: every mask,
@@ -11,7 +11,7 @@ hospitals' own noised steps and without the protocol around them. There a fold's
 are three quarters, and so are the public numbers and the noise: the same signal to noise.
 """
 
-# ruff: noqa: INP001, T201 - a script, and its table is its output
+# ruff: noqa: T201 - a script, and its table is its output
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from accuracy import Figures, Model, folds, scores, spread
 from numpy.typing import NDArray
 
+from benchmarks.accuracy.rounds import Figures, Model, folds, scores, spread
 from common import layouts, models, statistics
 from common.documents import dump_yaml
 from common.entropy import OsEntropy
@@ -46,7 +46,7 @@ from hospital_node.private.local_steps import LocalTraining
 from researcher.progress import LineDisplay
 from researcher.sim import simulate
 
-STUDY: Final = Path(__file__).resolve().parents[1] / "studies" / "heart-disease-private-local.yaml"
+STUDY: Final = Path(__file__).resolve().parents[2] / "studies" / "heart-disease-private-local.yaml"
 FOLDS: Final = 4
 KEPT: Final = 1 - 1 / FOLDS
 LENGTHS: Final = ((5, 1), (8, 1), (15, 1), (5, 2), (8, 2), (4, 4))

@@ -1,6 +1,6 @@
 """Accuracy under differential privacy on four real hospitals, by the code that `sim` runs.
 
-    python benchmarks/accuracy_private.py --data DIR [--seeds 10] [STUDY.yaml ...]
+    python -m benchmarks.accuracy.private --data DIR [--seeds 10] [STUDY.yaml ...]
 
 DIR holds the four original files `processed.<hospital>.data` of the UCI Heart Disease data
 set; rows and split are FLamby's (see `hospital_node.data.heart`). Each run is a whole
@@ -13,7 +13,7 @@ least, most), the epsilon that the study states, and the epsilon of the steps tr
 the hospitals' ledgers charged it (the largest hospital's; the most of all runs).
 """
 
-# ruff: noqa: INP001, T201 - a script, and its table is its output
+# ruff: noqa: T201 - a script, and its table is its output
 
 from __future__ import annotations
 
@@ -26,34 +26,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, cast
 
-from common.site import Site, load_site
+from benchmarks.accuracy.frame import Silent
+from benchmarks.accuracy.heart import hospitals
+from common.site import Site
 from common.study import Study, load_study
-from common.views import RunView
-from hospital_node.data import heart
-from researcher.local import site_file, write
 from researcher.sim import simulate
 from researcher.studies import with_seed
 
-STUDIES: Final = Path(__file__).resolve().parents[1] / "studies"
+STUDIES: Final = Path(__file__).resolve().parents[2] / "studies"
 SHIPPED: Final = (STUDIES / "heart-disease-private.yaml",)
-
-
-class Silent:
-    """Shows nothing; see `researcher.progress.Display`."""
-
-    def step(self, text: str) -> None:
-        """See `Display`."""
-
-    def show(self, view: RunView) -> None:
-        """See `Display`."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +46,6 @@ class Run:
     auroc: float
     accuracy: float
     charged: float | None
-
-
-def hospitals(uci: Path, folder: Path, dataset: str) -> list[Site]:
-    """Write the hospitals' tables and manifests, and return the manifests."""
-    sites = []
-    for name, file in heart.write_sites(
-        heart.read_uci(uci), folder, with_flamby_split=True
-    ).items():
-        path = folder / f"{name}.yaml"
-        write(path, site_file(name, dataset, file.name))
-        sites.append(load_site(path))
-    return sites
 
 
 def run(study: Study, sites: list[Site]) -> Run:

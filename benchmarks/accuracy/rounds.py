@@ -1,7 +1,7 @@
 """Accuracy on four real hospitals: federated against alone and against pooled data.
 
-    python benchmarks/accuracy.py --data DIR               # the shipped study, 5 seeds
-    python benchmarks/accuracy.py --data DIR --select      # how its terms were chosen
+    python -m benchmarks.accuracy.rounds --data DIR             # the shipped study, 5 seeds
+    python -m benchmarks.accuracy.rounds --data DIR --select    # how its terms were chosen
 
 DIR holds the four original files `processed.<hospital>.data` of the UCI Heart Disease
 data set. Rows and split are FLamby's (see `hospital_node.data.heart`). The rounds run in
@@ -13,7 +13,7 @@ cross-validation inside the training rows (5 folds, repeated). A proper score mo
 by chance than accuracy or AUROC, which are shown beside it.
 """
 
-# ruff: noqa: INP001, T201 - a script, and its table is its output
+# ruff: noqa: T201 - a script, and its table is its output
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ from hospital_node.data import heart
 from hospital_node.data.load import SiteData, load
 from hospital_node.evaluate import finite, predict, site_metrics
 from hospital_node.pipeline import ContributionSource, make_contribution, make_statistics
+from hospital_node.strategies import Received
 
-STUDY: Final = Path(__file__).resolve().parents[1] / "studies" / "heart-disease-flamby.yaml"
+STUDY: Final = Path(__file__).resolve().parents[2] / "studies" / "heart-disease-flamby.yaml"
 FIRST_RANGE: Final = 1.0
 """R of the first round; later ones follow the previous aggregate (section 7.2)."""
 
@@ -89,7 +90,9 @@ def federated(study: Study, sites: Mapping[str, Encoded]) -> Model:
     scales = [FIRST_RANGE] * len(schema.tensors)
     for round_no in range(1, study.federation.rounds + 1):
         ranges = (*scales, *models.metric_ranges(coding.bound))
-        sources = [make_contribution(study, s, d, model, round_no) for s, d in sites.items()]
+        sources = [
+            make_contribution(study, s, d, Received(model), round_no, {}) for s, d in sites.items()
+        ]
         opened = open_sum(sources, schema, ranges, coding)
         weight_sum = int(opened[schema.parameters])
         previous = model.copy()

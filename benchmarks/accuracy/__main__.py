@@ -1,0 +1,44 @@
+"""`python -m benchmarks.accuracy`: measure an entry, or write the page of all of them."""
+
+# ruff: noqa: T201 - a command, and its table is its output
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.accuracy import frame, heart, page
+from benchmarks.accuracy.entries import ENTRIES
+
+
+def main() -> None:
+    """Read the command line and do as it says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("what", choices=[*ENTRIES, "page"])
+    parser.add_argument("--data", type=Path, help="folder of the original files, for real sets")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--select", action="store_true", help="heart: how its terms were chosen")
+    parser.add_argument("--repeats", type=int, default=3, help="heart: repeats of the folds")
+    given = parser.parse_args()
+    if given.what == "page":
+        page.write_page([_stored(parser, name) for name in ENTRIES])
+        return
+    if given.what == "heart" and given.data is None:
+        parser.error("heart needs --data, the folder of the four original files")
+    if given.select:
+        heart.select(given.data, given.repeats)
+        return
+    entry = ENTRIES[given.what](given)
+    print(page.section(entry))
+    print(f"kept in {entry.save().relative_to(frame.ROOT)}")
+
+
+def _stored(parser: argparse.ArgumentParser, name: str) -> frame.Entry:
+    try:
+        return frame.Entry.load(name)
+    except OSError:
+        parser.error(f"{name} has not been measured: python -m benchmarks.accuracy {name}")
+
+
+if __name__ == "__main__":
+    main()

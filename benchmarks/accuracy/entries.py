@@ -1,0 +1,17 @@
+"""The entries of the results page, in its order. A new one is a module and a line here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from benchmarks.accuracy import heart, mixed_units, wide
+from benchmarks.accuracy.frame import Entry
+
+ENTRIES: Final[Mapping[str, Callable[[argparse.Namespace], Entry]]] = {
+    "heart": heart.measure,
+    "wide": wide.measure,
+    "mixed-units": mixed_units.measure,
+}
+"""What measures each entry; it reads `data` (a folder, if it needs one) and `seeds`."""

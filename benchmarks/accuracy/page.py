@@ -1,0 +1,108 @@
+"""The results page: a table an entry, what must be reached, and one picture of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from benchmarks.accuracy.frame import AUROC, ROOT, Entry, Must, Result
+
+PAGE: Final = ROOT / "docs" / "accuracy.md"
+PICTURE: Final = ROOT / "docs" / "img" / "accuracy.svg"
+
+_HEAD: Final = """\
+# Accuracy
+
+<!-- Written by `python -m benchmarks.accuracy page` from the entries' figures; run it again. -->
+
+What models are worth that hospitals train together, beside what each hospital gets alone and what
+all rows in one place would give. Every run is a whole federation in one process: nodes, keys,
+masks and rounds as in production. Figures are of test rows only, as mean ± standard error over
+seeds; a seed changes the order of rows in training, not the split, so the error tells nothing
+about other patients. "Each hospital alone" is every hospital's own model on its own test rows.
+A hospital whose test rows are of one class has no AUROC.
+
+![Pooled AUROC of each entry, by way of training](img/accuracy.svg)
+"""
+
+_LEFT, _RIGHT, _ROW, _TOP = 330, 30, 22, 30
+_WIDTH: Final = 760
+_LOW, _HIGH = 0.5, 1.0
+_FONT: Final = 'font-family="sans-serif" font-size="12" fill="#222"'
+_COLOURS: Final = ("#0b6e99", "#8a8f98", "#b8860b", "#5a7d3a", "#8b3a62")
+
+
+def write_page(entries: Sequence[Entry]) -> None:
+    """Write the page and its picture."""
+    PAGE.write_text(_HEAD + "".join(section(entry) for entry in entries), encoding="utf-8")
+    PICTURE.write_text(picture(entries), encoding="utf-8")
+
+
+def section(entry: Entry) -> str:
+    """Return one entry as Markdown."""
+    names = list(entry.results[0].figures)
+    lines = [
+        f"\n## {entry.title}\n",
+        f"`{entry.command}` ({entry.seconds:.0f} s)\n",
+        f"{entry.text}\n",
+        "| | " + " | ".join(names) + " |",
+        "|:---|" + "---:|" * len(names),
+    ]
+    for result in entry.results:
+        cells = [_cell(result, name) for name in names]
+        lines.append(f"| {result.way} | " + " | ".join(cells) + " |")
+    if entry.musts:
+        lines += ["", "| must | found | |", "|:---|---:|:---|"]
+        lines += [_must(entry, must) for must in entry.musts]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(result: Result, name: str) -> str:
+    return f"{result.mean(name):.4f} ± {result.error(name):.4f}"
+
+
+def _must(entry: Entry, must: Must) -> str:
+    mean = entry.result(must.way).mean(must.figure)
+    asked = f"{must.way}, {must.figure} {'at most' if must.at_most else 'at least'} {must.value:g}"
+    return f"| {asked} | {mean:.4f} | {'reached' if must.met(mean) else '**not reached**'} |"
+
+
+def picture(entries: Sequence[Entry]) -> str:
+    """Return an SVG: a dot for each way of training's pooled AUROC, with its standard error."""
+    rows = [
+        (entry, result) for entry in entries for result in entry.results if AUROC in result.figures
+    ]
+    height = _TOP + _ROW * len(rows) + 40
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" {_FONT}>',
+        "<title>Pooled AUROC of each entry, by way of training</title>",
+        *_axis(height),
+    ]
+    for place, (entry, result) in enumerate(rows):
+        parts += _dot(place, entry, result)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _x(value: float) -> float:
+    share = (value - _LOW) / (_HIGH - _LOW)
+    return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
+
+
+def _axis(height: int) -> Iterator[str]:
+    for tenth in range(5, 11):
+        x = _x(tenth / 10)
+        yield f'<line x1="{x}" y1="{_TOP - 8}" x2="{x}" y2="{height - 30}" stroke="#ddd"/>'
+        yield f'<text x="{x}" y="{height - 14}" text-anchor="middle">{tenth / 10:g}</text>'
+
+
+def _dot(place: int, entry: Entry, result: Result) -> Iterator[str]:
+    y = _TOP + _ROW * place + 6
+    mean, error = result.mean(AUROC), result.error(AUROC)
+    colour = _COLOURS[[one.way for one in entry.results].index(result.way) % len(_COLOURS)]
+    yield f'<text x="{_LEFT - 12}" y="{y + 4}" text-anchor="end">{entry.name}: {result.way}</text>'
+    yield (
+        f'<line x1="{_x(mean - error)}" y1="{y}" x2="{_x(mean + error)}" y2="{y}" '
+        f'stroke="{colour}" stroke-width="3"/>'
+    )
+    yield f'<circle cx="{_x(mean)}" cy="{y}" r="4.5" fill="{colour}"/>'
+    yield f'<text x="{_x(mean + error) + 9}" y="{y + 4}" font-size="11">{mean:.3f}</text>'
