@@ -304,8 +304,21 @@ class Study(Section):
 
     def _check_subgroups(self) -> None:
         features = {feature.name: feature for feature in self.features}
+        used: set[str] = set()
         for index, group in enumerate(self.evaluate.subgroups):
             at = ("evaluate", "subgroups", index)
+            if group.feature in used:
+                raise problem(
+                    f"is {show(group.feature)} again; two ways of cutting one feature tell of "
+                    "the patients between them",
+                    *at, "feature", name="DUPLICATE_KEY",
+                )  # fmt: skip
+            used.add(group.feature)
+            if self.target.type == "survival":
+                raise problem(
+                    "is given, but a survival target's figures are of all patients only",
+                    "evaluate", "subgroups", name="NOT_SUPPORTED",
+                )  # fmt: skip
             feature = features.get(group.feature)
             if feature is None:
                 guess = nearest(group.feature, features)

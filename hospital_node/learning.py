@@ -40,6 +40,7 @@ from common.secagg.keys import CoefficientSeed, Suite
 from common.secagg.ring import Words
 from common.site import Site
 from common.study import Scaffold, Study, VectorModel, study_from_canonical
+from common.subgroups import members
 from common.vectors import ParameterSchema
 from common.weights import public_batch, public_weight
 from hospital_node.consent import ConsentRefused, decide
@@ -213,7 +214,8 @@ class StudyWork:
             case RoundKind.EVALUATE:
                 weights, rows = self._split(model, "test")
                 mine = with_own(study, weights, own.get(FEDBN))
-                source = pipeline.make_evaluation(study, rows, mine)
+                inside = members(study, self._rows().test.values)
+                source = pipeline.make_evaluation(study, rows, mine, inside)
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)

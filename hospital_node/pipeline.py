@@ -112,6 +112,14 @@ def make_statistics(study: Study, site: str, table: Table, levels: int) -> Contr
     return ContributionSource(statistics.contribution(study, table, u, levels))
 
 
-def make_evaluation(study: Study, data: Encoded, model: NDArray[np.float32]) -> ContributionSource:
-    """Return the hospital's contribution to an evaluate round; all zeros without test rows."""
-    return ContributionSource(evaluation_contribution(study, model, data))
+def make_evaluation(
+    study: Study,
+    data: Encoded,
+    model: NDArray[np.float32],
+    members: NDArray[np.bool_] | None = None,
+) -> ContributionSource:
+    """Return the hospital's contribution to an evaluate round; all zeros without test rows.
+
+    `members` says who is in which subgroup (`common.subgroups.members`).
+    """
+    return ContributionSource(evaluation_contribution(study, model, data, members))
