@@ -28,6 +28,7 @@ from common.manifest import MODEL_FILE, STUDY_FILE
 from common.model_file import model_header
 from common.preprocessing import Preprocessing
 from common.study import Study, canonical_json, study_from_canonical
+from common.vectors import ParameterSchema, widened
 from hospital_node import files
 
 SCHEMA: Final = "fedcare.personal/1"
@@ -75,7 +76,7 @@ def save(
     files.make_directory(part)
     try:
         text = canonical_json(study)
-        model = model_header(model_schema(study)) + flat.astype("<f4").tobytes()
+        model = model_header(_schema(study)) + flat.astype("<f4").tobytes()
         body = {
             "schema": SCHEMA, **record,
             "study_sha256": _hex(text), "file_sha256": _hex(model),
@@ -106,9 +107,14 @@ def load(folder: Path) -> Personal:
     if (_hex(text), _hex(model)) != (record["study_sha256"], record["file_sha256"]):
         raise StateError("MODEL_INVALID", f"{folder.name}: a file is not what {CHOICE_FILE} names")
     study = study_from_canonical(text, STUDY_FILE)
-    schema = model_schema(study)
+    schema = _schema(study)
     skip = len(model_header(schema))
     return Personal(study, schema.flat(model[skip:]), record)
+
+
+def _schema(study: Study) -> ParameterSchema:
+    """Return the file's layout: float32, also where models travel in half precision."""
+    return widened(model_schema(study))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
