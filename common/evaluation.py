@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import metrics
+from common import metrics, survival_evaluation
 from common.errors import InternalError
 from common.study import Study
 from common.vectors import ParameterSchema, TensorSpec, TensorType
@@ -44,6 +44,7 @@ class Metrics:
     `log_loss` is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
     target that varies. `noise_sd`: of each count's noise, where there is differential
     privacy (`common.noised_evaluation`); then no figure is exact.
+    `detail`: further figures by name; those of a survival target, whose `positives` are events.
     """
 
     rows: float = 0.0
@@ -56,11 +57,13 @@ class Metrics:
     mae: float | None = None
     r2: float | None = None
     noise_sd: float | None = None
+    detail: tuple[tuple[str, float | None], ...] = ()
 
     def as_dict(self, study: Study) -> dict[str, float | None]:
         """Return the figures that fit the study's target, for JSON; whole counts as `int`."""
         noised = () if self.noise_sd is None else ("noise_sd",)
         found = {name: getattr(self, name) for name in (*_FIGURES[study.target.type], *noised)}
+        found.update(self.detail)
         return {
             name: int(value) if name in _COUNTS and value == round(value or 0) else value
             for name, value in found.items()
@@ -71,6 +74,7 @@ _FIGURES: Final = {
     "binary": ("rows", "positives", "auroc", "accuracy", "brier", "log_loss"),
     "multiclass": ("rows", "accuracy", "brier", "log_loss"),
     "continuous": ("rows", "mse", "mae", "r2"),
+    "survival": ("rows", "positives"),
 }
 _COUNTS: Final = ("rows", "positives")
 
@@ -80,11 +84,15 @@ def site_metrics(
 ) -> Metrics:
     """Return exact metrics over the given rows; without rows only `rows` = 0.
 
+    A survival target's rows are as `common.survival_evaluation` says.
+
     `predictions`: P(positive) [rows] for a binary target, P(level) [rows, levels] for a
     multiclass one, the predicted number [rows] for a continuous one.
     """
     if len(target) == 0:
         return Metrics()
+    if study.target.type == "survival":
+        return survival_evaluation.of_hospitals(study, [(predictions, target)])
     sums = _row_sums(study, predictions, target).sum(axis=0)
     found = _from_sums(study, sums)
     if study.target.type != "binary":
@@ -95,6 +103,8 @@ def site_metrics(
 
 def layout(study: Study) -> ParameterSchema:
     """Return the layout of an evaluate round: `sums` and, for a binary target, `histogram`."""
+    if study.target.type == "survival":
+        return survival_evaluation.layout(study)
     sums = TensorSpec("sums", TensorType.FLOAT64, (len(_names(study)),))
     if study.target.type != "binary":
         return ParameterSchema((sums,))
@@ -103,6 +113,8 @@ def layout(study: Study) -> ParameterSchema:
 
 def ranges(study: Study) -> tuple[float, ...]:
     """Return R of each tensor of `layout`."""
+    if study.target.type == "survival":
+        return survival_evaluation.ranges(study)
     return (ROW_LIMIT,) * len(layout(study).tensors)
 
 
@@ -117,6 +129,8 @@ def contribution(
     """
     if len(target) == 0:
         return np.zeros(layout(study).parameters)
+    if study.target.type == "survival":
+        return survival_evaluation.contribution(study, predictions, target)
     sums = _row_sums(study, predictions, target).sum(axis=0)
     if study.target.type == "binary":
         histogram = metrics.score_histogram(predictions, target)
@@ -134,6 +148,8 @@ def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Metrics:
     Raises:
         InternalError: `opened` has not the layout's length.
     """
+    if study.target.type == "survival":
+        return survival_evaluation.pooled(study, opened, levels)
     if opened.shape != (layout(study).parameters,):
         raise InternalError("an evaluation's sum is not of the layout")
     values = opened.astype(np.float64) * ROW_LIMIT / levels

@@ -176,7 +176,7 @@ def published(found: Metrics) -> Metrics | None:
     positives = found.positives
     if positives is None or min(positives, found.rows - positives) >= SMALLEST_CELL:
         return found
-    return replace(found, positives=None, auroc=None)
+    return replace(found, positives=None, auroc=None, detail=())
 
 
 def make_first_model(study: Study, objects: ObjectStore) -> ModelRef:

@@ -13,6 +13,10 @@ from collections.abc import Mapping
 from common.errors import ConfigError, DataError, FedError, IdentityError, StateError
 
 
+_RANKED = ("auroc", "c_index", "brier_at")
+"""Figures, by how their names begin, that the few rows of one class decide."""
+
+
 def public_detail(failure: FedError) -> str:
     """Return the line about a failure that may leave the hospital.
 
@@ -36,4 +40,5 @@ def shown_figures(figures: Mapping[str, float | None], min_cell: int) -> dict[st
         return dict(figures)
     few = positives < min_cell
     bound = f"<{min_cell}" if few else f">{rows - min_cell:g}"
-    return {**figures, "positives": bound, "auroc": None}
+    ranked = {name: None for name in figures if name.startswith(_RANKED)}
+    return {**figures, **ranked, "positives": bound}

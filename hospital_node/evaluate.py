@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import evaluation
-from common.errors import Refusal
+from common.errors import InternalError, Refusal
 from common.evaluation import Metrics
 from common.features import Encoded
 from common.study import Study
+from common.survival_metrics import breslow
 from hospital_node.models import build
 from hospital_node.models.rows import filled, forward, tiles
 from hospital_node.train import make_deterministic
@@ -25,7 +26,7 @@ from hospital_node.train import make_deterministic
 def predict(
     study: Study, model: NDArray[np.float32], features: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return P(positive) [rows], P(level) [rows, levels] or the number [rows].
+    """Return P(positive) [rows], P(level) [rows, levels], the number, rate or log hazard [rows].
 
     A row's prediction is the same bits whatever rows stand beside it, and what the model gives,
     finite or not: `finite` asks.
@@ -62,27 +63,59 @@ def _predicted(study: Study, outputs: Tensor) -> Tensor:
             return torch.sigmoid(wide[:, 0])
         case "multiclass":
             return torch.softmax(wide, dim=1)
+        case _ if study.model.kind == "poisson":
+            return torch.exp(wide[:, 0])
         case _:
             return wide[:, 0]
 
 
-def site_metrics(study: Study, model: NDArray[np.float32], data: Encoded) -> Metrics:
-    """Return exact metrics of `model` over one hospital's rows.
+def judged(
+    study: Study, model: NDArray[np.float32], data: Encoded, train: Encoded | None = None
+) -> NDArray[np.float64]:
+    """Return what `common.evaluation` judges: finite predictions.
+
+    Of a survival target [rows, 1 + horizons]: the log hazard, then S(t | x) at each horizon
+    (`common.survival_metrics.breslow`) by the baseline of the hospital's own training rows,
+    `train`; the baseline itself leaves by no way.
+
+    Raises:
+        Refusal: INPUT_NAN, a prediction is not finite.
+        InternalError: a survival study has horizons, and there are no training rows.
+    """
+    found = finite(predict(study, model, data.features))
+    if study.target.type != "survival":
+        return found
+    horizons = np.array(study.evaluate.horizons, np.float64)
+    columns = [found[:, None]]
+    if len(horizons):
+        if train is None:
+            raise InternalError("survival at a horizon needs the hospital's training rows")
+        risk, target = finite(predict(study, model, train.features)), train.target
+        seen = target.astype(np.float64)
+        hazard = breslow(seen[:, 0], seen[:, 1], risk, horizons)
+        columns.append(np.exp(-np.exp(found)[:, None] * hazard))
+    return finite(np.concatenate(columns, axis=1))
+
+
+def site_metrics(
+    study: Study, model: NDArray[np.float32], data: Encoded, train: Encoded | None = None
+) -> Metrics:
+    """Return exact metrics of `model` over one hospital's rows; `train` as in `judged`.
 
     Raises:
         Refusal: INPUT_NAN, a prediction is not finite.
     """
-    predictions = finite(predict(study, model, data.features))
+    predictions = judged(study, model, data, train)
     return evaluation.site_metrics(study, predictions, data.target.astype(np.float64))
 
 
 def evaluation_contribution(
-    study: Study, model: NDArray[np.float32], data: Encoded
+    study: Study, model: NDArray[np.float32], data: Encoded, *, train: Encoded | None = None
 ) -> NDArray[np.float64]:
     """Return the hospital's vector of an evaluate round (`common.evaluation.layout`).
 
     Raises:
         Refusal: INPUT_NAN, a prediction is not finite.
     """
-    predictions = finite(predict(study, model, data.features))
+    predictions = judged(study, model, data, train)
     return evaluation.contribution(study, predictions, data.target.astype(np.float64))

@@ -208,7 +208,9 @@ class StudyWork:
             case RoundKind.EVALUATE:
                 weights, rows = self._split(model, "test")
                 mine = with_own(study, weights, own.get(FEDBN))
-                source = pipeline.make_evaluation(study, rows, mine)
+                source = pipeline.make_evaluation(
+                    study, rows, mine, train=self._baseline_rows(model)
+                )
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
@@ -309,7 +311,9 @@ class StudyWork:
 
         weights, rows = self._split(model, "test")
         mine = with_own(self._study, weights, own.get(FEDBN))
-        found = site_metrics(self._study, mine, rows).as_dict(self._study)
+        found = site_metrics(
+            self._study, mine, rows, self._baseline_rows(model)
+        ).as_dict(self._study)
         return shown_figures(found, self._min_cell)
 
     def _layout(self, kind: RoundKind) -> RoundLayout:
@@ -331,6 +335,11 @@ class StudyWork:
             known = (preprocessing, preprocessing.encode(self._study, table))
             self._encoded[part] = known
         return weights, known[1]
+
+    def _baseline_rows(self, model: Path | None) -> Encoded | None:
+        """Return the training rows where predictions need their baseline hazard."""
+        survival = self._study.target.type == "survival"
+        return self._split(model, "train")[1] if survival else None
 
     def _flat(self, model: Path | None) -> NDArray[np.float32]:
         if model is None:

@@ -90,6 +90,8 @@ def make_statistics(study: Study, site: str, table: Table, levels: int) -> Contr
     return ContributionSource(statistics.contribution(study, table, u, levels))
 
 
-def make_evaluation(study: Study, data: Encoded, model: NDArray[np.float32]) -> ContributionSource:
+def make_evaluation(
+    study: Study, data: Encoded, model: NDArray[np.float32], *, train: Encoded | None = None
+) -> ContributionSource:
     """Return the hospital's contribution to an evaluate round; all zeros without test rows."""
-    return ContributionSource(evaluation_contribution(study, model, data))
+    return ContributionSource(evaluation_contribution(study, model, data, train=train))

@@ -120,12 +120,12 @@ def compare(
     test = {site: preprocessing.encode(study, data.test) for site, data in sites.items()}
     alone = local_only(study, train)
     together = centralised(study, train)
-    scores = score(study, test, lambda _site: weights)
+    scores = score(study, test, lambda _site: weights, train)
 
     def everywhere(model: Weights) -> Assessment:
-        return assess(study, score(study, test, lambda _site: model))
+        return assess(study, score(study, test, lambda _site: model, train))
 
-    home = assess(study, score(study, test, lambda site: alone[site]))
+    home = assess(study, score(study, test, lambda site: alone[site], train))
     elsewhere = {site: everywhere(model).pooled for site, model in alone.items()}
     return Comparison(
         federated=assess(study, scores),
@@ -138,14 +138,20 @@ def compare(
 
 
 def score(
-    study: Study, test: Mapping[str, Encoded], model: Callable[[str], Weights]
+    study: Study,
+    test: Mapping[str, Encoded],
+    model: Callable[[str], Weights],
+    train: Mapping[str, Encoded],
 ) -> dict[str, Scored]:
-    """Return each hospital's test rows scored by the model chosen for it."""
-    from hospital_node.evaluate import finite, predict
+    """Return each hospital's test rows scored by the model chosen for it.
+
+    `train`: the hospitals' training rows, for the baseline of survival predictions.
+    """
+    from hospital_node.evaluate import judged
 
     return {
         site: Scored(
-            finite(predict(study, model(site), rows.features)),
+            judged(study, model(site), rows, train[site]),
             rows.target.astype(np.float64),
         )
         for site, rows in test.items()
@@ -155,6 +161,7 @@ def score(
 def assess(study: Study, scores: Mapping[str, Scored]) -> Assessment:
     """Return exact figures over all rows and per hospital."""
     from common.evaluation import site_metrics
+    from common.survival_evaluation import of_hospitals
 
     together = Scored(
         np.concatenate([rows.predictions for rows in scores.values()]),
@@ -164,4 +171,8 @@ def assess(study: Study, scores: Mapping[str, Scored]) -> Assessment:
     def figures(rows: Scored) -> Figures:
         return site_metrics(study, rows.predictions, rows.target).as_dict(study)
 
-    return Assessment(figures(together), {site: figures(rows) for site, rows in scores.items()})
+    whole = figures(together)
+    if study.target.type == "survival":  # patients are compared within hospitals
+        strata = [(rows.predictions, rows.target) for rows in scores.values()]
+        whole = of_hospitals(study, strata).as_dict(study)
+    return Assessment(whole, {site: figures(rows) for site, rows in scores.items()})

@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.study import (
+    CoxModel,
     FedBn,
+    LinearModel,
     LogisticModel,
     MlpModel,
     MulticlassTarget,
+    PoissonModel,
     Study,
     VectorModel,
     config_hash,
@@ -42,6 +45,10 @@ STATISTICS: Final = ("running_mean", "running_var")
 """Of batch normalisation: moving mean and variance of each column, as a hospital saw them."""
 
 _NORM: Final = "norms."
+
+ONE_LAYER: Final = (LogisticModel, LinearModel, PoissonModel, CoxModel)
+"""Models of one layer, which start at zero; that of `cox` has no bias: the baseline hazard
+takes up any constant."""
 
 LOSS_LIMIT: Final = 32.0
 """Range of the `loss` word; a larger loss is reported as this."""
@@ -61,9 +68,14 @@ def layer_widths(study: Study) -> tuple[int, ...]:
     hidden: tuple[int, ...] = ()
     if isinstance(study.model, MlpModel):
         hidden = study.model.hidden
-    elif not isinstance(study.model, LogisticModel):
+    elif not isinstance(study.model, ONE_LAYER):
         raise InternalError(f"a model of kind {study.model.kind} has no layers")
     return (len(encoded_columns(study)), *hidden, output_count(study))
+
+
+def has_bias(study: Study) -> bool:
+    """Whether the model's layers have a bias."""
+    return not isinstance(study.model, CoxModel)
 
 
 def is_norm(name: str) -> bool:
@@ -100,10 +112,10 @@ def full_layout(study: Study) -> ParameterSchema:
     widths = layer_widths(study)
     tensors: list[TensorSpec] = []
     for place, (inputs, outputs) in enumerate(pairwise(widths)):
-        tensors += [
-            TensorSpec(f"layers.{place}.weight", TensorType.FLOAT32, (outputs, inputs)),
-            TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)),
-        ]
+        shape = (outputs, inputs)
+        tensors.append(TensorSpec(f"layers.{place}.weight", TensorType.FLOAT32, shape))
+        if has_bias(study):
+            tensors.append(TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)))
         if place < len(widths) - 2:
             tensors += [
                 TensorSpec(f"{_NORM}{place}.{part}", TensorType.FLOAT32, (outputs,))
@@ -130,14 +142,14 @@ def metric_ranges(levels: int) -> tuple[float, float]:
 def initial(study: Study, seed: int | None = None) -> NDArray[np.float32]:
     """Return the first model, float32 [parameters], the same bits on every machine.
 
-    A logistic model starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
+    A model of one layer starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
     2015): within +-sqrt(6 / inputs) before a ReLU, +-sqrt(3 / inputs) before the output;
     biases are zero. A normalisation layer starts as the identity: weights and variances 1.
     `seed` defaults to the study's, and where it states none to its hash.
     """
     schema = layout(study)
     model = np.zeros(schema.parameters, np.float32)
-    if isinstance(study.model, LogisticModel | VectorModel):
+    if isinstance(study.model, (*ONE_LAYER, VectorModel)):
         return model
     # The raw stream of a bit generator is frozen; the distributions built on it are not.
     stream = np.random.PCG64(_seed(study) if seed is None else seed)

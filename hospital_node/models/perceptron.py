@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.models import full_layout, layer_widths, with_own
+from common.models import full_layout, has_bias, layer_widths, with_own
 from common.study import MlpModel, Study
 from common.vectors import ParameterSchema
 
@@ -63,9 +63,11 @@ class BatchNorm(nn.Module):
 class Perceptron(nn.Module):
     """Fully connected layers, [normalisation and] ReLU between; one is logistic regression."""
 
-    def __init__(self, widths: tuple[int, ...], norm: str = "none") -> None:
+    def __init__(
+        self, widths: tuple[int, ...], norm: str = "none", *, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
         inner = widths[1:-1] if norm != "none" else ()
         self.norms = nn.ModuleList(
             BatchNorm(width) if norm == "batch" else nn.LayerNorm(width, EPSILON) for width in inner
@@ -89,7 +91,7 @@ def build(study: Study, model: NDArray[np.float32]) -> Perceptron:
     """
     schema = full_layout(study)
     norm = study.model.norm if isinstance(study.model, MlpModel) else "none"
-    module = Perceptron(layer_widths(study), norm)
+    module = Perceptron(layer_widths(study), norm, bias=has_bias(study))
     load(module, schema, model if model.size == schema.parameters else with_own(study, model))
     return module
 

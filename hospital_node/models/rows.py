@@ -96,7 +96,9 @@ def _normalised(module: Perceptron, place: int, signal: Tensor) -> Tensor:
 def _parameters(module: Perceptron) -> list[tuple[Tensor, Tensor]]:
     named = dict(module.named_parameters())
     count = len(module.layers)
-    return [(named[f"layers.{k}.weight"], named[f"layers.{k}.bias"]) for k in range(count)]
+    weights = [named[f"layers.{k}.weight"] for k in range(count)]
+    none = torch.zeros(1)  # of a model without bias
+    return [(weight, named.get(f"layers.{k}.bias", none)) for k, weight in enumerate(weights)]
 
 
 def _rounded(values: Tensor, dim: int, bits: int) -> Tensor:
