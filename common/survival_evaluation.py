@@ -152,9 +152,7 @@ def _metrics(
     return Metrics(rows=rows, positives=events, detail=tuple(detail))
 
 
-def _interval(
-    study: Study, c: float | None, error: float | None
-) -> list[tuple[str, float | None]]:
+def _interval(study: Study, c: float | None, error: float | None) -> list[tuple[str, float | None]]:
     if c is None or error is None:
         return [("c_index_low", None), ("c_index_high", None)]
     half = NormalDist().inv_cdf(0.5 + float(study.evaluate.confidence) / 2.0) * error

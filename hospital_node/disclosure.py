@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from common.errors import ConfigError, DataError, FedError, IdentityError, StateError
 
-
 _RANKED = ("auroc", "c_index", "brier_at")
 """Figures, by how their names begin, that the few rows of one class decide."""
 

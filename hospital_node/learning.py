@@ -311,9 +311,9 @@ class StudyWork:
 
         weights, rows = self._split(model, "test")
         mine = with_own(self._study, weights, own.get(FEDBN))
-        found = site_metrics(
-            self._study, mine, rows, self._baseline_rows(model)
-        ).as_dict(self._study)
+        found = site_metrics(self._study, mine, rows, self._baseline_rows(model)).as_dict(
+            self._study
+        )
         return shown_figures(found, self._min_cell)
 
     def _layout(self, kind: RoundKind) -> RoundLayout:

@@ -1,8 +1,8 @@
 """What training makes small for numbers, counts and survival; each is at least 0.
 
-    mean loss of a number    (y - z)^2
-    of a count               y log(y / exp z) - (y - exp z), half the Poisson deviance
-    of survival              negative Cox partial log-likelihood per event, ties by Breslow
+mean loss of a number    (y - z)^2
+of a count               y log(y / exp z) - (y - exp z), half the Poisson deviance
+of survival              negative Cox partial log-likelihood per event, ties by Breslow
 """
 
 from __future__ import annotations

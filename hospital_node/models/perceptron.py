@@ -63,9 +63,7 @@ class BatchNorm(nn.Module):
 class Perceptron(nn.Module):
     """Fully connected layers, [normalisation and] ReLU between; one is logistic regression."""
 
-    def __init__(
-        self, widths: tuple[int, ...], norm: str = "none", *, bias: bool = True
-    ) -> None:
+    def __init__(self, widths: tuple[int, ...], norm: str = "none", *, bias: bool = True) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
         inner = widths[1:-1] if norm != "none" else ()
