@@ -135,7 +135,7 @@ def main() -> None:
             + "  ".join(f"{k} {v:.3f}" for k, v in found.items())
         )
     print(
-        f"C-index, mean of regions: {np.mean(means):.4f} +- {np.std(means, ddof=1):.4f} (sd of seeds)"
+        f"C-index, mean of regions: {np.mean(means):.4f}, sd of seeds {np.std(means, ddof=1):.4f}"
     )
     strategy = Ditto.model_validate({"name": "ditto", "lambda": LAMBDA})
     ditto = study.model_copy(

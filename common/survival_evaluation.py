@@ -42,11 +42,12 @@ _SCALE: Final = 0.05
 _RANGES: Final = {
     "counts": 2.0**31,
     "pairs": 2.0**45,
-    "influence": 2.0**62,
+    "influence": 2.0**52,
     "brier": 2.0**31,
     "histogram": 2.0**31,
 }
-"""Range of each tensor's words: room for the pairs of some six million patients."""
+"""Range of each tensor's words: pairs of some six million patients, and the
+squares of 165,000 test rows at a hospital, of which each had the event."""
 
 Rows = tuple[NDArray[np.float64], NDArray[np.float64]]
 """One hospital's predictions [rows, 1 + horizons] and target [rows, 2]."""
@@ -163,4 +164,7 @@ def _bins(risk: NDArray[np.float64]) -> NDArray[np.int64]:
     inside = np.clip(risk, -_LIMIT, _LIMIT)
     stretched = np.sign(inside) * np.log1p(np.abs(inside) / _SCALE)
     share = stretched / np.log1p(_LIMIT / _SCALE)
-    return np.clip(np.floor((share + 1.0) * (BINS / 2)), 0, BINS - 1).astype(np.int64)
+    places: NDArray[np.int64] = np.clip(np.floor((share + 1.0) * (BINS / 2)), 0, BINS - 1).astype(
+        np.int64
+    )
+    return places

@@ -24,7 +24,9 @@ GAMMA: Final = 2.0
 def class_weights(target: Tensor) -> Tensor:
     """Return each row's weight, [rows], with mean 1."""
     _, places, counts = torch.unique(target, return_inverse=True, return_counts=True)
-    return (len(target) / (len(counts) * counts.to(torch.float32)))[places]
+    by_class = len(target) / (len(counts) * counts.to(torch.float32))
+    weights: Tensor = by_class[places]
+    return weights
 
 
 def focal(losses: Tensor) -> Tensor:

@@ -182,8 +182,8 @@ def _batches(
 ) -> Iterator[Tensor]:
     """Yield row numbers of each batch: shuffled passes, the last batch of a pass shorter.
 
-    A round is `local_epochs` passes, or `local_steps` batches over as many passes as needed. With `labels`
-    each pass draws its classes equally often.
+    A round is `local_epochs` passes, or `local_steps` batches over as many passes as needed.
+    With `labels` each pass draws its classes equally often.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     per_pass = -(-rows // terms.batch)

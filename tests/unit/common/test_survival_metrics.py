@@ -52,7 +52,7 @@ def test_concordant_and_comparable_pairs_equal_a_loop_over_all(seed: int, rows: 
 
 def test_c_index_censoring_and_baseline_equal_lifelines() -> None:
     lifelines = pytest.importorskip("lifelines", reason="lifelines is not installed")
-    from lifelines.utils import concordance_index
+    from lifelines.utils import concordance_index  # type: ignore[import-untyped]
 
     time, event, risk = drawn(3)
     c, _ = survival_metrics.c_index(survival_metrics.pairs(time, event, risk).sums())

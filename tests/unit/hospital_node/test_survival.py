@@ -51,7 +51,7 @@ def test_the_cox_loss_equals_a_loop_with_ties() -> None:
 
 def test_many_steps_reach_the_fit_of_lifelines() -> None:
     lifelines = pytest.importorskip("lifelines", reason="lifelines is not installed")
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     data, terms = patients(150, 1), cox(batch=150, steps=1500, lr=0.3)
     rng = np.random.default_rng(1)
@@ -67,7 +67,7 @@ def test_many_steps_reach_the_fit_of_lifelines() -> None:
 @pytest.mark.parametrize("model", ["{kind: cox}", "{kind: mlp, hidden: [5]}"])
 def test_batches_and_hospitals_without_an_event_change_nothing(model: str) -> None:
     terms, data = cox(model, batch=4, steps=6), patients(20)
-    censored = Encoded(data.features, data.target * np.float32([1, 0]))
+    censored = Encoded(data.features, data.target * np.array([1, 0], np.float32))
     start = models.initial(terms)
     assert not train(terms, censored, start, site="a", round_no=1).delta.any()
     assert train(terms, data, start, site="a", round_no=1).delta.any()
@@ -75,7 +75,7 @@ def test_batches_and_hospitals_without_an_event_change_nothing(model: str) -> No
 
 def test_a_cox_model_has_no_bias_and_predicts_the_log_hazard() -> None:
     terms, data = cox(), patients(20)
-    weights = np.arange(6, dtype=np.float32) / 3
+    weights = np.linspace(0, 2, 6).astype(np.float32)
     assert [t.name for t in models.layout(terms).tensors] == ["layers.0.weight"]
     assert predict(terms, weights, data.features) == pytest.approx(
         data.features @ weights, abs=1e-4
