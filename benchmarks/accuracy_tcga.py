@@ -1,3 +1,4 @@
+# ruff: noqa: INP001
 """C-index of the shipped TCGA-BRCA study, and what Ditto adds over FedAvg.
 
     python -m benchmarks.accuracy_tcga --flamby DIR
@@ -130,11 +131,11 @@ def main() -> None:
         test = {site: rows for site, (_, rows) in sites.items()}
         found = by_region(study, test, dict.fromkeys(sites, model))
         means.append(float(np.mean(list(found.values()))))
-        print(
+        print(  # noqa: T201 - a command
             f"seed {seed}  mean {means[-1]:.4f}  "
             + "  ".join(f"{k} {v:.3f}" for k, v in found.items())
         )
-    print(
+    print(  # noqa: T201 - a command
         f"C-index, mean of regions: {np.mean(means):.4f}, sd of seeds {np.std(means, ddof=1):.4f}"
     )
     strategy = Ditto.model_validate({"name": "ditto", "lambda": LAMBDA})
@@ -143,7 +144,7 @@ def main() -> None:
     )
     gains = [split_gain(study, ditto, redrawn(tables, seed)) for seed in range(options.splits)]
     error = np.std(gains, ddof=1) / len(gains) ** 0.5
-    print(
+    print(  # noqa: T201 - a command
         f"Ditto over FedAvg, {len(gains)} splits: {np.mean(gains):+.4f}, standard error {error:.4f}"
     )
 
