@@ -63,6 +63,10 @@ def test_c_index_censoring_and_baseline_equal_lifelines() -> None:
     assert survival_metrics.censoring(time, event, at) == pytest.approx(
         fitted.predict(at).to_numpy()
     )
+    own = np.unique(time)  # G(t-): a censoring at t itself has not happened yet
+    before = fitted.predict(own - 1e-3).to_numpy()
+    assert survival_metrics.censoring(time, event, own) == pytest.approx(before)
+    assert (before != fitted.predict(own).to_numpy()).any()
     zero = np.zeros_like(risk)
     nelson = lifelines.NelsonAalenFitter(nelson_aalen_smoothing=False).fit(time, event)
     found = survival_metrics.breslow(time, event, zero, at)

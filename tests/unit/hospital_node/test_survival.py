@@ -11,7 +11,7 @@ from common.errors import DataError
 from common.features import Encoded
 from common.study import Study
 from hospital_node.evaluate import judged, predict, site_metrics
-from hospital_node.imbalance import balanced_order, class_weights
+from hospital_node.imbalance import balanced_order, class_weights, focal
 from hospital_node.losses import cox_loss
 from hospital_node.train import train
 from tests.learning import study
@@ -148,6 +148,12 @@ def test_one_class_alone_trains_and_equal_input_gives_equal_bits(imbalance: str)
         ]
         assert deltas[0].tobytes() == deltas[1].tobytes()
         assert deltas[0].any()
+
+
+def test_the_focal_loss_counts_a_row_by_how_unsure_it_is() -> None:
+    chance = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    expected = (1 - chance) ** 2 * -chance.log()
+    assert focal(-chance.log()).numpy() == pytest.approx(expected.numpy())
 
 
 def test_class_weights_have_mean_one_and_passes_draw_classes_equally() -> None:
