@@ -47,8 +47,8 @@ def make(study: Study, site: str, data: SiteData, released: Weights, folder: Pat
     if data.test.rows:
         test = preprocessing.encode(study, data.test)
         record["test"] = {
-            "personal": site_metrics(study, choice.weights, test).as_dict(study),
-            "federated": site_metrics(study, federated, test).as_dict(study),
+            "personal": site_metrics(study, choice.weights, test, train).as_dict(study),
+            "federated": site_metrics(study, federated, test, train).as_dict(study),
         }
     flat = released.copy()
     flat[layouts.constant_count(study) :] = choice.weights
