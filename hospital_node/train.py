@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -51,6 +53,29 @@ class Hooks:
 
 
 PLAIN: Final = Hooks()
+
+Gradient: TypeAlias = Callable[[Study, nn.Module, Tensor, Tensor], None]
+"""Leaves the gradient of a batch's loss in the module: study, module, features, target."""
+
+
+def _alone(study: Study, module: nn.Module, features: Tensor, target: Tensor) -> None:
+    loss(study, module(features), target).backward()  # type: ignore[no-untyped-call]
+
+
+_gradient: ContextVar[Gradient] = ContextVar("gradient", default=_alone)
+
+
+@contextmanager
+def sharing(gradient: Gradient) -> Iterator[None]:
+    """Have every step inside the block, of any strategy, take its gradients from `gradient`.
+
+    For a process that computes a share of each batch (`hospital_node.distributed`).
+    """
+    before = _gradient.set(gradient)
+    try:
+        yield
+    finally:
+        _gradient.reset(before)
 
 
 def train(
@@ -108,12 +133,12 @@ def take_steps(
     make_deterministic()
     terms = study.train if terms is None else terms
     features, target = torch.from_numpy(data.features), torch.from_numpy(data.target)
-    optimiser = _optimiser(terms, module)
+    optimiser, gradient = _optimiser(terms, module), _gradient.get()
     module.train()
     steps = 0
     for batch in _batches(terms, data.rows, seed):
         optimiser.zero_grad()
-        loss(study, module(features[batch]), target[batch]).backward()  # type: ignore[no-untyped-call]
+        gradient(study, module, features[batch], target[batch])
         if hooks.gradients is not None:
             hooks.gradients(module)
         optimiser.step()
