@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common import evaluation, survival_metrics
+from common.evaluation_document import published
 from common.study import Study
 from tests.learning import study
 
@@ -71,6 +72,50 @@ def test_c_index_censoring_and_baseline_equal_lifelines() -> None:
     nelson = lifelines.NelsonAalenFitter(nelson_aalen_smoothing=False).fit(time, event)
     found = survival_metrics.breslow(time, event, zero, at)
     assert found == pytest.approx(nelson.predict(at).to_numpy(), rel=0.05)
+
+
+PATIENTS = st.lists(
+    st.tuples(st.integers(0, 6), st.booleans(), st.integers(-3, 3)), min_size=2, max_size=40
+)
+
+
+@given(PATIENTS)
+def test_c_is_that_of_lifelines_with_ties_of_times_and_scores(
+    patients: list[tuple[int, bool, int]],
+) -> None:
+    concordance = pytest.importorskip("lifelines.utils").concordance_index
+    time, event, score = (np.array(part, np.float64) for part in zip(*patients, strict=True))
+    found, _ = survival_metrics.c_index(survival_metrics.pairs(time, event, score).sums())
+    try:
+        wanted = concordance(time, -score, event)
+    except ZeroDivisionError:
+        assert found is None
+        return
+    assert found == pytest.approx(wanted)
+
+
+def test_few_events_few_censored_and_few_cases_at_a_horizon_are_withheld() -> None:
+    terms = cox_study("[1, 5]")
+    time = np.repeat([0.5, 3.0, 7.0], [9, 10, 20])
+    risk = np.linspace(1, -1, len(time))
+    rows = np.column_stack([risk, np.full((len(time), 2), 0.5)])
+
+    def shown(event: NDArray[np.float64]) -> dict[str, float | None]:
+        found = evaluation.site_metrics(terms, rows, np.column_stack([time, event]))
+        left = published(found)
+        assert left is not None
+        return left.as_dict(terms)
+
+    names = {"auroc_at_1", "brier_at_1", "auroc_at_5", "brier_at_5"}
+    enough = shown((time < 5).astype(float))
+    assert (enough["events"], names & set(enough)) == (19, {"auroc_at_5", "brier_at_5"})
+    assert enough["c_index"] == 1.0
+    few = shown((time < 1).astype(float))
+    assert few == {"rows": 39, "events": None, "c_index": None}
+    almost_all = shown((np.arange(39) < 32).astype(float))
+    assert almost_all["events"] is None
+    assert almost_all["c_index"] == 1.0
+    assert shown(np.ones(39))["events"] == 39
 
 
 def test_auroc_and_brier_at_a_horizon_equal_a_loop_over_pairs() -> None:
