@@ -25,7 +25,7 @@ from hospital_node.data.load import SiteData, load_table
 from hospital_node.evaluate import predict, site_metrics
 from hospital_node.personal import choose as choosing
 from hospital_node.personal.choose import Choice, Rows, choose, folds, row_losses
-from hospital_node.personal.fits import RIDGE, fit, logit, platt, recalibrated
+from hospital_node.personal.fits import RIDGE, Start, fit, logit, platt, recalibrated
 from hospital_node.train import train
 from tests.learning import study
 
@@ -204,7 +204,9 @@ def test_the_harder_ditto_pulls_the_nearer_it_stays() -> None:
             FEATURES,
             federation=f"{{strategy: {{name: ditto, lambda: {pull}}}, rounds: 3}}",
         )
-        (weights,) = fit(asked, "north", data, released, "ditto").values()
+        (weights,) = fit(
+            asked, "north", data, Start(released, released, released), "ditto"
+        ).values()
         gaps.append(float(np.linalg.norm(weights - released)))
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[0] > 1
@@ -213,7 +215,7 @@ def test_the_harder_ditto_pulls_the_nearer_it_stays() -> None:
 
 def test_own_is_what_reports_call_local_only() -> None:
     asked, data = small(), drawn(13).train
-    (weights,) = fit(asked, "north", data, initial(asked) + 1, "own").values()
+    (weights,) = fit(asked, "north", data, Start(*[initial(asked) + 1] * 3), "own").values()
     assert weights.tobytes() == local_only(asked, {"north": data})["north"].tobytes()
 
 
