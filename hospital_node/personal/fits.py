@@ -141,11 +141,11 @@ def _ridged(study: Study) -> Study:
 
 def _ditto(study: Study, site: str, data: Encoded, at: Start, pull: float) -> Weights:
     if is_exact(study):
-        return _exact_near(study, data, at.mine, pull * data.rows)
+        return exact_near(study, data, at.mine, pull * data.rows)
     return _follow(study, site, data, at.ditto, (), pull, at.mine)[-1][1]
 
 
-def _exact_near(study: Study, data: Encoded, centre: Weights, ridge: float) -> Weights:
+def exact_near(study: Study, data: Encoded, centre: Weights, ridge: float) -> Weights:
     """Return the least of -l(theta) + ridge / 2 ||theta - centre||^2, by Newton's method.
 
     The penalised log-likelihood is concave; a step that lowers it is halved.
