@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from common.errors import StateError
+from common.regression.table import FILE
 from common.site import Site, load_site
 from common.study import Study, parse_study
 from hospital_node.data.load import load_table
 from researcher import sim
 from researcher.progress import LineDisplay
-
+from researcher.release import verify
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -129,3 +131,25 @@ def test_a_fit_that_ran_out_of_rounds_says_so(tmp_path: Path) -> None:
     found = simulated(study_of("logistic", rounds=2), sites)
     assert not found["converged"]
     assert any("did not converge" in note for note in found["notes"])
+
+
+def test_a_table_that_was_altered_or_slipped_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = [write_site(tmp_path, "linear", seed) for seed in range(3)]
+    refused: list[str] = []
+
+    def attack(folder: Path) -> None:
+        ca = next(folder.parent.rglob("ca.crt"))
+        table, genuine = folder / FILE, (folder / FILE).read_bytes()
+        for forged in (genuine.replace(b'"a"', b'"z"'), genuine + b" "):
+            table.write_bytes(forged)
+            with pytest.raises(StateError) as caught:
+                verify(folder, ca)
+            refused.append(caught.value.name)
+        table.write_bytes(genuine)
+        verify(folder, ca)
+
+    monkeypatch.setattr(sim, "read_coefficients", attack)
+    simulated(study_of("linear"), sites)
+    assert refused == ["MODEL_INVALID"] * 2
