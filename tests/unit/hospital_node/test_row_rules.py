@@ -18,6 +18,7 @@ from hospital_node.data.load import SiteData
 from hospital_node.disclosure import shown_figures
 from hospital_node.row_rules import check_cells, check_delta, check_ring
 from tests.security.refusals import OPEN, PRIVATE, changed, judged
+from tests.study_texts import altered
 
 WHERE = "policy.yaml:7"
 
@@ -63,7 +64,7 @@ def test_a_noised_sum_over_few_patients_passes() -> None:
     check_cells(parse_study(PRIVATE), data(rows(3), rows(3)), 10, WHERE)
 
 
-EXACT = OPEN.replace("federation: {", "federation: {strategy: {name: newton}, ")
+EXACT = altered(OPEN, "strategy: {name: fedavg}", "strategy: {name: newton}")
 
 
 @pytest.mark.parametrize(("levels", "least"), [(2, 6), (7, 16)])
@@ -72,8 +73,8 @@ def test_an_exact_regression_needs_two_patients_for_each_coefficient(
 ) -> None:
     """One number, `levels` - 1 indicators and the intercept."""
     names = ", ".join(f'"{level}"' for level in range(levels))
-    feature = f"{{name: age, type: float}}, {{name: sort, type: category, levels: [{names}]}}"
-    study = parse_study(EXACT.replace("{name: age, type: float}", feature))
+    sort = f", {{name: sort, type: category, levels: [{names}]}}]"
+    study = parse_study(altered(EXACT, "range: [0, 120]}]", "range: [0, 120]}" + sort))
     check_cells(study, data(rows(least), rows(0)), 1, WHERE)
     check_cells(study, data(rows(0), rows(0)), 1, WHERE)  # adds zeros
     for train in (rows(least - 1), rows(least * 2, patients=least - 1)):
