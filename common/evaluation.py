@@ -1,8 +1,9 @@
 """Metrics of a model at one hospital, and of all hospitals from one masked sum.
 
 `site_metrics` is exact and stays at the hospital. For the pooled figures each hospital
-sends, masked, what adds up: for a binary target a histogram of scores per class, and
-sums of row-wise terms. `pooled` turns the opened sums into the same `Metrics`.
+sends, masked, what adds up: sums of row-wise terms and, for a binary target, a histogram of
+scores per class; the same for each cell of the study's subgroups. `pooled` and
+`pooled_cells` turn the opened sums into the same `Metrics`.
 
 Every test row counts once, so the pooled figures are those over all test rows of all
 hospitals. A run has one evaluate round on one set of hospitals; whoever compares two
@@ -11,15 +12,18 @@ runs over different sets learns the difference (docs/threat-model.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common import metrics, survival_evaluation
+from common import medical, metrics, recalibration, score_counts, survival_evaluation
 from common.errors import InternalError
+from common.medical import Estimate
+from common.score_counts import Bins, ScoreCounts
 from common.study import Study
+from common.subgroups import cells
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
 ROW_LIMIT: Final = 2.0**31
@@ -28,10 +32,16 @@ ROW_LIMIT: Final = 2.0**31
 RING_BITS: Final = 64
 """Ring of an evaluate round: counts stay exact beside fractions."""
 
+BINS: Final = 16384
+"""Bins of a score histogram over everybody."""
+
+CELL_BINS: Final = 4096
+"""Bins of a subgroup's score histogram: fewer, because there may be many subgroups."""
+
 _SUMS: Final = {
-    "binary": ("rows", "correct", "brier", "log_loss"),
+    "binary": ("rows", "correct", "brier", "log_loss", "brier_squared", *recalibration.SUMS),
     "multiclass": ("rows", "correct", "brier", "log_loss"),
-    "continuous": ("rows", "squared", "absolute", "y", "y_squared"),
+    "continuous": ("rows", "squared", "absolute", "y", "y_squared", "p", "p_squared", "y_p"),
     "survival": survival_evaluation.NAMES,
 }
 
@@ -46,6 +56,9 @@ class Metrics:
     target that varies. `events` and `c_index` belong to a survival target. `noise_sd`: of each
     count's noise, where there is differential privacy (`common.noised_evaluation`); then no
     figure is exact.
+
+    `detail`: the further figures by name (docs/evaluation.md), intervals as `name_low` and
+    `name_high`. `counts`: rows by score, of a binary target.
     """
 
     rows: float = 0.0
@@ -60,6 +73,8 @@ class Metrics:
     events: float | None = None
     c_index: float | None = None
     noise_sd: float | None = None
+    detail: tuple[tuple[str, float | None], ...] = ()
+    counts: ScoreCounts | None = field(default=None, compare=False, repr=False)
 
     def as_dict(self, study: Study) -> dict[str, float | None]:
         """Return the figures that fit the study's target, for JSON; whole counts as `int`."""
@@ -67,7 +82,7 @@ class Metrics:
         found = {name: getattr(self, name) for name in (*_FIGURES[study.target.type], *noised)}
         return {
             name: int(value) if name in _COUNTS and value == round(value or 0) else value
-            for name, value in found.items()
+            for name, value in {**found, **dict(self.detail)}.items()
         }
 
 
@@ -77,7 +92,18 @@ _FIGURES: Final = {
     "continuous": ("rows", "mse", "mae", "r2"),
     "survival": ("rows", "events", "c_index"),
 }
-_COUNTS: Final = ("rows", "positives", "events")
+CELLS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
+"""Counts of the confusion table among a binary target's `detail`."""
+
+TABLE_RATES: Final = ("sensitivity", "specificity", "ppv", "npv")
+"""How names begin that follow from the table."""
+
+_COUNTS: Final = ("rows", "positives", "events", *CELLS)
+
+
+def headline(study: Study) -> tuple[str, ...]:
+    """Return the names of the figures without intervals and counts, for short tables."""
+    return tuple(name for name in _FIGURES[study.target.type] if name not in _COUNTS)
 
 
 def site_metrics(
@@ -94,19 +120,29 @@ def site_metrics(
     if study.target.type == "survival":
         return _survival(survival_evaluation.sums(predictions, target))
     sums = _row_sums(study, predictions, target).sum(axis=0)
-    found = _from_sums(study, sums)
     if study.target.type != "binary":
-        return found
-    positives = float((target > 0).sum())
-    return replace(found, positives=positives, auroc=metrics.auroc(predictions, target))
+        return _from_sums(study, sums)
+    return _binary(study, sums, score_counts.counted(predictions, target))
 
 
 def layout(study: Study) -> ParameterSchema:
-    """Return the layout of an evaluate round: `sums` and, for a binary target, `histogram`."""
-    sums = TensorSpec("sums", TensorType.FLOAT64, (len(_names(study)),))
-    if study.target.type != "binary":
-        return ParameterSchema((sums,))
-    return ParameterSchema((sums, TensorSpec("histogram", TensorType.FLOAT64, (2, metrics.BINS))))
+    """Return the layout of an evaluate round.
+
+    `sums` [names] and, for a binary target, `histogram` [2, BINS]; with subgroups
+    `cell_sums` [cells, names] and `cell_histograms` [cells, 2, CELL_BINS] as well.
+    """
+    names, parts = len(_names(study)), len(cells(study))
+    binary = study.target.type == "binary"
+    shapes: dict[str, tuple[int, ...]] = {"sums": (names,)}
+    if binary:
+        shapes["histogram"] = (2, BINS)
+    if parts:
+        shapes["cell_sums"] = (parts, names)
+        if binary:
+            shapes["cell_histograms"] = (parts, 2, CELL_BINS)
+    return ParameterSchema(
+        tuple(TensorSpec(name, TensorType.FLOAT64, shape) for name, shape in shapes.items())
+    )
 
 
 def ranges(study: Study) -> tuple[float, ...]:
@@ -120,51 +156,100 @@ def contribution(
     study: Study,
     predictions: NDArray[np.float64],
     target: NDArray[np.float64],
+    members: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """Return a hospital's vector, float64 [layout.parameters]; zeros without test rows.
 
-    Nothing is weighted when it is quantised.
+    Nothing is weighted when it is quantised. `members` bool [cells, rows] says who is in
+    which subgroup (`common.subgroups.members`); only a study without any may leave it out.
+
+    Raises:
+        InternalError: `members` has not the study's cells.
     """
+    schema, parts = layout(study), len(cells(study))
+    if parts and (members is None or members.shape != (parts, len(target))):
+        raise InternalError("an evaluation was not told who is in its subgroups")
     if len(target) == 0:
-        return np.zeros(layout(study).parameters)
+        return np.zeros(schema.parameters)
     if study.target.type == "survival":
         return survival_evaluation.sums(predictions, target)
-    sums = _row_sums(study, predictions, target).sum(axis=0)
-    if study.target.type == "binary":
-        histogram = metrics.score_histogram(predictions, target)
-        sums = np.concatenate([sums, histogram.ravel()])
-    contributed: NDArray[np.float64] = sums
-    return contributed
+    terms = _row_sums(study, predictions, target)
+    binary = study.target.type == "binary"
+    found = [terms.sum(axis=0)]
+    if binary:
+        found.append(score_counts.histogram_of(predictions, target, _bins(study, BINS)))
+    if members is not None:
+        found += [terms[inside].sum(axis=0) for inside in members]
+        if binary:
+            few = _bins(study, CELL_BINS)
+            found += [
+                score_counts.histogram_of(predictions[inside], target[inside], few)
+                for inside in members
+            ]
+    return np.concatenate([part.ravel() for part in found])
 
 
 def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Metrics:
     """Return pooled metrics from the opened tensor words, int64 [layout.parameters].
 
     `levels` is the quantiser's B. The AUROC is that of the summed histograms: pairs of
-    rows in one of the 1024 bins count one half.
+    rows in one of the 16,384 bins count one half.
 
     Raises:
         InternalError: `opened` has not the layout's length.
     """
-    if opened.shape != (layout(study).parameters,):
+    tensors = _tensors(study, opened, levels)
+    histogram = tensors.get("histogram")
+    return _pooled(study, tensors["sums"], histogram)
+
+
+def pooled_cells(study: Study, opened: NDArray[np.int64], levels: int) -> tuple[Metrics, ...]:
+    """Return the metrics of each cell of the subgroups, in the order of `common.subgroups.cells`.
+
+    Raises:
+        InternalError: `opened` has not the layout's length.
+    """
+    tensors = _tensors(study, opened, levels)
+    histograms = tensors.get("cell_histograms")
+    return tuple(
+        _pooled(
+            study, tensors["cell_sums"][place], None if histograms is None else histograms[place]
+        )
+        for place in range(len(cells(study)))
+    )
+
+
+def _tensors(
+    study: Study, opened: NDArray[np.int64], levels: int
+) -> dict[str, NDArray[np.float64]]:
+    schema = layout(study)
+    if opened.shape != (schema.parameters,):
         raise InternalError("an evaluation's sum is not of the layout")
     values = opened.astype(np.float64) * ranges(study)[0] / levels
+    found, start = {}, 0
+    for tensor in schema.tensors:
+        found[tensor.name] = values[start : start + tensor.size].reshape(tensor.shape)
+        start += tensor.size
+    return found
+
+
+def _pooled(
+    study: Study, sums: NDArray[np.float64], histogram: NDArray[np.float64] | None
+) -> Metrics:
     if study.target.type == "survival":
-        return _survival(values)
-    count = len(_names(study))
-    found = _from_sums(study, values[:count])
-    if study.target.type != "binary" or found.rows <= 0:
-        return found
-    healthy, sick = values[count:].reshape(2, metrics.BINS)
-    return replace(
-        found,
-        positives=_whole(float(sick.sum())),
-        auroc=metrics.auroc_from_histogram(healthy, sick),
-    )
+        return _survival(sums)
+    if histogram is None or sums[0] <= 0.5:  # noqa: PLR2004 - no row, but for rounding
+        return _from_sums(study, sums)
+    bins = _bins(study, histogram.shape[1])
+    return _binary(study, sums, score_counts.from_histogram(np.round(histogram, 3), bins))
 
 
 def _survival(words: NDArray[np.float64]) -> Metrics:
     return Metrics(**survival_evaluation.figures(words))  # type: ignore[arg-type]
+
+
+def _bins(study: Study, count: int) -> Bins:
+    return score_counts.score_bins(count, float(study.evaluate.threshold))
 
 
 def _names(study: Study) -> tuple[str, ...]:
@@ -182,9 +267,12 @@ def _row_sums(
     floor = metrics.PROBABILITY_FLOOR
     match study.target.type:
         case "binary":
-            correct = (predictions > metrics.THRESHOLD) == (target > 0)
+            correct = (predictions > study.evaluate.threshold) == (target > 0)
             right = np.where(target > 0, predictions, 1.0 - predictions)
-            terms = [ones, correct, (1.0 - right) ** 2, -np.log(np.clip(right, floor, 1 - floor))]
+            brier = (1.0 - right) ** 2
+            loss = -np.log(np.clip(right, floor, 1 - floor))
+            line = recalibration.row_terms(predictions, (target > 0).astype(np.float64))
+            terms = [ones, correct, brier, loss, brier**2, *line]
         case "multiclass":
             levels = np.arange(predictions.shape[1])
             truth = (target[:, None] == levels).astype(np.float64)
@@ -197,7 +285,8 @@ def _row_sums(
             ]
         case _:
             error = predictions - target
-            terms = [ones, error**2, np.abs(error), target, target**2]
+            moments = [target, target**2, predictions, predictions**2, target * predictions]
+            terms = [ones, error**2, np.abs(error), *moments]
     return np.stack([np.asarray(term, np.float64) for term in terms], axis=1)
 
 
@@ -207,11 +296,99 @@ def _from_sums(study: Study, sums: NDArray[np.float64]) -> Metrics:
         return Metrics()
     mean = [value / rows for value in rest]
     if study.target.type == "continuous":
-        squared, absolute, y, y_squared = mean
+        squared, absolute, y, y_squared, *others = mean
         variance = y_squared - y * y
         r2 = 1.0 - squared / variance if variance > 1e-12 * y_squared else None
-        return Metrics(rows=_whole(rows), mse=squared, mae=absolute, r2=r2)
+        detail = _line(study, rows, (y, variance, *others))
+        return Metrics(rows=_whole(rows), mse=squared, mae=absolute, r2=r2, detail=detail)
     return Metrics(rows=_whole(rows), accuracy=mean[0], brier=mean[1], log_loss=mean[2])
+
+
+def _line(
+    study: Study, rows: float, moments: tuple[float, ...]
+) -> tuple[tuple[str, float | None], ...]:
+    """Return slope and intercept of the true number on the predicted one (least squares)."""
+    y, y_variance, p, p_squared, y_p = moments
+    variance, together = p_squared - p * p, y_p - y * p
+    if variance <= 1e-12 * p_squared or rows <= 2:  # noqa: PLR2004 - degrees of freedom
+        return _pairs({"calibration_slope": medical.NONE, "calibration_intercept": medical.NONE})
+    slope = together / variance
+    left = max(0.0, y_variance - slope * together) / (rows - 2.0)
+    half = medical.quantile(float(study.evaluate.confidence)) * left**0.5
+    at_slope, at_zero = half * variance**-0.5, half * (1.0 + p * p / variance) ** 0.5
+    intercept = y - slope * p
+    return _pairs(
+        {
+            "calibration_slope": _around(slope, at_slope),
+            "calibration_intercept": _around(intercept, at_zero),
+        }
+    )
+
+
+def _binary(study: Study, sums: NDArray[np.float64], counts: ScoreCounts) -> Metrics:
+    """Return everything about a yes-or-no model; `sums` is exact, `counts` exact or binned."""
+    found = _from_sums(study, sums)
+    named = dict(zip(_names(study), (float(value) for value in sums), strict=True))
+    confidence = float(study.evaluate.confidence)
+    auroc = medical.auroc(counts, confidence)
+    cells_ = medical.confusion(counts, float(study.evaluate.threshold))
+    correct = medical.share(named["correct"], named["rows"], confidence)
+    estimates = {
+        "auroc": auroc,
+        "auprc": medical.auprc(counts, confidence),
+        "accuracy": Estimate(found.accuracy, correct.low, correct.high),
+        "brier": _mean(named["brier"], named["brier_squared"], named["rows"], confidence),
+        **_calibration(counts, named, confidence),
+        **medical.rates(cells_, confidence),
+    }
+    pairs = tuple(pair for pair in _pairs(estimates) if pair[0] not in _FIGURES["binary"])
+    table = tuple((name, _whole(getattr(cells_, name))) for name in CELLS)
+    positives = _whole(float(counts.sick.sum()))
+    return replace(
+        found, positives=positives, auroc=auroc.value, detail=(*pairs, *table), counts=counts
+    )
+
+
+def _calibration(
+    counts: ScoreCounts, named: dict[str, float], confidence: float
+) -> dict[str, Estimate]:
+    exact = np.array([named[name] for name in recalibration.SUMS])
+    z = medical.quantile(confidence)
+    sloped, level = recalibration.slope(counts, exact), recalibration.intercept(counts, exact)
+    ratio = float(counts.sick.sum()) / named["p"] if named["p"] > 0 else None
+    return {
+        "calibration_slope": medical.NONE
+        if sloped is None
+        else _around(sloped.b, z * sloped.b_error),
+        "calibration_intercept": medical.NONE
+        if level is None
+        else _around(level.a, z * level.a_error),
+        "observed_expected": Estimate(ratio),
+    }
+
+
+def _mean(total: float, squares: float, rows: float, confidence: float) -> Estimate:
+    """Return the mean of rows' terms in [0, 1] with a normal interval."""
+    mean = total / rows
+    if rows < 2:  # noqa: PLR2004 - no spread
+        return Estimate(mean)
+    spread = max(0.0, squares / rows - mean * mean) * rows / (rows - 1.0)
+    half = medical.quantile(confidence) * (spread / rows) ** 0.5
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def _around(value: float, half: float) -> Estimate:
+    return Estimate(value, value - half, value + half)
+
+
+def _pairs(estimates: dict[str, Estimate]) -> tuple[tuple[str, float | None], ...]:
+    """Return each figure and its interval by name; the ratio without an interval has none."""
+    found: list[tuple[str, float | None]] = []
+    for name, one in estimates.items():
+        found.append((name, one.value))
+        if name != "observed_expected":
+            found += [(f"{name}_low", one.low), (f"{name}_high", one.high)]
+    return tuple(found)
 
 
 def _whole(count: float) -> float:

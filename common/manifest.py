@@ -1,7 +1,8 @@
 """A released model's manifest: what it is, how it came about, and what signs it.
 
-`manifest.json` lies beside `model.safetensors`, `preprocessing.json` and `study.json`,
-after an exact regression also `coefficients.json`, and names each by SHA-256; the
+`manifest.json` lies beside `model.safetensors`, `preprocessing.json`, `study.json`, where
+pooled figures came about without noise `evaluation.json`, and after an exact regression
+`coefficients.json`, and names each by SHA-256; the
 coordinator signs its bytes. The rounds that led to the model form a chain: each entry's
 `chain` is the SHA-256 of the previous one and of the entry, so that a round cannot be left
 out or altered without changing all later ones.
@@ -34,6 +35,7 @@ MODEL_FILE: Final = "model.safetensors"
 STATISTICS_FILE: Final = "statistics.json"
 PREPROCESSING_FILE: Final = "preprocessing.json"
 STUDY_FILE: Final = "study.json"
+EVALUATION_FILE: Final = "evaluation.json"
 COEFFICIENTS_FILE: Final = "coefficients.json"
 
 _GENESIS: Final = "0" * 64
@@ -49,6 +51,7 @@ class FileEntry(Section):
         "model.safetensors",
         "preprocessing.json",
         "study.json",
+        "evaluation.json",
         "coefficients.json",
         "statistics.json",
     ]

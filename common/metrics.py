@@ -5,8 +5,8 @@ each input a hospital can have: no rows, one class only, ties. Where a figure ha
 value (the AUROC of one class) the answer is `None`, never NaN.
 
 A pooled AUROC needs every hospital's scores, which must not leave. Its stand-in is a
-histogram of scores per class: counts add up under the masks, and the two summed
-histograms give the AUROC up to the pairs that share a bin, which count one half.
+histogram of scores per class (`common.score_counts`): counts add up under the masks, and the
+two summed histograms give the AUROC up to the pairs that share a bin, which count one half.
 """
 
 from __future__ import annotations
@@ -15,16 +15,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-BINS: Final = 1024
-"""Bins of a score histogram, equally wide in a stretched logit of the probability."""
-
-LOGIT_LIMIT: Final = 700.0
-"""Logits beyond +-700, about where a float64 probability is 0, share the outer bins."""
-
-LOGIT_SCALE: Final = 0.02
-"""Logits t are binned by sign(t) log(1 + |t| / scale): 0.0003 wide at p = 1/2, where an
-untrained model's scores crowd, and 0.02 of t for the scores of a very sure one."""
 
 THRESHOLD: Final = 0.5
 """A probability above this says yes."""
@@ -63,27 +53,6 @@ def auroc_from_histogram(healthy: NDArray[np.float64], sick: NDArray[np.float64]
         return None
     below = np.cumsum(low) - low
     return float(np.dot(high, below + low / 2.0)) / pairs
-
-
-def score_histogram(
-    probabilities: NDArray[np.float64], labels: NDArray[np.float64], bins: int = BINS
-) -> NDArray[np.float64]:
-    """Return counts [2, bins]: row 0 the healthy, row 1 the sick, lowest score first.
-
-    See `LOGIT_SCALE` for the bins: neither a hesitant nor a very sure model's scores
-    all fall into a few of them.
-    """
-    with np.errstate(divide="ignore"):  # a probability of 0 or 1 has an infinite logit
-        logits = np.log(probabilities) - np.log1p(-probabilities)
-    logits = np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
-    stretched = np.sign(logits) * np.log1p(np.abs(logits) / LOGIT_SCALE)
-    limit = np.log1p(LOGIT_LIMIT / LOGIT_SCALE)
-    place = np.floor((stretched / limit + 1.0) * (bins / 2)).astype(np.int64)
-    place = np.clip(place, 0, bins - 1)
-    sick = labels > 0
-    return np.stack(
-        [np.bincount(place[~sick], minlength=bins), np.bincount(place[sick], minlength=bins)]
-    ).astype(np.float64)
 
 
 def accuracy(probabilities: NDArray[np.float64], labels: NDArray[np.float64]) -> float | None:

@@ -304,8 +304,21 @@ class Study(Section):
 
     def _check_subgroups(self) -> None:
         features = {feature.name: feature for feature in self.features}
+        used: set[str] = set()
         for index, group in enumerate(self.evaluate.subgroups):
             at = ("evaluate", "subgroups", index)
+            if group.feature in used:
+                raise problem(
+                    f"is {show(group.feature)} again; two ways of cutting one feature tell of "
+                    "the patients between them",
+                    *at, "feature", name="DUPLICATE_KEY",
+                )  # fmt: skip
+            used.add(group.feature)
+            if self.target.type == "survival":
+                raise problem(
+                    "is given, but a survival target's figures are of all patients only",
+                    "evaluate", "subgroups", name="NOT_SUPPORTED",
+                )  # fmt: skip
             feature = features.get(group.feature)
             if feature is None:
                 guess = nearest(group.feature, features)
@@ -363,8 +376,13 @@ class Study(Section):
         self._check_communication()
         if isinstance(self.split, RandomSplit) and self.split.stratify and target == "continuous":
             raise problem("must be false for a continuous target", "split", "stratify")
-        if self.evaluate.horizons and target != "survival":
-            raise problem("belongs to a survival target", "evaluate", "horizons")
+        if self.evaluate.horizons:
+            raise problem(
+                "asks for figures at fixed times, which this version does not have",
+                "evaluate",
+                "horizons",
+                name="NOT_SUPPORTED",
+            )
         for index, metric in enumerate(self.evaluate.metrics):
             if metric not in METRICS[target]:
                 guess = nearest(metric, METRICS[target])

@@ -344,6 +344,12 @@ def _check_federation(study: Study) -> None:
             "false",
             "evaluate", "site_metrics",
         )  # fmt: skip
+    if study.evaluate.subgroups:
+        raise problem(
+            "is given, but each subgroup's figures would have to be noised and paid for; with "
+            "differential privacy it must be empty",
+            "evaluate", "subgroups",
+        )  # fmt: skip
 
 
 def _check_split(study: Study) -> None:

@@ -10,6 +10,7 @@ from common.ids import NodeId, hospital_id, site_name
 from common.layouts import has_constants, is_exact, model_schema, result_schema, split_model
 from common.manifest import (
     COEFFICIENTS_FILE,
+    EVALUATION_FILE,
     MODEL_FILE,
     PREPROCESSING_FILE,
     STATISTICS_FILE,
@@ -74,6 +75,8 @@ def _files(state: RunState, model: ModelRef, objects: ObjectStore) -> tuple[File
     files = [FileEntry.model_validate(result)]
     study = canonical_json(state.study)
     files.append(_store(objects, STUDY_FILE, study))
+    if state.evaluation:
+        files.append(_store(objects, EVALUATION_FILE, state.evaluation.encode()))
     if has_constants(state.study) and not counted:
         files.append(_store(objects, PREPROCESSING_FILE, _preprocessing(state, model, objects)))
     table = _coefficients(state, model, objects)

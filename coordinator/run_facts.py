@@ -96,6 +96,7 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
         position=_position_after(state.study, fact, history),
         model=fact.model if fact.model is not None else state.model,
         pooled=fact.pooled or state.pooled,
+        evaluation=fact.evaluation or state.evaluation,
         next_r=RoundNo(record.r + 1),
         edges=state.round.edges if state.round is not None else state.edges,
         round=None,

@@ -240,6 +240,7 @@ def _close(step: Step, close: rounds.Close) -> None:
             record,
             used.model if used is not None else None,
             used.pooled if used is not None else (),
+            used.evaluation if used is not None else "",
         )
     )
     step.do(DropSpool(state.round.hd))

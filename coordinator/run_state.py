@@ -157,6 +157,8 @@ class RoundEnded:
     record: RoundRecord
     model: ModelRef | None
     pooled: tuple[tuple[str, float], ...]
+    evaluation: str = ""
+    """`evaluation.json` of the release (`common.evaluation_document`), empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,7 @@ class RunState:
     model: ModelRef | None = None
     history: tuple[RoundRecord, ...] = ()
     pooled: tuple[tuple[str, float], ...] = ()
+    evaluation: str = ""
     released: Sha256 | None = None
     receipts: frozenset[NodeId] = frozenset()
     evidence: tuple[DoubleCommit, ...] = ()
@@ -376,6 +379,7 @@ class SumUsed:
     sum_sha256: Sha256
     model: ModelRef | None
     pooled: tuple[tuple[str, float], ...]
+    evaluation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,9 @@ Runs in a worker thread; everything it returns is durable.
 from __future__ import annotations
 
 import hashlib
-import math
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Final, assert_never
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from common import (
 )
 from common.errors import InternalError
 from common.evaluation import Metrics
+from common.evaluation_document import document, finite, published
 from common.ids import HeaderDigest, Sha256, site_name
 from common.layouts import (
     RoundLayout,
@@ -61,9 +61,6 @@ from coordinator.opening import Collect, Opening, open_sum, open_tail
 from coordinator.run_state import ModelRef, OpenSum, SumUsed
 from coordinator.spool import Spool
 from coordinator.strategies import moment_count, tensor_rules
-
-SMALLEST_CELL: Final = 10
-"""Rows, of all hospitals together, below which no pooled figure is published."""
 
 
 def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) -> SumUsed:
@@ -104,8 +101,8 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
             sink = Collect(header.d)
             digest = open_sum(opening, sink)
             words = sink.words[: layout.schema.parameters]
-            pooled = _pooled(study, header, words, len(command.survivors))
-            return SumUsed(hd, digest, None, _figures(study, pooled))
+            pooled, whole = _pooled(study, header, words, len(command.survivors))
+            return SumUsed(hd, digest, None, _figures(study, pooled), whole)
         case RoundKind.VOTE:
             raise InternalError("no study has vote rounds")
         case _:
@@ -217,36 +214,19 @@ def _server_step(study: Study, command: OpenSum, tail: tuple[int, ...]) -> Serve
 
 def _pooled(
     study: Study, header: Header, words: NDArray[np.int64], survivors: int
-) -> Metrics | None:
-    if header.dp.mode is DpMode.NONE:
-        return published(evaluation.pooled(study, words, header.bound))
-    # Its noise bounds what it says, whatever it counts.
-    return noised_evaluation.pooled(words, header.dp, survivors)
+) -> tuple[Metrics | None, str]:
+    """Return the pooled figures that are published, and `evaluation.json` or nothing."""
+    if header.dp.mode is not DpMode.NONE:
+        # Its noise bounds what it says, whatever it counts.
+        return noised_evaluation.pooled(words, header.dp, survivors), ""
+    everybody = evaluation.pooled(study, words, header.bound)
+    groups = evaluation.pooled_cells(study, words, header.bound)
+    shown = published(everybody, float(study.evaluate.threshold))
+    return shown, document(study, everybody, groups)
 
 
 def _figures(study: Study, found: Metrics | None) -> tuple[tuple[str, float], ...]:
-    if found is None:
-        return ()
-    return tuple(
-        (name, value)
-        for name, value in found.as_dict(study).items()
-        if value is not None and math.isfinite(value)
-    )
-
-
-def published(found: Metrics) -> Metrics | None:
-    """Return pooled figures without those that few patients stand behind.
-
-    Over fewer than `SMALLEST_CELL` test rows nothing is kept; where one of two classes has
-    fewer, its count and the AUROC, which ranks its few rows, are left out. Each hospital's
-    own smallest cell was asked of its own rows before they came into the sum.
-    """
-    if found.rows < SMALLEST_CELL:
-        return None
-    positives = found.positives
-    if positives is None or min(positives, found.rows - positives) >= SMALLEST_CELL:
-        return found
-    return replace(found, positives=None, auroc=None)
+    return tuple(finite(study, found).items())
 
 
 def _publish(study: Study, words: NDArray[np.int64], bound: int, objects: ObjectStore) -> ModelRef:

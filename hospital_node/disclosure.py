@@ -9,8 +9,10 @@ either: a report is mailed around sooner or later.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from common.errors import ConfigError, DataError, FedError, IdentityError, StateError
+from common.evaluation import CELLS, TABLE_RATES
 
 
 def public_detail(failure: FedError) -> str:
@@ -26,14 +28,30 @@ def shown_figures(figures: Mapping[str, float | None], min_cell: int) -> dict[st
     """Return a hospital's own figures with every count below `min_cell` withheld.
 
     Over fewer rows nothing but `<min_cell` is shown. Where one of two classes has fewer,
-    its count is given as a bound, and the AUROC, which ranks its few rows, is left out.
+    its count is given as a bound, and what needs both classes is left out: the AUROC, which
+    ranks its few rows, and all intervals. Where a cell of the confusion table has fewer, the
+    table and its rates are.
     """
     rows = figures.get("rows") or 0
     if rows < min_cell:
         return {"rows": f"<{min_cell}"}
     positives = figures.get("positives")
     if positives is None or min(positives, rows - positives) >= min_cell:
-        return dict(figures)
+        return _without_small_table(figures, min_cell)
     few = positives < min_cell
     bound = f"<{min_cell}" if few else f">{rows - min_cell:g}"
-    return {**figures, "positives": bound, "auroc": None}
+    kept = {name: figures[name] for name in _WITH_ONE_CLASS if name in figures}
+    return {**kept, "positives": bound, "auroc": None}
+
+
+_WITH_ONE_CLASS: Final = ("rows", "positives", "auroc", "accuracy", "brier", "log_loss")
+
+
+def _without_small_table(figures: Mapping[str, float | None], min_cell: int) -> dict[str, object]:
+    if all((figures.get(cell) or 0) >= min_cell for cell in CELLS if cell in figures):
+        return dict(figures)
+    return {
+        name: value
+        for name, value in figures.items()
+        if name not in CELLS and not name.startswith(TABLE_RATES)
+    }

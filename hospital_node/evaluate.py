@@ -79,12 +79,17 @@ def site_metrics(study: Study, model: NDArray[np.float32], data: Encoded) -> Met
 
 
 def evaluation_contribution(
-    study: Study, model: NDArray[np.float32], data: Encoded
+    study: Study,
+    model: NDArray[np.float32],
+    data: Encoded,
+    members: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """Return the hospital's vector of an evaluate round (`common.evaluation.layout`).
+
+    `members` bool [cells, rows] says who is in which subgroup of the study.
 
     Raises:
         Refusal: INPUT_NAN, a prediction is not finite.
     """
     predictions = finite(predict(study, model, data.features))
-    return evaluation.contribution(study, predictions, data.target.astype(np.float64))
+    return evaluation.contribution(study, predictions, data.target.astype(np.float64), members)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from common.vectors import ParameterSchema
 from common.weights import weight
 from hospital_node.evaluate import evaluation_contribution
 from hospital_node.personal_state import Own
-from hospital_node.strategies import Received, local_round
+from hospital_node.strategies import LocalRound, Received, local_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,31 @@ class ContributionSource:
         return encode((*self.metrics, float(blank.count_clipped()), *shares))
 
 
+class LocalTraining(Protocol):
+    """`hospital_node.strategies.local_round`, here or in other processes."""
+
+    def __call__(
+        self,
+        study: Study,
+        data: Encoded,
+        received: Received,
+        kept: Own,
+        *,
+        site: str,
+        round_no: int,
+    ) -> LocalRound:
+        """Train for one round."""
+        ...
+
+
 def make_contribution(
-    study: Study, site: str, data: Encoded, received: Received, round_no: int, kept: Own
+    study: Study,
+    site: str,
+    data: Encoded,
+    received: Received,
+    round_no: int,
+    kept: Own,
+    training: LocalTraining = local_round,
 ) -> ContributionSource:
     """Return the hospital's contribution to a training round, constants left out.
 
@@ -77,7 +101,7 @@ def make_contribution(
     """
     if isinstance(study.model, VectorModel):
         return ContributionSource(whole(site, round_no, len(received.weights)))
-    done = local_round(study, data, received, kept, site=site, round_no=round_no)
+    done = training(study, data, received, kept, site=site, round_no=round_no)
     u = weight(study, site, data.rows)
     return ContributionSource(done.delta, u, (u * done.loss,), done.own)
 
@@ -112,6 +136,14 @@ def make_statistics(study: Study, site: str, table: Table, levels: int) -> Contr
     return ContributionSource(statistics.contribution(study, table, u, levels))
 
 
-def make_evaluation(study: Study, data: Encoded, model: NDArray[np.float32]) -> ContributionSource:
-    """Return the hospital's contribution to an evaluate round; all zeros without test rows."""
-    return ContributionSource(evaluation_contribution(study, model, data))
+def make_evaluation(
+    study: Study,
+    data: Encoded,
+    model: NDArray[np.float32],
+    members: NDArray[np.bool_] | None = None,
+) -> ContributionSource:
+    """Return the hospital's contribution to an evaluate round; all zeros without test rows.
+
+    `members` says who is in which subgroup (`common.subgroups.members`).
+    """
+    return ContributionSource(evaluation_contribution(study, model, data, members))

@@ -39,6 +39,7 @@ from common.messages import ReleaseNotice, ReleaseReceipt, StudyOffer
 from common.secagg.header import RoundKind
 from hospital_node import files, transfer
 from hospital_node.receive import ModelReceiver, digest_of_file
+from hospital_node.site_report import page
 from hospital_node.store import NodeStore
 from hospital_node.work import Work
 from hospital_node.worker import Worker
@@ -243,3 +244,6 @@ class ReleaseKeeper:
                 "metrics": dict(metrics),
             },
         )
+        if metrics:
+            made = page(run_id, manifest.model_sha256, metrics)
+            self._store.save_page(run_id, made)

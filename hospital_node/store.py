@@ -325,6 +325,14 @@ class NodeStore:
         """
         files.replace(self.root / "reports" / f"{run_id}.json", _json(report))
 
+    def save_page(self, run_id: RunId, page: str) -> None:
+        """Keep the page of a run's local metrics beside them.
+
+        Raises:
+            StateError: DISK.
+        """
+        files.replace(self.root / "reports" / f"{run_id}.html", page.encode())
+
     def write_status(self, status: Mapping[str, object]) -> None:
         """Replace the status file, atomically but without waiting for the disk.
 

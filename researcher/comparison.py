@@ -72,6 +72,15 @@ class Assessment:
 
 
 @dataclass(frozen=True, slots=True)
+class SubgroupFigures:
+    """The federated model in one cell of a subgroup; None where few are in it."""
+
+    feature: str
+    label: str
+    figures: Figures | None
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """All three, with the federated model's scores for plots."""
 
@@ -81,11 +90,16 @@ class Comparison:
     elsewhere: dict[str, Figures]
     centralised: Assessment
     scores: Mapping[str, Scored]
+    subgroups: tuple[SubgroupFigures, ...] = ()
     personal: PersonalFigures | None = None
 
     def metrics(self) -> dict[str, object]:
         """Return `metrics` of the envelope."""
-        return self.federated.data()
+        groups = [
+            {"feature": one.feature, "label": one.label, "figures": one.figures}
+            for one in self.subgroups
+        ]
+        return {**self.federated.data(), "subgroups": groups}
 
     def baselines(self) -> dict[str, object]:
         """Return `baselines` of the envelope."""
@@ -138,6 +152,33 @@ def compare(
         elsewhere=elsewhere,
         centralised=everywhere(together),
         scores=scores,
+        subgroups=subgroup_figures(study, scores, sites),
+    )
+
+
+def subgroup_figures(
+    study: Study, scores: Mapping[str, Scored], sites: Mapping[str, SiteData]
+) -> tuple[SubgroupFigures, ...]:
+    """Return exact figures in each subgroup, of those that a federation would publish."""
+    from common.evaluation import site_metrics
+    from common.evaluation_document import shown_groups
+    from common.subgroups import cells, members
+
+    inside = np.concatenate([members(study, sites[site].test.values) for site in scores], axis=1)
+    rows = _together(scores)
+    groups = [site_metrics(study, rows.predictions[cell], rows.target[cell]) for cell in inside]
+    everybody = site_metrics(study, rows.predictions, rows.target)
+    shown = shown_groups(study, everybody, groups)
+    return tuple(
+        SubgroupFigures(cell.feature, cell.label, None if one is None else one.as_dict(study))
+        for cell, one in zip(cells(study), shown, strict=True)
+    )
+
+
+def _together(scores: Mapping[str, Scored]) -> Scored:
+    return Scored(
+        np.concatenate([rows.predictions for rows in scores.values()]),
+        np.concatenate([rows.target for rows in scores.values()]),
     )
 
 
@@ -173,10 +214,7 @@ def assess(study: Study, scores: Mapping[str, Scored]) -> Assessment:
     """Return exact figures over all rows and per hospital."""
     from common.evaluation import site_metrics
 
-    together = Scored(
-        np.concatenate([rows.predictions for rows in scores.values()]),
-        np.concatenate([rows.target for rows in scores.values()]),
-    )
+    together = _together(scores)
 
     def figures(rows: Scored) -> Figures:
         return site_metrics(study, rows.predictions, rows.target).as_dict(study)

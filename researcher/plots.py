@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common.medical import wilson
 from common.views import RoundView
 from researcher.comparison import Assessment, Comparison, Scored
+from researcher.figures import with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +118,7 @@ def roc(comparison: Comparison) -> str:
             axes.plot(*points, color=palette[site], linewidth=1.4, label=f"{site}  {auroc:.3f}")
         points = roc_points(together(comparison.scores))
         if points is not None:
-            label = f"all hospitals  {comparison.federated.pooled['auroc']:.3f}"
+            label = f"all hospitals  {with_interval(comparison.federated.pooled, 'auroc')}"
             axes.plot(*points, color=INK, linewidth=2.4, label=label)
         axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axes.set_xlim(-0.01, 1.01)
@@ -229,6 +231,12 @@ def calibration(comparison: Comparison) -> str:
         )
         axes.plot(predicted, observed, color=ACCENT, linewidth=1.2, alpha=0.6)
         axes.scatter(predicted, observed, s=14 + count, color=ACCENT, zorder=3)
+        figures = comparison.federated.pooled
+        lines = [
+            f"{name} {with_interval(figures, f'calibration_{name}', 2)}"
+            for name in ("slope", "intercept")
+        ]
+        axes.text(0.02, 0.98, "\n".join(lines), va="top", fontsize=9.5, transform=axes.transAxes)
         axes.set(xlabel="predicted probability", ylabel="share that was sick", aspect="equal")
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
@@ -252,13 +260,6 @@ def calibration_bins(
             low, high = wilson(share, len(members))
             found.append((float(predictions[members].mean()), share, low, high, len(members)))
     return found
-
-
-def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's interval for a share among `rows` > 0 rows."""
-    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z * ((share * (1 - share) + z * z / (4 * rows)) / rows) ** 0.5 / (1 + z * z / rows)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 # --- rounds ---------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ from common.manifest import (
 )
 from common.study import Study, config_hash, study_from_canonical
 from researcher.coefficients import read_coefficients
+from researcher.figures import listed
 
 if TYPE_CHECKING:
     from common.messages import DownloadChunk, ReleaseNotice
@@ -421,7 +422,7 @@ def card_text(manifest: Manifest, study: Study) -> str:
 
     signed = _moment(manifest.signed_at)
     files = [(entry.name, str(entry.size), entry.sha256) for entry in manifest.files]
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))
+    figures = listed(dict(sorted(manifest.metrics.items())))
     source = "from a noised sum" if "noise_sd" in manifest.metrics else "from masked sums"
     features = ", ".join(escape(feature.name) for feature in study.features)
     privacy = manifest.privacy

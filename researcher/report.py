@@ -73,6 +73,7 @@ def comparison_rows(comparison: Comparison, name: str = "auroc") -> list[Row]:
 def html(facts: ReportFacts) -> str:
     """Return the whole page."""
     from researcher import plots
+    from researcher.medical_report import section
 
     comparison, sites = facts.comparison, list(facts.comparison.scores)
     made = datetime.fromtimestamp(facts.made_unix, UTC).strftime("%d %B %Y, %H:%M UTC")
@@ -86,6 +87,7 @@ def html(facts: ReportFacts) -> str:
         bars=plots.auroc_bars(comparison),
         roc=plots.roc(comparison),
         calibration=plots.calibration(comparison),
+        medical=section(facts.study, comparison, dict(facts.run.pooled)),
         personal=personal.section(comparison),
         timeline=plots.timeline(facts.run.history, sites),
         protection=_protection(facts),

@@ -109,6 +109,7 @@ $calibration</section>
 <section><h2>One hospital's model elsewhere</h2><p>$elsewhere</p>
 $alone</section>
 </div>
+$medical
 $personal
 <section>
 <h2>Rounds</h2>

@@ -13,6 +13,7 @@ from common.errors import ExitCode
 from common.tables import table
 from common.text import escape
 from common.views import RoundView, RunPhase, RunView, SiteView, StudyView
+from researcher.figures import listed
 
 
 def study_data(view: StudyView) -> dict[str, object]:
@@ -149,8 +150,8 @@ def run_text(view: RunView) -> str:
     if view.history:
         parts += ["", _history_text(view.history)]
     if view.pooled:
-        figures = ", ".join(f"{escape(name)} {value:.4g}" for name, value in view.pooled)
-        parts += ["", f"pooled (from masked sums): {figures}"]
+        figures = listed(dict(view.pooled))
+        parts += ["", f"pooled (from masked sums): {escape(figures)}"]
     if _two_party(view):
         parts += ["two hospitals took part: each can compute the other's update from the sum"]
     if view.model_sha256:

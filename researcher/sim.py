@@ -13,8 +13,8 @@ import asyncio
 import io
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -34,6 +34,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.service import CoordinatorService
 from researcher.coefficients import read_coefficients
 from researcher.engines import Around, Engine, Watch, local_engine
+from researcher.leave_one_out import LeftOut, check_enough, leave_one_out
 from researcher.local import FederationPlan, SitePlan, build, free_address
 from researcher.personal import collect, judged, made
 from researcher.progress import Display
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from common.statistics_file import StatisticsFile
     from hospital_node.data.load import SiteData
     from hospital_node.personal.artefact import Personal
-    from researcher.comparison import Comparison
+    from researcher.comparison import Comparison, Figures
 
 FEDERATION: Final = "simulation"
 _REASON: Final = 300
@@ -59,6 +60,7 @@ class SimResult:
 
     data: Mapping[str, object]
     comparison: Comparison
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class MemorySource:
@@ -82,8 +84,12 @@ def simulate(
     screen: Display,
     began: float,
     engine: Engine = local_engine,
+    *,
+    leave_out: bool = False,
 ) -> SimResult:
     """Run the study over the sites and compare the result. Blocking.
+
+    `leave_out` runs it once more without each hospital (`researcher.leave_one_out`).
 
     Raises:
         FedError: the study cannot run over these sites, or their data do not fit it.
@@ -92,9 +98,30 @@ def simulate(
     if study.kind == "statistics":
         raise ConfigError("NOT_SUPPORTED", "a study of kind statistics has no model to compare")
     require_agreed_epsilon(study)
+    if leave_out:
+        check_enough(study, sites)
     screen.step("reading the hospitals' tables")
     # First of all, because here an error may say what a hospital would keep to itself.
     data_of = {site.id: _load(study, site) for site in sites}
+    with _planned(study, sites) as plan:
+        view, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen, engine))
+        screen.step("comparing with each hospital alone and with all rows in one place")
+        comparison = _compare(model, data_of, collect(plan, view.run_id))
+        regression = read_coefficients(model.folder)
+        charged = privacy_data(plan)
+
+    def judge(others: Sequence[Site], site: Site) -> Figures:
+        return _elsewhere(study, others, {site.id: data_of[site.id]}, screen, engine)
+
+    out = leave_one_out(sites, comparison, judge, screen.step) if leave_out else ()
+    data = _data(study, view, model, comparison, began)
+    left_out = {"leave_one_out": [one.data() for one in out]} if leave_out else {}
+    data = {**data, "dp": charged, "regression": regression, **left_out}
+    return SimResult(data, comparison, out)
+
+
+@contextmanager
+def _planned(study: Study, sites: Sequence[Site]) -> Iterator[FederationPlan]:
     with tempfile.TemporaryDirectory(prefix="fedcare-sim-") as folder:
         plan = FederationPlan(
             Path(folder) / "federation",
@@ -104,13 +131,25 @@ def simulate(
             min_cell=1,
         )
         build(plan, free_address())
-        view, model = asyncio.run(_run(plan, Path(folder) / "model", screen, engine))
-        screen.step("comparing with each hospital alone and with all rows in one place")
-        comparison = _compare(model, data_of, collect(plan, view.run_id))
-        regression = read_coefficients(model.folder)
-        charged = privacy_data(plan)
-    data = _data(study, view, model, comparison, began)
-    return SimResult({**data, "dp": charged, "regression": regression}, comparison)
+        yield plan
+
+
+def _elsewhere(
+    study: Study,
+    sites: Sequence[Site],
+    tested: Mapping[str, SiteData],
+    screen: Display,
+    engine: Engine,
+) -> Figures:
+    """Return the figures of a run over `sites` on another hospital's test rows."""
+    from common.layouts import split_model
+    from researcher.comparison import assess, score
+
+    with _planned(study, sites) as plan:
+        _, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen, engine))
+        found, weights = split_model(study, read_weights(model.folder, study))
+    encoded = {site: found.encode(study, data.test) for site, data in tested.items()}
+    return assess(study, score(study, encoded, lambda _site: weights)).pooled
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,12 @@ def sim(
         list[Path], typer.Option("--site", metavar="SITE.yaml", help="One manifest per hospital.")
     ],
     seed: SeedOption = None,
+    leave_one_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-one-out", help="Also run without each hospital, and test on the one left out."
+        ),
+    ] = False,
     out: OutOption = None,
     engine: Annotated[
         str,
@@ -65,7 +71,7 @@ def sim(
     from researcher.sim import simulate
 
     with display(f"simulation of {chosen.id}") as screen:
-        result = simulate(chosen, sites, screen, began, where)
+        result = simulate(chosen, sites, screen, began, where, leave_out=leave_one_out)
     return Outcome(result.data, _text(chosen, result))
 
 
@@ -88,6 +94,7 @@ def _counted(
 
 
 def _text(study: Study, result: SimResult) -> str:
+    from common.evaluation import headline
     from common.study import warnings
     from common.tables import table
     from researcher.coefficients import coefficients_text
@@ -95,11 +102,10 @@ def _text(study: Study, result: SimResult) -> str:
 
     head = ("hospital", "test rows", "federated", "local only", "centralised")
     parts: list[str] = []
-    pooled = result.comparison.federated.pooled
-    for name in (name for name in pooled if name not in ("rows", "positives", "events")):
+    for name in headline(study):
         rows = comparison_rows(result.comparison, name)
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
-    parts += [NOTE, ""]
+    parts += [NOTE, "", *_left_out(study, result)]
     parts += own_models(result.comparison)
     regression = result.data["regression"]
     if isinstance(regression, dict):
@@ -108,6 +114,27 @@ def _text(study: Study, result: SimResult) -> str:
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]
     return "\n".join(parts)
+
+
+def _left_out(study: Study, result: SimResult) -> list[str]:
+    """Return the table of hospitals left out, by the target's first figure."""
+    from common.evaluation import headline
+    from common.tables import table
+    from researcher.figures import with_interval
+
+    if not result.left_out:
+        return []
+    name = headline(study)[0]
+    head = ("left out", "test rows", "federated without", "with it", "its own", "centralised")
+    rows = [
+        (
+            one.site,
+            f"{one.figures.get('rows') or 0:.0f}",
+            *(with_interval(kind, name) for kind in one.columns),
+        )
+        for one in result.left_out
+    ]
+    return [name, table(head, rows, right=frozenset({1})), ""]
 
 
 def own_models(comparison: Comparison) -> list[str]:
@@ -119,7 +146,7 @@ def own_models(comparison: Comparison) -> list[str]:
         return []
     parts = ["each hospital's own model, chosen there, over its own test rows"]
     head = ("hospital", "chosen", "own model", "federated", "local only")
-    for name in ("auroc", "accuracy", "log_loss", "r2"):
+    for name in ("auroc", "c_index", "accuracy", "log_loss", "r2"):
         found = rows(comparison, name)
         if any(cell != "-" for row in found for cell in row[2:]):
             parts += ["", name, table(head, found, right=frozenset({2, 3, 4}))]

@@ -43,6 +43,7 @@ from common.text import escape
 from common.views import RoundView, RunPhase, RunView, StudyView
 from common.wire_operations import Submitted
 from researcher.client import require_finished
+from researcher.figures import listed
 from researcher.progress import Display
 from researcher.release import Source, VerifiedModel, pull, verify
 from researcher.show import run_data, waits_for_people
@@ -311,7 +312,7 @@ def ran_text(ran: Ran) -> str:
     """Return what came out, for people."""
     view = ran.view
     verb = "had finished" if ran.begin is Begin.FINISHED else "finished"
-    figures = ", ".join(f"{escape(name)} {value:.4g}" for name, value in view.pooled)
+    figures = escape(listed(dict(view.pooled)))
     lines = [
         f"run {escape(view.run_id)} {verb}; model verified",
         f"rounds  {len(view.history)} in {view.seconds:.1f} s; {rounds_text(view.history)}",

@@ -76,7 +76,7 @@ def test_exact_figures_and_those_of_the_masked_sums_agree(
     exact, masked = data["metrics"]["pooled"], data["over_the_wire"]
     assert masked["accuracy"] == pytest.approx(exact["accuracy"], abs=1e-6)
     assert masked["brier"] == pytest.approx(exact["brier"], abs=1e-6)
-    # Pairs inside one of the 1024 score bins count one half.
+    # Pairs inside one of the 16,384 score bins count one half.
     assert masked["auroc"] == pytest.approx(exact["auroc"], abs=2e-3)
 
 

@@ -130,6 +130,33 @@ def test_a_site_without_the_data_set_is_named(study: Study, sites: list[Site]) -
         run(other, sites)
 
 
+def test_leaving_a_hospital_out_needs_one_more_than_min_sites(
+    study: Study, sites: list[Site]
+) -> None:
+    with pytest.raises(ConfigError, match="at least 4 sites, 3 given"):
+        simulate(study, sites, LineDisplay(), time.monotonic(), leave_out=True)
+
+
+@pytest.mark.slow
+def test_each_hospital_is_left_out_once_and_subgroups_come_over_the_wire(
+    sites: list[Site], tmp_path: Path
+) -> None:
+    study = parse_study(STUDY + "evaluate: {subgroups: [{feature: sex}]}\n")
+    sites = [*sites, write_site(tmp_path, "south", 3)]
+    result = simulate(study, sites, LineDisplay(), time.monotonic(), leave_out=True)
+    assert [one.site for one in result.left_out] == [site.id for site in sites]
+    assert all(one.figures["rows"] == one.federated["rows"] for one in result.left_out)
+    assert any(one.figures["auroc"] != one.federated["auroc"] for one in result.left_out) or any(
+        one.figures["brier"] != one.federated["brier"] for one in result.left_out
+    )
+    wire, exact = result.data["over_the_wire"], result.comparison.federated.pooled
+    assert isinstance(wire, dict)
+    for name, value in wire.items():
+        wide = 8.0 if name.startswith("calibration_slope") else 1.0
+        assert value == pytest.approx(exact[name], abs=0.002 * wide), name
+    assert {group.label for group in result.comparison.subgroups} == {"0", "1"}
+
+
 @pytest.mark.slow
 def test_sites_of_several_kinds_train_together(study: Study, sites: list[Site]) -> None:
     """A simulation carries a table's whole mapping, whatever its kind."""

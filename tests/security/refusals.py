@@ -87,7 +87,7 @@ limits:
   local_epochs: 5
   batch: 64
   round_deadline: 1h
-  upload_bytes: 65536
+  upload_bytes: 1048576
 hours: {{}}
 """
 

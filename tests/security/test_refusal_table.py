@@ -127,7 +127,7 @@ STUDIES: Final = (
     stricter("too large a model", "POLICY_LIMITS", "limits.parameters",
              ("parameters: 1000", "parameters: 4")),
     stricter("too large an upload", "POLICY_LIMITS", "limits.upload_bytes",
-             ("upload_bytes: 65536", "upload_bytes: 19")),
+             ("upload_bytes: 1048576", "upload_bytes: 19")),
     stricter("fewer patients than the smallest cell", "POLICY_MIN_CELL", "release.min_cell",
              ("min_cell: 10", "min_cell: 25")),
     Row("the total is spent", "BUDGET", DP + "epsilon_total", PRIVATE,
@@ -255,7 +255,7 @@ HEADERS: Final = (
     Weak("a longer round than the policy's", "POLICY_LIMITS", "limits.round_deadline",
          item(deadline_ms=3_600_001)),
     Weak("a larger upload than the policy's", "POLICY_LIMITS", "limits.upload_bytes",
-         policy=(("upload_bytes: 65536", "upload_bytes: 19"),)),
+         policy=(("upload_bytes: 1048576", "upload_bytes: 19"),)),
     Weak("a round outside the hours", "POLICY_HOURS", "hours",
          policy=(("hours: {}", 'hours: {from: "20:00", to: "06:00"}'),)),
 )  # fmt: skip

@@ -58,7 +58,7 @@ def federation(root: Path, strategy: str, gather: str = "10s", deadline: str = "
 
 
 def own_of(fed: Federation, site: str, run_id: RunId) -> OwnTensors:
-    return OwnTensors(fed.plan.site_folder(site) / "state" / "personal", run_id)
+    return OwnTensors(fed.plan.site_folder(site) / "state" / "own", run_id)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,12 @@ from hypothesis.extra import numpy as arrays
 from sklearn import metrics as reference
 
 from common import metrics
+from common.evaluation import BINS
+from common.score_counts import histogram_of, score_bins
+
+
+def histogram(p: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return histogram_of(p, y, score_bins(BINS, 0.5))
 
 
 def sample(rows: int, seed: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +42,7 @@ def test_equals_scikit_learn_with_and_without_ties(seed: int, levels: int | None
 def test_one_class_has_no_auroc(labels: list[float]) -> None:
     y = np.array(labels)
     assert metrics.auroc(np.full(len(y), 0.3), y) is None
-    healthy, sick = metrics.score_histogram(np.full(len(y), 0.3), y)
+    healthy, sick = histogram(np.full(len(y), 0.3), y)
     assert metrics.auroc_from_histogram(healthy, sick) is None
 
 
@@ -53,17 +59,15 @@ def test_a_histograms_auroc_is_within_0_002_of_the_exact_one(rows: int, sharpnes
     for seed in range(5):
         p, y = sample(rows, seed, sharpness)
         exact = metrics.auroc(p, y)
-        found = metrics.auroc_from_histogram(*metrics.score_histogram(p, y))
+        found = metrics.auroc_from_histogram(*histogram(p, y))
         assert exact is not None
         assert found == pytest.approx(exact, abs=0.002)
 
 
 def test_histograms_of_hospitals_add_up_to_the_pooled_histogram() -> None:
     parts = [sample(rows, rows, 1.0) for rows in (3, 40, 111)]
-    added = sum(metrics.score_histogram(p, y) for p, y in parts)
-    whole = metrics.score_histogram(
-        np.concatenate([p for p, _ in parts]), np.concatenate([y for _, y in parts])
-    )
+    added = sum(histogram(p, y) for p, y in parts)
+    whole = histogram(np.concatenate([p for p, _ in parts]), np.concatenate([y for _, y in parts]))
     assert np.array_equal(added, whole)
 
 
@@ -78,9 +82,9 @@ def test_negative_rounding_in_a_summed_histogram_is_nothing() -> None:
 )
 def test_every_probability_falls_into_one_bin(p: np.ndarray, seed: int) -> None:
     y = np.random.default_rng(seed).integers(0, 2, len(p)).astype(np.float64)
-    histogram = metrics.score_histogram(p, y)
-    assert histogram.shape == (2, metrics.BINS)
-    assert histogram.sum(axis=1).tolist() == [float((y == 0).sum()), float((y == 1).sum())]
+    found = histogram(p, y)
+    assert found.shape == (2, BINS)
+    assert found.sum(axis=1).tolist() == [float((y == 0).sum()), float((y == 1).sum())]
 
 
 @given(arrays.arrays(np.float64, st.integers(2, 60), elements=st.floats(-5, 5, width=16)))

@@ -383,7 +383,7 @@ def test_a_careful_reader_is_warned() -> None:
 def test_lint_says_where_an_exact_regression_is_not_quite_the_pooled_one(
     weights: str, impute: str | None, *, told: bool
 ) -> None:
-    imputed = "" if impute is None else f", impute: {impute}"
+    imputed = "" if impute is None else f", range: [0, 9], impute: {impute}"
     text = f"""\
 schema: fedcare.study/v1
 id: exact

@@ -7,9 +7,9 @@ import pytest
 
 from common import evaluation
 from common.evaluation import Metrics
+from common.evaluation_document import LEAST, finite, published
 from common.quantise import quantise_value
 from common.secagg.header import quant_bound
-from coordinator.use_sum import SMALLEST_CELL, _figures, published
 from tests.learning import study
 
 FULL = Metrics(rows=30, positives=12, auroc=0.8, accuracy=0.7, brier=0.2, log_loss=0.6)
@@ -40,7 +40,7 @@ def test_a_cell_below_the_smallest_is_left_out(
     assert names == kept
 
 
-@pytest.mark.parametrize(("rows", "some"), [(SMALLEST_CELL, True), (SMALLEST_CELL - 1, False)])
+@pytest.mark.parametrize(("rows", "some"), [(LEAST, True), (LEAST - 1, False)])
 def test_the_figures_of_a_real_sum_obey_it(rows: int, some: bool) -> None:
     """A number as target has one class only: what counts is the rows."""
     terms = study(target="{type: continuous, name: y}", model="{kind: mlp, hidden: [2]}")
@@ -48,6 +48,6 @@ def test_the_figures_of_a_real_sum_obey_it(rows: int, some: bool) -> None:
     target = np.arange(rows, dtype=np.float64)
     own = evaluation.contribution(terms, target + 0.5, target)
     words = np.array([quantise_value(float(x), evaluation.ROW_LIMIT, bound) for x in own])
-    found = dict(_figures(terms, published(evaluation.pooled(terms, words, bound))))
+    found = finite(terms, published(evaluation.pooled(terms, words, bound)))
     assert ({"rows", "mse"} <= found.keys()) is some
     assert bool(found) is some

@@ -1,0 +1,153 @@
+"""`evaluation.json` of a release: the pooled figures that many patients stand behind.
+
+The coordinator opens counts by fine bins of score and by subgroup. What it publishes is
+coarser, by three rules over `LEAST` = 10 rows of all hospitals together:
+
+* of everybody fewer than 10 rows: nothing; fewer than 10 of a class: no figure that needs
+  both classes;
+* scores are published as bands of at least 10 rows each. ROC, precision-recall, calibration
+  and decision curves all follow from these very bands: cut points of several curves could
+  be subtracted from each other, those of one partition cannot;
+* a subgroup's cell is shown with 10 rows of each class, and if what is left of the total is
+  nobody or as large too (`common.subgroups.shown_cells`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from common import medical
+from common.evaluation import CELLS, TABLE_RATES, Metrics
+from common.score_counts import ScoreCounts
+from common.study import Study
+from common.subgroups import cells, shown_cells
+
+SCHEMA: Final = "fedcare.evaluation/v1"
+LEAST: Final = 10
+"""Rows, of all hospitals together, below which no pooled figure is published."""
+
+MOST_BANDS: Final = 100
+
+
+def published(found: Metrics, threshold: float = 0.5) -> Metrics | None:
+    """Return pooled figures without those that few patients stand behind.
+
+    Over fewer than `LEAST` test rows nothing is kept; where one of two classes has fewer,
+    its count and what needs both classes is left out. Where fewer are said yes (or no) to,
+    the confusion table and its rates are. Each hospital's own smallest cell was asked of its
+    own rows before they came into the sum.
+    """
+    if found.rows < LEAST:
+        return None
+    positives = found.positives
+    if positives is None:
+        return found
+    if min(positives, found.rows - positives) < LEAST:
+        return replace(found, positives=None, auroc=None, detail=(), counts=None)
+    if found.counts is None:
+        return found
+    table = medical.confusion(found.counts, threshold)
+    yes = table.true_positive + table.false_positive
+    if min(yes, found.rows - yes) >= LEAST:
+        return found
+    kept = tuple(
+        pair for pair in found.detail
+        if pair[0] not in CELLS and not pair[0].startswith(TABLE_RATES)
+    )  # fmt: skip
+    return replace(found, detail=kept)
+
+
+def finite(study: Study, found: Metrics | None) -> dict[str, float]:
+    """Return the figures that have a value."""
+    figures = {} if found is None else found.as_dict(study)
+    return {
+        name: value for name, value in figures.items() if value is not None and math.isfinite(value)
+    }
+
+
+def document(study: Study, everybody: Metrics, groups: Sequence[Metrics]) -> str:
+    """Return `evaluation.json`, canonical; empty where nothing may be published.
+
+    `groups` has an entry for each of `common.subgroups.cells`, not yet suppressed.
+    """
+    threshold = float(study.evaluate.threshold)
+    shown = published(everybody, threshold)
+    if shown is None:
+        return ""
+    body = {
+        "schema": SCHEMA,
+        "threshold": threshold,
+        "confidence": float(study.evaluate.confidence),
+        "least": LEAST,
+        "figures": finite(study, shown),
+        "bands": [] if shown.counts is None else _bands(shown.counts, threshold),
+        "subgroups": _subgroups(study, everybody, groups),
+    }
+    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True) + "\n"
+
+
+def _bands(counts: ScoreCounts, threshold: float) -> list[dict[str, float]]:
+    """Return bands of score: `score` is their mean, `up_to` their last; both of whole bins."""
+    size = max(LEAST, float(counts.rows.sum()) / MOST_BANDS)
+    found = []
+    for first, last in medical.bands(counts, size, threshold):
+        rows = counts.rows[first:last]
+        found.append(
+            {
+                "up_to": float(f"{counts.scores[last - 1]:.4g}"),
+                "score": float(f"{rows @ counts.scores[first:last] / rows.sum():.4g}"),
+                "healthy": float(np.round(counts.healthy[first:last].sum())),
+                "sick": float(np.round(counts.sick[first:last].sum())),
+            }
+        )
+    return found
+
+
+def band_counts(bands: Sequence[dict[str, float]]) -> ScoreCounts:
+    """Return published bands as counts, for the curves of `common.medical`."""
+    columns = ([band[name] for band in bands] for name in ("score", "healthy", "sick"))
+    return ScoreCounts(*(np.array(column, np.float64) for column in columns))
+
+
+def _subgroups(
+    study: Study, everybody: Metrics, groups: Sequence[Metrics]
+) -> list[dict[str, object]]:
+    return [
+        {
+            "feature": cell.feature,
+            "label": cell.label,
+            "figures": None if one is None else finite(study, one),
+        }
+        for cell, one in zip(cells(study), shown_groups(study, everybody, groups), strict=True)
+    ]
+
+
+def shown_groups(
+    study: Study, everybody: Metrics, groups: Sequence[Metrics]
+) -> list[Metrics | None]:
+    """Return what is published of each of `common.subgroups.cells`, in order."""
+    found: list[Metrics | None] = []
+    every, total = cells(study), np.array(_classes(study, everybody))
+    for place in range(len(study.evaluate.subgroups)):
+        of = [one for cell, one in zip(every, groups, strict=True) if cell.group == place]
+        counts = np.array([_classes(study, one) for one in of])
+        shown = shown_cells(counts, total, LEAST)
+        found += [
+            published(one, float(study.evaluate.threshold)) if kept else None
+            for one, kept in zip(of, shown, strict=True)
+        ]
+    return found
+
+
+def _classes(study: Study, found: Metrics) -> tuple[float, ...]:
+    """Return rows of each class; all rows where the target has no two classes."""
+    if study.target.type != "binary":
+        return (found.rows,)
+    positives = found.positives or 0.0
+    return (found.rows - positives, positives)
