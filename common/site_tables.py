@@ -403,6 +403,7 @@ class DicomTable(Mapped):
 
 
 Table = Annotated[
-    CsvTable | ParquetTable | SqlTable | OmopTable | FhirTable | DicomTable, Field(discriminator="kind")
+    CsvTable | ParquetTable | SqlTable | OmopTable | FhirTable | DicomTable,
+    Field(discriminator="kind"),
 ]
 """One table of the hospital's data."""

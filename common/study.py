@@ -30,12 +30,12 @@ from common.errors import ConfigError
 from common.ids import ConfigHash
 from common.study_evaluation import DEFAULT_METRICS, METRICS, Evaluate, Subgroup
 from common.study_features import (
+    IMAGE_KEYS,
     BinaryTarget,
     ContinuousTarget,
     Feature,
     MulticlassTarget,
     NoTarget,
-    IMAGE_KEYS,
     SurvivalTarget,
     Target,
 )

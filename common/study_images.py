@@ -28,8 +28,7 @@ def complete_images(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_images(study: Study) -> None:
-    """Refuse images without a model for them, such a model without an image, and what is
-    not there yet for images.
+    """Refuse what does not go with an image, and a model of images where there is none.
 
     Raises:
         ValueError: with the key that is wrong (`common.config.problem`).
@@ -50,6 +49,8 @@ def check_images(study: Study) -> None:
     if not isinstance(model, CnnModel):
         raise problem(f"is {model.kind}; a feature of type image needs cnn", "model", "kind")
     _check_blocks(image, model)
+    if study.evaluate.subgroups:
+        raise problem("cannot be told by an image", "evaluate", "subgroups")
     if study.normalise != "none":
         raise problem("must be none: the image's 'window' scales its pixels", "normalise")
     if study.privacy.dp.on:

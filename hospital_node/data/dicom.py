@@ -7,6 +7,7 @@ the row, never the file: its name may tell who the patient is.
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,8 +95,6 @@ def _tags(path: Path, keywords: list[str], where: str) -> Any:  # noqa: ANN401 -
 def _text(value: object, where: str, keyword: str) -> str:
     if value is None:
         return ""
-    if not isinstance(value, (str, int, float)):
-        found = str(value) if not hasattr(value, "__len__") or not len(value) else None
-        if found is None and type(value).__name__ != "PersonName":
-            raise DataError("DATA_VALUE", f"{where}: {keyword} has more than one value")
+    if isinstance(value, (MutableSequence, bytes)):
+        raise DataError("DATA_VALUE", f"{where}: {keyword} is not one plain value")
     return str(value).strip()

@@ -23,7 +23,15 @@ from typing import Final, assert_never
 from common.config import Loaded
 from common.errors import ConfigError, DataError, FedError
 from common.site import Site
-from common.site_tables import CsvTable, DicomTable, FhirTable, OmopTable, ParquetTable, SqlTable, Table
+from common.site_tables import (
+    CsvTable,
+    DicomTable,
+    FhirTable,
+    OmopTable,
+    ParquetTable,
+    SqlTable,
+    Table,
+)
 from common.text import nearest, show
 
 CHECKED_BYTES: Final = 64 << 20

@@ -11,7 +11,7 @@ name may tell who the patient is.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,8 @@ def _pixels(feature: Feature, folder: Path, name: str) -> Floats:
         )
         for channel in range(planes.shape[2])
     ]
-    return np.clip(np.stack(resized), 0.0, 1.0).reshape(-1)
+    flat: Floats = np.clip(np.stack(resized), 0.0, 1.0).reshape(-1)
+    return flat
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -119,8 +120,7 @@ def _values(path: Path, grey: bool) -> tuple[NDArray[np.float64], bool]:  # noqa
 def _picture(path: Path, grey: bool) -> NDArray[np.float64]:  # noqa: FBT001
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise _Unfit("its image is too large")
+            _check_size(image.width, image.height)
             if image.mode in _DEEP:
                 return np.asarray(image, np.float64)
             return np.asarray(image.convert("L" if grey else "RGB"), np.float64)
@@ -133,24 +133,31 @@ def _picture(path: Path, grey: bool) -> NDArray[np.float64]:  # noqa: FBT001
 def _dicom(path: Path, grey: bool) -> tuple[NDArray[np.float64], bool]:  # noqa: FBT001
     library = pydicom()
     try:
-        data = library.dcmread(path)
-        if int(data.get("NumberOfFrames", 1) or 1) != 1:
-            raise _Unfit("its file has several frames")
-        if int(data.Rows) * int(data.Columns) > MOST_PIXELS:
-            raise _Unfit("its image is too large")
-        values = np.asarray(data.pixel_array, np.float64)
-        slope, intercept = data.get("RescaleSlope", 1), data.get("RescaleIntercept", 0)
-        turned = data.get("PhotometricInterpretation") == "MONOCHROME1"
-        values = values * float(1 if slope is None else slope)
-        values = values + float(0 if intercept is None else intercept)
+        values, turned = _rescaled(library.dcmread(path))
     except _Unfit:
         raise
     except Exception:  # noqa: BLE001 - a broken file makes decoders raise anything
         raise _Unfit(
             "its DICOM file is broken, without pixels, or compressed as nothing here can read"
         ) from None
-    if not np.isfinite(values).all():
-        raise _Unfit("its image has a value that is not finite")
     if values.ndim == _COLOUR and grey:
         raise _Unfit("its DICOM file is in colour, and the study's images have one channel")
+    if not np.isfinite(values).all():
+        raise _Unfit("its image has a value that is not finite")
     return values, turned
+
+
+def _rescaled(data: Any) -> tuple[NDArray[np.float64], bool]:  # noqa: ANN401 - a dataset
+    """Return slope * stored + intercept, and whether low means white."""
+    if int(data.get("NumberOfFrames") or 1) != 1:
+        raise _Unfit("its file has several frames")
+    _check_size(int(data.Columns), int(data.Rows))
+    slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+    values = np.asarray(data.pixel_array, np.float64) * float(1 if slope is None else slope)
+    turned = data.get("PhotometricInterpretation") == "MONOCHROME1"
+    return values + float(0 if intercept is None else intercept), turned
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise _Unfit("its image is too large")

@@ -38,7 +38,7 @@ class Convolutional(nn.Module):
         """Return the outputs before sigmoid or softmax, [rows, outputs]."""
         if self.training or len(features) <= CHUNK:
             return self._outputs(features)
-        return torch.cat([self._outputs(part) for part in features.split(CHUNK)])
+        return torch.cat([self._outputs(part) for part in torch.split(features, CHUNK)])
 
     def _outputs(self, features: Tensor) -> Tensor:
         signal = features.reshape(-1, *self._shape)

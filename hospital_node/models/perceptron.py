@@ -82,9 +82,7 @@ class Perceptron(nn.Module):
 
 
 def build(study: Study, model: NDArray[np.float32]) -> Perceptron:
-    """Return the study's module holding the flat vector `model`; as `hospital_node.models.build`,
-    for studies whose model has no convolutions.
-    """
+    """Return what `hospital_node.models.build` does, of a model without convolutions."""
     norm = study.model.norm if isinstance(study.model, MlpModel) else "none"
     module = Perceptron(layer_widths(study), bias=has_bias(study), norm=norm)
     fill(study, module, model)
