@@ -28,6 +28,6 @@ def test_three_hospitals_learn_discs_from_squares(
         manifest.write_text(f"schema: fedcare.site/v1\nid: {name}\ndata: [{section}]\n")
         sites.append(load_site(manifest))
     result = simulate(parse_study(STUDY), sites, LineDisplay(), time.monotonic())
-    auroc = result.comparison.federated.test.auroc
+    auroc = result.comparison.federated.pooled["auroc"]
     assert auroc is not None
     assert auroc > 0.9
