@@ -78,9 +78,8 @@ def measure(given: argparse.Namespace) -> frame.Entry:
         "python -m benchmarks.accuracy tcga --data DIR",
         "TCGA-BRCA, FLamby's rows and split (866 training and 222 test rows; Canada's test rows "
         f"have one event, Europe's two), {study.federation.rounds} rounds, {given.seeds} seeds. "
-        "The terms were chosen inside the training rows (`--select`); before that rule was fixed, "
-        "test figures of 37 other settings had been seen. A batch holds all rows of a region and "
-        "the model starts at zero, so that no seed changes a figure of the first and second line.",
+        "The terms were chosen inside the training rows (`--select --repeats 5`); before that "
+        "rule was fixed, test figures of 37 other settings had been seen.",
         results,
         MUSTS,
         time.monotonic() - began,
@@ -106,7 +105,7 @@ def federated(study: Study, sites: Sites) -> tuple[Model, dict[str, Own]]:
     if is_exact(study):
         return _exact(study, [train for train, _ in sites.values()]), {}
     model = models.initial(study)
-    kept: dict[str, Own] = dict.fromkeys(sites, {})
+    kept: dict[str, Own] = {site: {} for site in sites}
     shares = {site: weight(study, site, train.rows) for site, (train, _) in sites.items()}
     for round_no in range(1, study.federation.rounds + 1):
         change = np.zeros(model.size)
