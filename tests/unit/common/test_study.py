@@ -259,7 +259,7 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ("name: fedavg", "name: fedprox, nu: 1", "UNKNOWN_KEY", "known here: name, mu"),
         ("name: fedavg", "name: fedvag", "BAD_VALUE", "did you mean 'fedavg'?"),
         ("kind: logistic", "kind: cox", "BAD_VALUE", "model.kind is cox, which cannot predict a"),
-        ("kind: logistic", "kind: cnn", "NOT_SUPPORTED", "it has logistic"),
+        ("kind: logistic", "kind: resnet", "NOT_SUPPORTED", "it has logistic"),
         ("kind: logistic", "kind: logistc", "BAD_VALUE", "did you mean 'logistic'?"),
         ("kind: logistic", "kind: none", "BAD_VALUE", "needs the key 'model'"),
         ("{kind: logistic}", "{kind: mlp, hidden: []}", "BAD_VALUE", "model.hidden must have at"),
