@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from common import evaluation, survival_metrics
 from common.evaluation_document import published
@@ -136,6 +137,17 @@ def test_auroc_and_brier_at_a_horizon_equal_a_loop_over_pairs() -> None:
     assert survival_metrics.brier_sum(cases, controls, survival) == pytest.approx(brier)
 
 
+def test_auroc_at_a_horizon_is_that_of_scikit_learn_with_weights() -> None:
+    for seed in range(20):
+        time, event, risk = drawn(seed)
+        cases, controls = survival_metrics.horizon_weights(time, event, 4.0)
+        known = cases + controls > 0
+        wanted = roc_auc_score(
+            cases[known] > 0, risk[known], sample_weight=(cases + controls)[known]
+        )
+        assert survival_metrics.auroc_at(cases, controls, risk) == pytest.approx(wanted)
+
+
 def test_what_is_opened_from_masked_words_agrees_with_the_exact_figures() -> None:
     terms = cox_study()
     rng = np.random.default_rng(0)
@@ -151,8 +163,11 @@ def test_what_is_opened_from_masked_words_agrees_with_the_exact_figures() -> Non
         [np.full(t.size, r) for t, r in zip(schema.tensors, ranges, strict=True)]
     )
     words = sum(np.rint(evaluation.contribution(terms, *h) / scale * levels) for h in hospitals)
-    opened = evaluation.pooled(terms, np.asarray(words).astype(np.int64), levels).as_dict(terms)
-    exact = evaluation.of_hospitals(terms, hospitals).as_dict(terms)
+    pooled = evaluation.pooled(terms, np.asarray(words).astype(np.int64), levels)
+    known = evaluation.of_hospitals(terms, hospitals)
+    assert pooled.at_horizons == known.at_horizons
+    assert all(at.cases != at.controls for at in known.at_horizons)
+    opened, exact = pooled.as_dict(terms), known.as_dict(terms)
     assert opened == pytest.approx(exact, abs=0.002)
     assert {"c_index", "c_index_low", "auroc_at_2", "brier_at_5"} <= set(opened)
 

@@ -80,7 +80,14 @@ def test_a_cox_model_has_no_bias_and_predicts_the_log_hazard() -> None:
     assert predict(terms, weights, data.features) == pytest.approx(
         data.features @ weights, abs=1e-4
     )
-    found = judged(terms, weights, data, patients(30, 2))
+    own = patients(30, 2)
+    found, z = judged(terms, weights, data, own), predict(terms, weights, own.features)
+    hazard = sum(  # Breslow's, up to the horizon 1
+        1 / np.exp(z[own.target[:, 0] >= time]).sum()
+        for time, event in own.target
+        if event * (time <= 1)
+    )
+    assert found[:, 1] == pytest.approx(np.exp(-hazard * np.exp(found[:, 0])))
     assert found.shape == (20, 2)
     assert np.all((found[:, 1] >= 0) & (found[:, 1] <= 1))
     assert np.all(np.diff(found[np.argsort(found[:, 0]), 1]) <= 1e-12)
