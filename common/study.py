@@ -565,6 +565,13 @@ def warnings(study: Study) -> tuple[str, ...]:
             "federation.weights is samples: two rounds with different hospitals reveal the exact "
             "row count of the one that left; size_class reveals its power of two only"
         )
+    imputed = any(feature.impute in ("mean", "median") for feature in study.features)
+    if federation.strategy.name == "newton" and imputed and federation.weight_rule != "samples":
+        found.append(
+            f"federation.weights is {federation.weight_rule}, and values are imputed by a pooled "
+            "mean or median: with newton only weights samples imputes that of all rows, so the "
+            "table is exact for the imputed rows, and not quite that of the pooled analysis"
+        )
     if study.kind == "training" and isinstance(study.split, RandomSplit) and study.split.test == 0:
         found.append("split.test is 0: no rows are left to evaluate the model on")
     return tuple(found)

@@ -376,6 +376,33 @@ def test_a_careful_reader_is_warned() -> None:
 
 
 @pytest.mark.parametrize(
+    ("weights", "impute", "told"),
+    [("size_class", "mean", True), ("equal", "median", True), ("samples", "mean", False),
+     ("size_class", None, False)],
+)  # fmt: skip
+def test_lint_says_where_an_exact_regression_is_not_quite_the_pooled_one(
+    weights: str, impute: str | None, *, told: bool
+) -> None:
+    imputed = "" if impute is None else f", range: [0, 9], impute: {impute}"
+    text = f"""\
+schema: fedcare.study/v1
+id: exact
+purpose: research
+dataset: d
+owner: {{name: A, organisation: b}}
+features: [{{name: a, type: float{imputed}}}, {{name: s, type: category, levels: ["0", "1"]}}]
+target: {{type: binary, name: y}}
+split: {{test: 0.2, seed: 1}}
+model: {{kind: logistic}}
+federation: {{rounds: 9, weights: {weights}, strategy: {{name: newton}}}}
+"""
+    notes = warnings(parse_study(text))
+    assert any("not quite that of the pooled analysis" in note for note in notes) is told
+    plain = warnings(parse_study(altered(text, "newton", "fedavg")))
+    assert not any("pooled analysis" in note for note in plain)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "says"),
     [
         (", range: [18, 110]}", "}", "needs 'range'"),
