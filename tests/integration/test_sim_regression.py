@@ -71,13 +71,17 @@ def targets(kind: str, rng: np.random.Generator, eta: NDArray[np.float64]) -> li
 def write_site(folder: Path, kind: str, seed: int) -> Site:
     """Columns of unlike units; another mix of patients at every hospital."""
     rng, name, count = np.random.default_rng([seed, len(kind)]), f"site-{seed}", 70 + 15 * seed
-    x = [rng.normal(60 + seed, 10, count), rng.normal(0, 1e-3, count), rng.integers(0, 2, count)]
+    x = [
+        rng.normal(60 + seed, 10, count),
+        rng.normal(0, 1e-3, count),
+        1.0 * (rng.random(count) < 0.5),
+    ]
     eta = 0.03 * (x[0] - 60) + 300 * x[1] - 0.7 * x[2] + 0.2
     names = ["a", "b", "c", *(["t", "e"] if kind == "cox" else ["y"])]
     lines = [",".join(names)]
     lines += [
         ",".join(repr(value.item()) for value in row)
-        for row in zip(*x, *targets(kind, rng, eta), strict=True)
+        for row in zip(*x, *targets(kind, rng, np.asarray(eta, np.float64)), strict=True)
     ]
     (folder / f"{name}.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
     manifest = folder / f"{name}.yaml"
