@@ -21,7 +21,7 @@ import pytest
 from tests.containers.conftest import Federation
 from tests.containers.project import FIGURES, HOSPITALS, Project, docker
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(420, func_only=True)]
 
 INTO_THE_ROUND_S = 0.7
 DEADLINE_S = 25
