@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from common.commands import JsonFlag, Outcome, command, group
 from researcher.connection import Connection, CoordinatorOption, ProxyOption, TlsOption
+
+if TYPE_CHECKING:
+    from researcher.release import VerifiedModel
 
 app = group("Pull, verify and show released models.")
 
@@ -76,24 +79,43 @@ def tables(
     ] = None,
     as_json: JsonFlag = False,
 ) -> Outcome:
-    """Verify a statistics study's release and show its Table 1."""
+    """Verify a release; show its Table 1 or its coefficients, and write them as a page."""
     del as_json
     from common.errors import ConfigError
-    from researcher import table_one
-    from researcher.release import read_statistics, verify
+    from researcher.coefficients import read_coefficients
+    from researcher.release import verify
 
     release = verify(folder, ca)
-    if release.study.kind != "statistics":
-        raise ConfigError(
-            "BAD_ARGUMENT", f"{folder} holds a model, not a statistics study's tables"
-        )
-    found = read_statistics(folder)
+    if release.study.kind == "statistics":
+        return _counted(release, out)
+    found = read_coefficients(folder)
+    if found is None:
+        raise ConfigError("BAD_ARGUMENT", f"{folder} holds a model without tables")
+    return _regression(release, found, out)
+
+
+def _counted(release: VerifiedModel, out: Path | None) -> Outcome:
+    from researcher import table_one
+    from researcher.release import read_statistics
+
+    found = read_statistics(release.folder)
     text = table_one.text(found)
     if out is not None:
         from researcher.statistics_page import write_all
 
         text += f"\n\n{write_all(release.study, found, out)} holds the page and the tables"
     return Outcome(found.model_dump(mode="json", by_alias=True), text)
+
+
+def _regression(release: VerifiedModel, found: dict[str, Any], out: Path | None) -> Outcome:
+    from researcher.coefficients import coefficients_text
+
+    text = coefficients_text(found)
+    if out is not None:
+        from researcher.result_page import write_page
+
+        text += f"\n\n{write_page(release.study, found, out)} holds the page"
+    return Outcome(found, text)
 
 
 @app.command()

@@ -26,11 +26,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from common.certificates import to_der, verify_manifest
 from common.errors import ConfigError, FedError, StateError
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 _MAX_SMALL: Final = 1 << 20
 MAX_STATISTICS: Final = 4 << 20
 _PIECE: Final = 1 << 20
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,15 +304,17 @@ async def pull(client: Source, run_id: str, out: Path, ca: Path) -> VerifiedMode
     return VerifiedModel(out, verified.manifest, verified.study, verified.signer)
 
 
-async def read_counted(client: Source, run_id: str, ca: Path) -> StatisticsFile:
-    """Fetch a statistics study's release, verify it, and return what it says; keep nothing.
+async def read_released(
+    client: Source, run_id: str, ca: Path, read: Callable[[Path], Found]
+) -> Found:
+    """Fetch a run's release, verify it, and return what `read` finds in it; keep nothing.
 
     Raises:
-        FedError: as `pull`.
+        FedError: as `pull` and `read`.
     """
     with tempfile.TemporaryDirectory(prefix="fedcare-run-") as folder:
         release = await pull(client, run_id, Path(folder) / "release", ca)
-        return read_statistics(release.folder)
+        return read(release.folder)
 
 
 def require_empty(folder: Path) -> Path:
