@@ -1,8 +1,9 @@
 """Metrics of a model at one hospital, and of all hospitals from one masked sum.
 
 `site_metrics` is exact and stays at the hospital. For the pooled figures each hospital
-sends, masked, what adds up: sums of row-wise terms and, for a binary target, a histogram of
-scores per class; the same for each cell of the study's subgroups. `pooled` and
+sends, masked, what adds up: sums of row-wise terms and, for a target of classes, a histogram
+of scores per class (of several levels: `common.multiclass`); of a binary or continuous target
+the same for each cell of the study's subgroups, of the others the sums. `pooled` and
 `pooled_cells` turn the opened sums into the same `Metrics`.
 
 Every test row counts once, so the pooled figures are those over all test rows of all
@@ -19,9 +20,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import medical, metrics, recalibration, score_counts, survival_evaluation
+from common import (
+    medical,
+    metrics,
+    multiclass,
+    recalibration,
+    score_counts,
+    survival_evaluation,
+)
 from common.errors import InternalError
 from common.medical import Estimate
+from common.multiclass import ByLevel
 from common.score_counts import Bins, ScoreCounts
 from common.study import Study
 from common.subgroups import cells
@@ -42,7 +51,7 @@ CELL_BINS: Final = 4096
 
 _SUMS: Final = {
     "binary": ("rows", "correct", "brier", "log_loss", "brier_squared", *recalibration.SUMS),
-    "multiclass": ("rows", "correct", "brier", "log_loss"),
+    "multiclass": ("rows", "correct", "brier", "log_loss", "brier_squared"),
     "continuous": ("rows", "squared", "absolute", "y", "y_squared", "p", "p_squared", "y_p"),
 }
 
@@ -51,9 +60,9 @@ _SUMS: Final = {
 class Metrics:
     """Figures over test rows; `None` where one has no value or does not fit the target.
 
-    `rows` counts test rows; `positives` of them are
-    sick. `auroc` needs both classes. `brier` lies in [0, 1] (binary) or [0, 2] (multiclass),
-    `log_loss` is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
+    `rows` counts test rows; `positives` of them are sick. `auroc` needs both classes; of several
+    levels it is their mean. `brier` lies in [0, 1] (binary) or [0, 2] (multiclass), `log_loss`
+    is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
     target that varies. `events` and `c_index` belong to a survival target. `noise_sd`: of each
     count's noise, where there is differential privacy (`common.noised_evaluation`); then no
     figure is exact.
@@ -61,6 +70,7 @@ class Metrics:
     `detail`: the further figures by name (docs/evaluation.md), intervals as `name_low` and
     `name_high`. `counts`: rows by score, of a binary target. `at_horizons`: of a survival
     target, the names at each horizon with the rows behind them (`common.survival_evaluation`).
+    `by_level`: of a multiclass target, each level against the rest (`common.multiclass`).
     """
 
     rows: float = 0.0
@@ -78,6 +88,7 @@ class Metrics:
     detail: tuple[tuple[str, float | None], ...] = ()
     counts: ScoreCounts | None = field(default=None, compare=False, repr=False)
     at_horizons: tuple[AtHorizon, ...] = field(default=(), compare=False, repr=False)
+    by_level: ByLevel | None = field(default=None, compare=False, repr=False)
 
     def as_dict(self, study: Study) -> dict[str, float | None]:
         """Return the figures that fit the study's target, for JSON; whole counts as `int`."""
@@ -91,7 +102,7 @@ class Metrics:
 
 _FIGURES: Final = {
     "binary": ("rows", "positives", "auroc", "accuracy", "brier", "log_loss"),
-    "multiclass": ("rows", "accuracy", "brier", "log_loss"),
+    "multiclass": ("rows", "auroc", "accuracy", "brier", "log_loss"),
     "continuous": ("rows", "mse", "mae", "r2"),
     "survival": ("rows", "events", "c_index"),
 }
@@ -123,9 +134,13 @@ def site_metrics(
     if study.target.type == "survival":
         return of_hospitals(study, [(predictions, target)])
     sums = _row_sums(study, predictions, target).sum(axis=0)
-    if study.target.type != "binary":
-        return _from_sums(study, sums)
-    return _binary(study, sums, score_counts.counted(predictions, target))
+    match study.target.type:
+        case "binary":
+            return _binary(study, sums, score_counts.counted(predictions, target))
+        case "multiclass":
+            return _multiclass(study, sums, multiclass.exact(study, predictions, target))
+        case _:
+            return _from_sums(study, sums)
 
 
 def of_hospitals(study: Study, hospitals: Sequence[Rows]) -> Metrics:
@@ -136,8 +151,9 @@ def of_hospitals(study: Study, hospitals: Sequence[Rows]) -> Metrics:
 def layout(study: Study) -> ParameterSchema:
     """Return the layout of an evaluate round.
 
-    `sums` [names] and, for a binary target, `histogram` [2, BINS]; with subgroups
-    `cell_sums` [cells, names] and `cell_histograms` [cells, 2, CELL_BINS] as well.
+    `sums` [names] and, for a binary target, `histogram` [2, BINS], for a multiclass one the
+    tensors of `common.multiclass.shapes`; with subgroups `cell_sums` [cells, names] and, for a
+    binary target, `cell_histograms` [cells, 2, CELL_BINS] as well.
     """
     if study.target.type == "survival":
         return survival_evaluation.layout(study)
@@ -146,6 +162,7 @@ def layout(study: Study) -> ParameterSchema:
     shapes: dict[str, tuple[int, ...]] = {"sums": (names,)}
     if binary:
         shapes["histogram"] = (2, BINS)
+    shapes |= multiclass.shapes(study)
     if parts:
         shapes["cell_sums"] = (parts, names)
         if binary:
@@ -188,6 +205,7 @@ def contribution(
     found = [terms.sum(axis=0)]
     if binary:
         found.append(score_counts.histogram_of(predictions, target, _bins(study, BINS)))
+    found += multiclass.contribution(study, predictions, target)
     if members is not None:
         found += [terms[inside].sum(axis=0) for inside in members]
         if binary:
@@ -211,8 +229,8 @@ def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Metrics:
     tensors = _tensors(study, opened, levels)
     if study.target.type == "survival":
         return _survival(survival_evaluation.figures(study, tensors))
-    histogram = tensors.get("histogram")
-    return _pooled(study, tensors["sums"], histogram)
+    by_level = multiclass.pooled(study, tensors)
+    return _pooled(study, tensors["sums"], tensors.get("histogram"), by_level)
 
 
 def pooled_cells(study: Study, opened: NDArray[np.int64], levels: int) -> tuple[Metrics, ...]:
@@ -246,9 +264,16 @@ def _tensors(
 
 
 def _pooled(
-    study: Study, sums: NDArray[np.float64], histogram: NDArray[np.float64] | None
+    study: Study,
+    sums: NDArray[np.float64],
+    histogram: NDArray[np.float64] | None,
+    by_level: ByLevel | None = None,
 ) -> Metrics:
-    if histogram is None or sums[0] <= 0.5:  # noqa: PLR2004 - no row, but for rounding
+    if sums[0] <= 0.5:  # noqa: PLR2004 - no row, but for rounding
+        return _from_sums(study, sums)
+    if study.target.type == "multiclass":
+        return _multiclass(study, sums, by_level)
+    if histogram is None:
         return _from_sums(study, sums)
     bins = _bins(study, histogram.shape[1])
     return _binary(study, sums, score_counts.from_histogram(np.round(histogram, 3), bins))
@@ -293,12 +318,9 @@ def _row_sums(
             levels = np.arange(predictions.shape[1])
             truth = (target[:, None] == levels).astype(np.float64)
             right = (predictions * truth).sum(axis=1)
-            terms = [
-                ones,
-                predictions.argmax(axis=1) == target,
-                ((predictions - truth) ** 2).sum(axis=1),
-                -np.log(np.clip(right, floor, 1 - floor)),
-            ]
+            brier = ((predictions - truth) ** 2).sum(axis=1)
+            loss = -np.log(np.clip(right, floor, 1 - floor))
+            terms = [ones, predictions.argmax(axis=1) == target, brier, loss, brier**2]
         case _:
             error = predictions - target
             moments = [target, target**2, predictions, predictions**2, target * predictions]
@@ -365,6 +387,22 @@ def _binary(study: Study, sums: NDArray[np.float64], counts: ScoreCounts) -> Met
     )
 
 
+def _multiclass(study: Study, sums: NDArray[np.float64], by_level: ByLevel | None) -> Metrics:
+    """Return everything about a model of several levels; `sums` holds rows."""
+    found = _from_sums(study, sums)
+    rows, correct, brier, _, squares = (float(value) for value in sums)
+    confidence = float(study.evaluate.confidence)
+    accuracy = medical.share(correct, rows, confidence)
+    auroc = medical.NONE if by_level is None else by_level.auroc
+    estimates = {
+        "auroc": auroc,
+        "accuracy": Estimate(found.accuracy, accuracy.low, accuracy.high),
+        "brier": _mean(brier, squares, rows, confidence, most=2.0),
+    }
+    pairs = tuple(pair for pair in _pairs(estimates) if pair[0] not in _FIGURES["multiclass"])
+    return replace(found, auroc=auroc.value, detail=pairs, by_level=by_level)
+
+
 def _calibration(
     counts: ScoreCounts, named: dict[str, float], confidence: float
 ) -> dict[str, Estimate]:
@@ -383,14 +421,16 @@ def _calibration(
     }
 
 
-def _mean(total: float, squares: float, rows: float, confidence: float) -> Estimate:
-    """Return the mean of rows' terms in [0, 1] with a normal interval."""
+def _mean(
+    total: float, squares: float, rows: float, confidence: float, most: float = 1.0
+) -> Estimate:
+    """Return the mean of rows' terms in [0, most] with a normal interval."""
     mean = total / rows
     if rows < 2:  # noqa: PLR2004 - no spread
         return Estimate(mean)
     spread = max(0.0, squares / rows - mean * mean) * rows / (rows - 1.0)
     half = medical.quantile(confidence) * (spread / rows) ** 0.5
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return Estimate(mean, max(0.0, mean - half), min(most, mean + half))
 
 
 def _around(value: float, half: float) -> Estimate:

@@ -12,7 +12,7 @@ from common.config import Name, Number, Section, no_repeats, problem
 
 METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "binary": ("auroc", "accuracy", "brier", "log_loss"),
-    "multiclass": ("accuracy", "brier", "log_loss"),
+    "multiclass": ("auroc", "accuracy", "brier", "log_loss"),
     "continuous": ("mse", "mae", "r2"),
     "survival": ("c_index", "auroc", "brier"),
 }
