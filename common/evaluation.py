@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import (
+    continuous,
     medical,
     metrics,
     multiclass,
@@ -32,6 +33,7 @@ from common.errors import InternalError
 from common.medical import Estimate
 from common.multiclass import ByLevel
 from common.score_counts import Bins, ScoreCounts
+from common.secagg.node_state import RangeRule
 from common.study import Study
 from common.subgroups import cells
 from common.survival_evaluation import AtHorizon, Rows
@@ -52,7 +54,7 @@ CELL_BINS: Final = 4096
 _SUMS: Final = {
     "binary": ("rows", "correct", "brier", "log_loss", "brier_squared", *recalibration.SUMS),
     "multiclass": ("rows", "correct", "brier", "log_loss", "brier_squared"),
-    "continuous": ("rows", "squared", "absolute", "y", "y_squared", "p", "p_squared", "y_p"),
+    "continuous": continuous.SUMS,
 }
 
 
@@ -90,6 +92,11 @@ class Metrics:
     at_horizons: tuple[AtHorizon, ...] = field(default=(), compare=False, repr=False)
     by_level: ByLevel | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def rmse(self) -> float | None:
+        """The root of `mse`, in the target's unit."""
+        return None if self.mse is None else self.mse**0.5
+
     def as_dict(self, study: Study) -> dict[str, float | None]:
         """Return the figures that fit the study's target, for JSON; whole counts as `int`."""
         noised = () if self.noise_sd is None else ("noise_sd",)
@@ -103,7 +110,7 @@ class Metrics:
 _FIGURES: Final = {
     "binary": ("rows", "positives", "auroc", "accuracy", "brier", "log_loss"),
     "multiclass": ("rows", "auroc", "accuracy", "brier", "log_loss"),
-    "continuous": ("rows", "mse", "mae", "r2"),
+    "continuous": ("rows", "rmse", "mae", "r2", "mse"),
     "survival": ("rows", "events", "c_index"),
 }
 CELLS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
@@ -158,6 +165,8 @@ def layout(study: Study) -> ParameterSchema:
     if study.target.type == "survival":
         return survival_evaluation.layout(study)
     names, parts = len(_names(study)), len(cells(study))
+    if study.target.type == "continuous":
+        return continuous.layout(parts)
     binary = study.target.type == "binary"
     shapes: dict[str, tuple[int, ...]] = {"sums": (names,)}
     if binary:
@@ -172,8 +181,12 @@ def layout(study: Study) -> ParameterSchema:
     )
 
 
-def ranges(study: Study) -> tuple[float, ...]:
+def ranges(study: Study) -> tuple[RangeRule, ...]:
     """Return R of each tensor of `layout`."""
+    return continuous.RANGES if study.target.type == "continuous" else _limits(study)
+
+
+def _limits(study: Study) -> tuple[float, ...]:
     if study.target.type == "survival":
         return survival_evaluation.ranges(study)
     return (ROW_LIMIT,) * len(layout(study).tensors)
@@ -184,14 +197,18 @@ def contribution(
     predictions: NDArray[np.float64],
     target: NDArray[np.float64],
     members: NDArray[np.bool_] | None = None,
+    *,
+    levels: int,
 ) -> NDArray[np.float64]:
     """Return a hospital's vector, float64 [layout.parameters]; zeros without test rows.
 
-    Nothing is weighted when it is quantised. `members` bool [cells, rows] says who is in
-    which subgroup (`common.subgroups.members`); only a study without any may leave it out.
+    Nothing is weighted when it is quantised; `levels` is the quantiser's B. `members` bool
+    [cells, rows] says who is in which subgroup (`common.subgroups.members`); only a study
+    without any may leave it out.
 
     Raises:
         InternalError: `members` has not the study's cells.
+        Refusal: INPUT_NAN, sums of a continuous target are too large.
     """
     schema, parts = layout(study), len(cells(study))
     if parts and (members is None or members.shape != (parts, len(target))):
@@ -201,6 +218,10 @@ def contribution(
     if study.target.type == "survival":
         return survival_evaluation.contribution(study, predictions, target)
     terms = _row_sums(study, predictions, target)
+    if study.target.type == "continuous":
+        everybody = np.ones(len(target), np.bool_)
+        parted = [everybody, *(() if members is None else members)]
+        return continuous.contribution(np.stack([terms[one].sum(0) for one in parted]), levels)
     binary = study.target.type == "binary"
     found = [terms.sum(axis=0)]
     if binary:
@@ -255,8 +276,11 @@ def _tensors(
     schema = layout(study)
     if opened.shape != (schema.parameters,):
         raise InternalError("an evaluation's sum is not of the layout")
+    if study.target.type == "continuous":
+        sums = continuous.opened(opened, levels)
+        return {"sums": sums[0], "cell_sums": sums[1:]}
     found, start = {}, 0
-    for tensor, limit in zip(schema.tensors, ranges(study), strict=True):
+    for tensor, limit in zip(schema.tensors, _limits(study), strict=True):
         words = opened[start : start + tensor.size].astype(np.float64)
         found[tensor.name] = words.reshape(tensor.shape) * limit / levels
         start += tensor.size
@@ -322,9 +346,7 @@ def _row_sums(
             loss = -np.log(np.clip(right, floor, 1 - floor))
             terms = [ones, predictions.argmax(axis=1) == target, brier, loss, brier**2]
         case _:
-            error = predictions - target
-            moments = [target, target**2, predictions, predictions**2, target * predictions]
-            terms = [ones, error**2, np.abs(error), *moments]
+            return continuous.row_terms(predictions, target)
     return np.stack([np.asarray(term, np.float64) for term in terms], axis=1)
 
 
@@ -332,35 +354,21 @@ def _from_sums(study: Study, sums: NDArray[np.float64]) -> Metrics:
     rows, *rest = (float(value) for value in sums)
     if rows <= 0.0:
         return Metrics()
-    mean = [value / rows for value in rest]
     if study.target.type == "continuous":
-        squared, absolute, y, y_squared, *others = mean
-        variance = y_squared - y * y
-        r2 = 1.0 - squared / variance if variance > 1e-12 * y_squared else None
-        detail = _line(study, rows, (y, variance, *others))
-        return Metrics(rows=_whole(rows), mse=squared, mae=absolute, r2=r2, detail=detail)
+        return _continuous(continuous.figures(sums, float(study.evaluate.confidence)))
+    mean = [value / rows for value in rest]
     return Metrics(rows=_whole(rows), accuracy=mean[0], brier=mean[1], log_loss=mean[2])
 
 
-def _line(
-    study: Study, rows: float, moments: tuple[float, ...]
-) -> tuple[tuple[str, float | None], ...]:
-    """Return slope and intercept of the true number on the predicted one (least squares)."""
-    y, y_variance, p, p_squared, y_p = moments
-    variance, together = p_squared - p * p, y_p - y * p
-    if variance <= 1e-12 * p_squared or rows <= 2:  # noqa: PLR2004 - degrees of freedom
-        return _pairs({"calibration_slope": medical.NONE, "calibration_intercept": medical.NONE})
-    slope = together / variance
-    left = max(0.0, y_variance - slope * together) / (rows - 2.0)
-    half = medical.quantile(float(study.evaluate.confidence)) * left**0.5
-    at_slope, at_zero = half * variance**-0.5, half * (1.0 + p * p / variance) ** 0.5
-    intercept = y - slope * p
-    return _pairs(
-        {
-            "calibration_slope": _around(slope, at_slope),
-            "calibration_intercept": _around(intercept, at_zero),
-        }
-    )
+def _continuous(found: continuous.Found) -> Metrics:
+    estimates = {
+        "mae": found.mae,
+        "calibration_slope": found.slope,
+        "calibration_intercept": found.intercept,
+    }
+    pairs = tuple(pair for pair in _pairs(estimates) if pair[0] not in _FIGURES["continuous"])
+    rows, mae = _whole(found.rows), found.mae.value
+    return Metrics(rows=rows, mse=found.mse, mae=mae, r2=found.r2, detail=pairs)
 
 
 def _binary(study: Study, sums: NDArray[np.float64], counts: ScoreCounts) -> Metrics:

@@ -13,7 +13,7 @@ from common.config import Name, Number, Section, no_repeats, problem
 METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "binary": ("auroc", "accuracy", "brier", "log_loss"),
     "multiclass": ("auroc", "accuracy", "brier", "log_loss"),
-    "continuous": ("mse", "mae", "r2"),
+    "continuous": ("rmse", "mae", "r2", "mse"),
     "survival": ("c_index", "auroc", "brier"),
 }
 """Metrics that fit each target; counts are always computed."""

@@ -217,7 +217,9 @@ class StudyWork:
                 mine = with_own(study, weights, own.get(FEDBN))
                 inside = members(study, self._rows().test.values)
                 train = self._baseline_rows(model)
-                source = pipeline.make_evaluation(study, rows, mine, inside, train=train)
+                source = pipeline.make_evaluation(
+                    study, rows, mine, inside, levels=header.bound, train=train
+                )
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)

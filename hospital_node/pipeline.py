@@ -118,11 +118,13 @@ def make_evaluation(
     model: NDArray[np.float32],
     members: NDArray[np.bool_] | None = None,
     *,
+    levels: int,
     train: Encoded | None = None,
 ) -> ContributionSource:
     """Return the hospital's contribution to an evaluate round; all zeros without test rows.
 
-    `members` says who is in which subgroup (`common.subgroups.members`); `train` are the
-    training rows, for the baseline of survival predictions.
+    `members` says who is in which subgroup (`common.subgroups.members`); `levels` is
+    B; `train` are the training rows, for the baseline of survival predictions.
     """
-    return ContributionSource(evaluation_contribution(study, model, data, members, train=train))
+    own = evaluation_contribution(study, model, data, members, levels=levels, train=train)
+    return ContributionSource(own)

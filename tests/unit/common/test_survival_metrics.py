@@ -162,7 +162,10 @@ def test_what_is_opened_from_masked_words_agrees_with_the_exact_figures() -> Non
     scale = np.concatenate(
         [np.full(t.size, r) for t, r in zip(schema.tensors, ranges, strict=True)]
     )
-    words = sum(np.rint(evaluation.contribution(terms, *h) / scale * levels) for h in hospitals)
+    words = sum(
+        np.rint(evaluation.contribution(terms, *h, levels=levels) / scale * levels)
+        for h in hospitals
+    )
     pooled = evaluation.pooled(terms, np.asarray(words).astype(np.int64), levels)
     known = evaluation.of_hospitals(terms, hospitals)
     assert pooled.at_horizons == known.at_horizons
@@ -196,4 +199,4 @@ def test_no_event_no_rows_and_all_censored_have_no_figure() -> None:
     found = evaluation.site_metrics(terms, rows, censored).as_dict(terms)
     assert found["c_index"] is None
     assert found["auroc_at_2"] is None
-    assert not evaluation.contribution(terms, rows[:0], censored[:0]).any()
+    assert not evaluation.contribution(terms, rows[:0], censored[:0], levels=2**52).any()
