@@ -94,7 +94,7 @@ def withheld(found: Metrics, least: int) -> Metrics:
 def _withheld_levels(found: Metrics, by_level: ByLevel, least: int) -> Metrics:
     if any(is_small(level.rows, least) for level in by_level.levels):
         return replace(found, auroc=None, detail=(), by_level=None)
-    if any(is_small(level.predicted, least) for level in by_level.levels):
+    if any(is_small(level.predicted or 0.0, least) for level in by_level.levels):
         levels = tuple(
             replace(level, predicted=None, sensitivity=medical.NONE, ppv=medical.NONE)
             for level in by_level.levels

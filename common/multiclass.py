@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from common import medical, score_counts
 from common.medical import Estimate
 from common.score_counts import ScoreCounts
 from common.study import Study
-from common.study_features import MulticlassTarget
 
 BINS: Final = 4096
 """Bins of one level's score histogram."""
@@ -65,7 +64,7 @@ def names(study: Study) -> tuple[str, ...]:
     """Return the levels that have figures of their own: all of a multiclass target, or none."""
     if study.target.type != "multiclass":
         return ()
-    levels = cast("MulticlassTarget", study.target).levels
+    levels = study.target.levels
     return levels if len(levels) <= MOST_LEVELS else ()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -79,19 +79,12 @@ def tables(
     ] = None,
     as_json: JsonFlag = False,
 ) -> Outcome:
-    """Verify a release; show its Table 1 or its coefficients, and write them as a page."""
+    """Verify a release; show its Table 1, figures or coefficients, and write them as a page."""
     del as_json
-    from common.errors import ConfigError
-    from researcher.coefficients import read_coefficients
     from researcher.release import verify
 
     release = verify(folder, ca)
-    if release.study.kind == "statistics":
-        return _counted(release, out)
-    found = read_coefficients(folder)
-    if found is None:
-        raise ConfigError("BAD_ARGUMENT", f"{folder} holds a model without tables")
-    return _regression(release, found, out)
+    return _counted(release, out) if release.study.kind == "statistics" else _trained(release, out)
 
 
 def _counted(release: VerifiedModel, out: Path | None) -> Outcome:
@@ -107,15 +100,20 @@ def _counted(release: VerifiedModel, out: Path | None) -> Outcome:
     return Outcome(found.model_dump(mode="json", by_alias=True), text)
 
 
-def _regression(release: VerifiedModel, found: dict[str, Any], out: Path | None) -> Outcome:
-    from researcher.coefficients import coefficients_text
+def _trained(release: VerifiedModel, out: Path | None) -> Outcome:
+    from researcher.coefficients import coefficients_text, read_coefficients
+    from researcher.evaluation_file import evaluation_text, read_evaluation
 
-    text = coefficients_text(found)
+    figures, regression = read_evaluation(release.folder), read_coefficients(release.folder)
+    parts = ["no figures: too few test rows, or noised ones, which the card has"]
+    parts = parts if figures is None else [evaluation_text(figures)]
+    parts += [] if regression is None else [coefficients_text(regression)]
     if out is not None:
-        from researcher.result_page import write_page
+        from researcher.result_page import Result, write_page
 
-        text += f"\n\n{write_page(release.study, found, out)} holds the page"
-    return Outcome(found, text)
+        result = Result(figures, regression)
+        parts.append(f"{write_page(release.study, result, out)} holds the page")
+    return Outcome({"evaluation": figures, "regression": regression}, "\n\n".join(parts))
 
 
 @app.command()

@@ -40,6 +40,7 @@ from common.layouts import has_constants, model_schema, split_model
 from common.manifest import (
     CHAIN_FILE,
     COEFFICIENTS_FILE,
+    EVALUATION_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     PREPROCESSING_FILE,
@@ -52,6 +53,7 @@ from common.manifest import (
 )
 from common.study import Study, config_hash, study_from_canonical
 from researcher.coefficients import read_coefficients
+from researcher.evaluation_file import read_evaluation
 from researcher.figures import listed
 
 if TYPE_CHECKING:
@@ -113,9 +115,10 @@ def verify(folder: Path, ca: Path) -> VerifiedModel:
     )
     for entry in manifest.files:
         _check_file(folder / entry.name, entry)
-    unsigned = folder / COEFFICIENTS_FILE
-    if unsigned.exists() and COEFFICIENTS_FILE not in {entry.name for entry in manifest.files}:
-        raise StateError("MODEL_INVALID", f"{unsigned} is not one of the manifest's files")
+    listed_files = {entry.name for entry in manifest.files}
+    for name in {COEFFICIENTS_FILE, EVALUATION_FILE} - listed_files:
+        if (folder / name).exists():
+            raise StateError("MODEL_INVALID", f"{folder / name} is not one of the manifest's files")
     study = _check_study(folder, manifest)
     if study.kind == "statistics":
         _check_statistics(folder, manifest, study)
@@ -123,6 +126,7 @@ def verify(folder: Path, ca: Path) -> VerifiedModel:
         _check_model(folder, manifest, study)
     _check_rounds(manifest)
     read_coefficients(folder)
+    read_evaluation(folder)
     return VerifiedModel(folder, manifest, study, signer.uri)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.study import parse_study
 from researcher import forest
 from researcher.coefficients import coefficients_text
-from researcher.result_page import html
+from researcher.result_page import Result, html
 from tests.unit.researcher.test_report import Checker
 
 Z = 1.959964
@@ -157,7 +157,7 @@ def test_without_a_coefficient_there_is_no_picture() -> None:
 def test_the_page_needs_no_other_file_and_says_what_the_table_says() -> None:
     notes = ["the fit did not converge: more rounds, or a ridge if classes are separated"]
     table = found(line("age", 0.05), line("stage=<b>", 0.3), converged=False, notes=notes)
-    page = html(parse_study(STUDY), table)
+    page = html(parse_study(STUDY), Result(regression=table))
     checker = Checker()
     checker.feed(page)
     assert (checker.outside, checker.open, checker.svgs) == ([], [], 1)
