@@ -40,8 +40,10 @@ def with_interval(figures: Mapping[str, float | None], name: str, digits: int = 
 
 
 def names_of(figures: Iterable[str]) -> list[str]:
-    """Return the figures' names without the ends of their intervals, in order."""
-    return [name for name in figures if not name.endswith(_ENDS)]
+    """Return the figures' names without the ends of their intervals, those with titles first."""
+    order = {name: place for place, name in enumerate(TITLES)}
+    names = [name for name in figures if not name.endswith(_ENDS)]
+    return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
 def listed(figures: Mapping[str, float]) -> str:

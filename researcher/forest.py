@@ -145,7 +145,7 @@ def _draw_bar(axes: Axes, place: int, bar: Bar, ends: tuple[float, float], *, ra
             axes.plot([at], [place], mark, color=ACCENT, markersize=7, clip_on=False, zorder=3)
     if low <= bar.value <= high:
         axes.plot([bar.value], [place], "s", color=ACCENT, markersize=5.5, zorder=3)
-    text = f"{_figures(bar, ratios=ratios)}   p {p_text(bar.p)}"
+    text = f"{_figures(bar, ratios=ratios)}, p {p_text(bar.p)}"
     axes.text(1.02, place, text, transform=beside, va="center", fontsize=9.5, color=INK)
 
 

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from common.evaluation import headline
 from common.study import Study, config_hash
 from researcher import evaluation_file, medical_plots
 from researcher.coefficients import coefficients_grid, coefficients_head
@@ -51,7 +52,7 @@ def html(study: Study, result: Result) -> str:
     if result.evaluation is not None:
         parts += [_figures(result.evaluation), _levels(result.evaluation)]
     if result.comparison is not None:
-        parts.append(_hospitals(result.comparison))
+        parts.append(_hospitals(study, result.comparison))
     if result.evaluation is not None:
         parts.append(_subgroups(result.evaluation))
     if result.regression is not None:
@@ -97,9 +98,10 @@ def _levels(found: Mapping[str, Any]) -> str:
     )
 
 
-def _hospitals(comparison: Comparison) -> str:
+def _hospitals(study: Study, comparison: Comparison) -> str:
     by_site = comparison.federated.by_site
-    names = [name for name in names_of(comparison.federated.pooled) if name != "rows"]
+    shown = {*headline(study), "calibration_slope", "calibration_intercept"}
+    names = ["rows", *(n for n in names_of(comparison.federated.pooled) if n in shown)]
     kinds = (("federated model", comparison.federated), ("local only", comparison.local_only),
              ("all rows in one place", comparison.centralised))  # fmt: skip
     sections = []

@@ -77,7 +77,7 @@ def arrows(table: dict[str, Any]) -> tuple[int, int]:
 def test_every_coefficient_but_the_intercept_has_its_line_ratio_and_p() -> None:
     table = found(line("age", 0.05), line("stage=ii", None), line("(intercept)", -2.0))
     words = texts(forest.coefficient_forest(table))
-    assert "1.051 (0.864 to 1.279)   p 0.021" in words
+    assert "1.051 (0.864 to 1.279), p 0.021" in words
     assert "the data do not fix it" in words
     assert "odds ratio (log scale), 95% interval" in words
     assert {"age", "stage=ii"} <= set(words)
