@@ -90,7 +90,8 @@ def test_without_a_range_the_unit_of_a_column_does_not_matter(unit: float) -> No
 
 
 @pytest.mark.skipif(
-    not (UCI / "processed.va.data").is_file(), reason="the four original UCI files are not here"
+    not (UCI / "processed.va.data").is_file(),
+    reason="no FEDCARE_UCI_DIR with the four processed.*.data files of archive.ics.uci.edu",
 )
 def test_the_four_real_hospitals_together(tmp_path: Path) -> None:
     from hospital_node.data import heart

@@ -53,7 +53,9 @@ def test_concordant_and_comparable_pairs_equal_a_loop_over_all(seed: int, rows: 
 
 
 def test_c_index_censoring_and_baseline_equal_lifelines() -> None:
-    lifelines = pytest.importorskip("lifelines", reason="lifelines is not installed")
+    lifelines = pytest.importorskip(
+        "lifelines", reason="lifelines is not installed: make install has it"
+    )
     from lifelines.utils import concordance_index
 
     time, event, risk = drawn(3)
@@ -84,7 +86,9 @@ PATIENTS = st.lists(
 def test_c_is_that_of_lifelines_with_ties_of_times_and_scores(
     patients: list[tuple[int, bool, int]],
 ) -> None:
-    concordance = pytest.importorskip("lifelines.utils").concordance_index
+    concordance = pytest.importorskip(
+        "lifelines.utils", reason="lifelines is not installed: make install has it"
+    ).concordance_index
     time, event, score = (np.array(part, np.float64) for part in zip(*patients, strict=True))
     found, _ = survival_metrics.c_index(survival_metrics.pairs(time, event, score).sums())
     try:

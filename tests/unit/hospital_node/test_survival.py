@@ -50,7 +50,9 @@ def test_the_cox_loss_equals_a_loop_with_ties() -> None:
 
 
 def test_many_steps_reach_the_fit_of_lifelines() -> None:
-    lifelines = pytest.importorskip("lifelines", reason="lifelines is not installed")
+    lifelines = pytest.importorskip(
+        "lifelines", reason="lifelines is not installed: make install has it"
+    )
     import pandas as pd
 
     data, terms = patients(150, 1), cox(batch=150, steps=1500, lr=0.3)
