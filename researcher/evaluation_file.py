@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import StateError
 from common.evaluation_document import SCHEMA
 from common.manifest import EVALUATION_FILE
 from researcher.figures import TITLES, names_of, with_interval
+
+if TYPE_CHECKING:
+    from common.tables import Row
 
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
@@ -87,7 +90,7 @@ def evaluation_text(found: Mapping[str, Any]) -> str:
     """Return the document for people: its figures, levels, confusion table and subgroups."""
     from common.tables import table
 
-    grids = [
+    grids: list[tuple[Row, Sequence[Row]]] = [
         (["figure, all hospitals", f"value ({found['confidence']:.0%} interval)"],
          figures_grid(found["figures"])),
         levels_grid(found), confusion_grid(found), subgroups_grid(found),

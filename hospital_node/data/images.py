@@ -168,7 +168,7 @@ def _rescaled(data: Any) -> tuple[NDArray[np.float64], bool]:  # noqa: ANN401 - 
 
 def _check_syntax(uid: Any) -> None:  # noqa: ANN401 - a UID
     """Refuse what no decoder of this installation reads, by the name that DICOM has for it."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import AllTransferSyntaxes
 
     try:
