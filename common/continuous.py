@@ -2,7 +2,7 @@
 
 With y the true number and p the predicted one, what adds up is n and the sums of (y - p)^2,
 |y - p|, y, y^2, p, p^2 and y p. The calibration line is y on p by least squares: slope 1 and
-intercept 0 are best (Steyerberg 2019, section 15.3).
+intercept 0 are best (Steyerberg 2019, chapter 15).
 
 A number may be of any size, laboratory values in mol/l or costs in cents, and its square wants
 twice the digits. So each sum travels in two limbs (`common.quantise.limbs`) with range 2^60:
