@@ -26,6 +26,8 @@ DEFAULT_METRICS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 MOST_BANDS: Final = 16
+MOST_CELLS: Final = 256
+"""Subgroups of all features together: each is judged by 8,000 words of the evaluate round."""
 
 
 class Subgroup(Section):

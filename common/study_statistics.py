@@ -13,6 +13,7 @@ There is no breakdown by hospital: it would need each hospital's own sums, which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Final
@@ -28,6 +29,9 @@ from common.text import nearest, show
 MOST_GROUPS: Final = 8
 MOST_LEVELS: Final = 100
 """Levels of a category that is counted; more would make tables of almost empty cells."""
+
+MOST_TABLE: Final = 1000
+"""Cells of a cross table: what to hide in it takes time that grows with their square."""
 
 
 def _cut(value: object) -> object:
@@ -157,6 +161,12 @@ def _check_cuts(known: Mapping[str, Feature], section: Statistics) -> None:
         if bands.setdefault(cut.feature, cut.bands) != cut.bands:
             # Two sets of cut points would tell of the few patients between them.
             raise problem("has other bands elsewhere in this section", *path, "bands")
+    for place, pair in enumerate(section.cross):
+        sides = [len(levels_of(known[cut.feature], cut)) + 1 for cut in pair]  # one: missing
+        if math.prod(sides) > MOST_TABLE:
+            raise problem(
+                f"makes a table of more than {MOST_TABLE} cells", "statistics", "cross", place
+            )
     group = section.group_by
     if group is not None and len(levels_of(known[group.feature], group)) > MOST_GROUPS:
         raise problem(f"makes more than {MOST_GROUPS} groups", "statistics", "group_by")

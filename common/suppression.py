@@ -141,10 +141,10 @@ def _flow(
     """
     rows, size = table.shape[0], sum(table.shape)
     room = np.zeros((size, size), np.int64)
-    for row, column in np.argwhere(mask):
-        if (int(row), int(column)) != without:
-            room[row, rows + column] = most
-            room[rows + column, row] = int(table[row, column])
+    others = mask.copy()
+    others[without] = False
+    room[:rows, rows:] = np.where(others, most, 0)
+    room[rows:, :rows] = np.where(others, table, 0.0).T
     total = 0
     while total < most:
         way = _way(room, start, end)

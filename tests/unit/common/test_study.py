@@ -28,6 +28,8 @@ from common.study import (
     study_from_canonical,
     warnings,
 )
+from common.subgroups import cells
+from tests.small_study import small_text
 from tests.study_texts import HEART, SHORTEST, STATISTICS, altered
 
 
@@ -427,3 +429,23 @@ def test_a_wrong_statistics_section_is_refused(old: str, new: str, says: str) ->
     assert parse_study(STATISTICS).statistics is not None
     with pytest.raises(ConfigError, match=re.escape(says)):
         parse_study(altered(STATISTICS, old, new))
+
+
+def _category(name: str, levels: int) -> str:
+    return f"{{name: {name}, type: category, levels: {[str(one) for one in range(levels)]}}}"
+
+
+def test_tables_that_take_too_long_to_hide_cells_in_are_refused() -> None:
+    pair = altered(STATISTICS, "110]}]", f"110]}}, {_category('a', 30)}, {_category('b', 31)}]")
+    assert parse_study(pair + "statistics: {cross: [[a, b]]}\n").statistics is not None
+    wide = altered(pair, _category("b", 31), _category("b", 32))
+    with pytest.raises(ConfigError, match="more than 1000 cells"):
+        parse_study(wide + "statistics: {cross: [[a, b]]}\n")
+
+
+def test_more_subgroups_than_a_sum_should_carry_are_refused() -> None:
+    text = small_text().replace("{name: age, type: float}", _category("ward", 254))
+    groups = "evaluate: {subgroups: [{feature: ward}]}\n"
+    assert len(cells(parse_study(text + groups))) == 254
+    with pytest.raises(ConfigError, match="more than 256 subgroups"):
+        parse_study(altered(text, _category("ward", 254), _category("ward", 257)) + groups)
