@@ -17,9 +17,16 @@ from common.positive import PositiveRule, parse_positive
 from common.text import show
 
 
+_SMALLEST: Final = 1e-100
+_LARGEST: Final = 1e100
+"""Widths of a range: what is computed with them and their squares stays a float64."""
+
+
 def _range(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise ValueError(f"must be [low, high] with low below high, not {show(list(value))}")
+    if not _SMALLEST <= value[1] - value[0] <= _LARGEST:
+        raise ValueError(f"must be {_SMALLEST:g} to {_LARGEST:g} wide")
     return value
 
 

@@ -280,6 +280,8 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ("patient_key: null", "patient_key: num", "DUPLICATE_KEY", "patient_key is the column"),
         ("range: [18, 110]", "range: [110, 18]", "BAD_VALUE", "low below high"),
         ("range: [18, 110]", "range: [18, 18]", "BAD_VALUE", "low below high"),
+        ("range: [18, 110]", "range: [-1e308, 1e308]", "BAD_VALUE", "1e-100 to 1e+100 wide"),
+        ("range: [18, 110]", "range: [0, 1e-320]", "BAD_VALUE", "1e-100 to 1e+100 wide"),
         ("range: [18, 110]", "range: [18]", "BAD_VALUE", "must be [low, high]"),
         ("range: [18, 110], impute: mean", "impute: median", "BAD_VALUE", "needs the feature's"),
         ("range: [18, 110], impute: mean", "impute: most-frequent", "BAD_VALUE", "for a number"),
@@ -449,3 +451,9 @@ def test_more_subgroups_than_a_sum_should_carry_are_refused() -> None:
     assert len(cells(parse_study(text + groups))) == 254
     with pytest.raises(ConfigError, match="more than 256 subgroups"):
         parse_study(altered(text, _category("ward", 254), _category("ward", 257)) + groups)
+
+
+@pytest.mark.parametrize("level", ["0.4", "0.9999999999999999", "1"])
+def test_a_confidence_whose_interval_has_no_number_is_refused(level: str) -> None:
+    with pytest.raises(ConfigError, match="evaluate.confidence"):
+        parse_study(small_text() + f"evaluate: {{confidence: {level}}}\n")
