@@ -16,7 +16,6 @@ from common.config import Name, Number, Section, no_repeats, problem
 from common.positive import PositiveRule, parse_positive
 from common.text import show
 
-
 _SMALLEST: Final = 1e-100
 _LARGEST: Final = 1e100
 """Widths of a range: what is computed with them and their squares stays a float64."""

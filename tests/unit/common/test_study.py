@@ -455,5 +455,5 @@ def test_more_subgroups_than_a_sum_should_carry_are_refused() -> None:
 
 @pytest.mark.parametrize("level", ["0.4", "0.9999999999999999", "1"])
 def test_a_confidence_whose_interval_has_no_number_is_refused(level: str) -> None:
-    with pytest.raises(ConfigError, match="evaluate.confidence"):
+    with pytest.raises(ConfigError, match=re.escape("evaluate.confidence")):
         parse_study(small_text() + f"evaluate: {{confidence: {level}}}\n")
