@@ -186,6 +186,27 @@ def test_a_broken_dicom_file_is_refused(tmp_path: Path) -> None:
         read(tmp_path, section, study())
 
 
+def test_only_png_jpeg_and_dicom_are_read(tmp_path: Path) -> None:
+    section = write_png(tmp_path, *shapes(2, 0))
+    Image.new("L", (SIDE, SIDE)).save(tmp_path / "pictures" / "001.png", format="GIF")
+    with pytest.raises(DataError, match="row 2: its file is not a whole PNG, JPEG or DICOM"):
+        read(tmp_path, section, study())
+
+
+def test_a_dicom_file_whose_values_are_rescaled_beyond_all_bounds_is_refused(
+    tmp_path: Path,
+) -> None:
+    import pydicom
+
+    section = write_dicom(tmp_path, *shapes(2, 0))
+    path = tmp_path / "scans" / "001.dcm"
+    data = pydicom.dcmread(path)
+    data.RescaleIntercept = "1e400"
+    data.save_as(path)
+    with pytest.raises(DataError, match="row 2: its image has a value that is not finite"):
+        read(tmp_path, section, study())
+
+
 def test_a_dicom_file_that_would_be_unpacked_whole_is_refused(tmp_path: Path) -> None:
     import pydicom
 
