@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from common import statistics_result
 from common.statistics_file import StatisticsFile
 from common.study import Study
 from hospital_node import site_report
-from researcher import statistics_page, table_one
+from researcher import medical_report, statistics_page, table_one
+from researcher.comparison import Figures, SubgroupFigures
 from tests import statistics_study as world
+from tests.unit.researcher.test_report import comparison
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -52,3 +56,13 @@ def test_a_hospitals_own_page_holds_names_as_text() -> None:
     page = site_report.page(SCRIPT, SCRIPT, figures)
     assert page.count("&lt;script&gt;") >= 6
     assert "<script" not in page
+
+
+def test_the_reports_table_of_subgroups_holds_labels_as_text() -> None:
+    figures: Figures = {"auroc": 0.7, "rows": 90.0, "positives": 40.0}
+    cells = (SubgroupFigures(SCRIPT, "b|b", figures), SubgroupFigures("sex", SCRIPT, None))
+    made = medical_report._subgroups(
+        replace(comparison(), subgroups=cells), ("all hospitals", figures)
+    )
+    assert made.count("&lt;script&gt;") >= 4  # in the plot and in the table
+    assert "<script" not in made
