@@ -8,7 +8,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    field_validator,
     model_validator,
 )
 
@@ -67,6 +66,14 @@ def _code(value: object) -> object:
 
 Code = Annotated[Number | Name, BeforeValidator(_code)]
 """A code that stands for "not measured"."""
+
+
+def _canonical(value: str) -> str:
+    return str(parse_positive(value))
+
+
+Positive = Annotated[str, AfterValidator(_canonical)]
+"""A rule that says which cells are yes, in its one canonical spelling."""
 
 
 class Feature(Section):
@@ -167,13 +174,7 @@ class BinaryTarget(Section):
 
     type: Literal["binary"]
     name: Name
-    positive: str = "== 1"
-
-    @field_validator("positive")
-    @classmethod
-    def canonical(cls, value: str) -> str:
-        """Check the rule and keep its one canonical spelling."""
-        return str(parse_positive(value))
+    positive: Positive = "== 1"
 
     @property
     def rule(self) -> PositiveRule:
@@ -209,13 +210,7 @@ class SurvivalTarget(Section):
     time: Name
     event: Name
     unit: Name | None = None
-    positive: str = "== 1"
-
-    @field_validator("positive")
-    @classmethod
-    def canonical(cls, value: str) -> str:
-        """Check the rule and keep its one canonical spelling."""
-        return str(parse_positive(value))
+    positive: Positive = "== 1"
 
     @property
     def rule(self) -> PositiveRule:

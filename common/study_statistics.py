@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from common.config import Name, Number, Section, no_repeats, problem
 from common.positive import PositiveRule, parse_positive
 from common.study_evaluation import Subgroup
-from common.study_features import Feature
+from common.study_features import Feature, Positive
 from common.text import nearest, show
 
 MOST_GROUPS: Final = 8
@@ -51,16 +51,10 @@ class SurvivalCurve(Section):
 
     time: Name
     event: Name
-    positive: str = "== 1"
+    positive: Positive = "== 1"
     unit: Name | None = None
     horizon: Annotated[Number, Field(gt=0)]
     bins: Annotated[int, Field(ge=8, le=4096)] = 512
-
-    @field_validator("positive")
-    @classmethod
-    def canonical(cls, value: str) -> str:
-        """Check the rule and keep its one canonical spelling."""
-        return str(parse_positive(value))
 
     @property
     def rule(self) -> PositiveRule:
