@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from common.config import problem
-from common.study_evaluation import METRICS
+from common.study_evaluation import METRICS, MOST_CELLS
 from common.study_features import NoTarget, SurvivalTarget
 from common.study_federation import NARROW_BITS
 from common.study_models import FITTING_KINDS, CnnModel, MlpModel
@@ -52,6 +52,7 @@ def check_subgroups(study: Study) -> None:
     """Refuse subgroups of no feature, of one cut twice, or cut as its kind is not."""
     features = {feature.name: feature for feature in study.features}
     used: set[str] = set()
+    count = 0
     for index, group in enumerate(study.evaluate.subgroups):
         at = ("evaluate", "subgroups", index)
         if group.feature in used:
@@ -75,6 +76,9 @@ def check_subgroups(study: Study) -> None:
             raise problem("needs 'bands', because its feature is a number", *at)
         if not feature.numeric and group.bands is not None:
             raise problem("belongs to numbers, and this is a category", *at, "bands")
+        count += len(group.bands or ()) + 1 if feature.numeric else len(feature.levels or ())
+        if count > MOST_CELLS:
+            raise problem(f"makes more than {MOST_CELLS} subgroups in all", *at, "feature")
 
 
 def check_sites(study: Study) -> None:
