@@ -147,7 +147,7 @@ class Node:
         self._releases = ReleaseKeeper(
             parts.store, parts.release_trust, road, self._worker, parts.log
         )
-        self._personal = PersonalKeeper(parts.store, parts.log)
+        self._personal = PersonalKeeper(parts.store, self._worker, parts.log)
 
     # --- life ---------------------------------------------------------------------------
 
@@ -244,6 +244,9 @@ class Node:
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
+        if not all(await asyncio.gather(self._worker.close(), self._personal.close())):
+            detail = "work is in a long step; it ends with the process"
+            self._parts.log.warning(Event.SERVICE_STOPPING, detail=detail)
         self._write_status(final=True)
         self._parts.store.close()
 
