@@ -104,7 +104,8 @@ def test_a_round_beside_a_personal_model_gives_the_same_bits(name: str) -> None:
 
 def test_so_it_is_in_the_first_moment_of_a_process_with_all_cores_its_own() -> None:
     """A node that was killed in a round has both to do as soon as it starts again."""
-    script = "import runpy, sys\nsys.exit(runpy.run_path(sys.argv[1])['disagreement']('logistic') or None)"
+    call = "runpy.run_path(sys.argv[1])['disagreement']('logistic')"
+    script = f"import runpy, sys; sys.exit({call} or None)"
     limits = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     free = {key: value for key, value in os.environ.items() if key not in limits}
     found = subprocess.run(
