@@ -111,14 +111,15 @@ def take_steps(
     make_deterministic()
     terms = study.train if terms is None else terms
     features, target = torch.from_numpy(data.features), torch.from_numpy(data.target)
-    optimiser = _optimiser(terms, module)
+    optimiser, parameters = _optimiser(terms, module), list(module.parameters())
     module.train()
     steps = 0
     weights = class_weights(target) if terms.imbalance == "weighted" else None
     labels = data.target if terms.imbalance == "resampled" else None
     for batch in _batches(terms, data.rows, seed, labels):
         go_on()
-        optimiser.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None  # the optimiser's zero_grad, without its profiling
         outputs, share = module(features[batch]), None if weights is None else weights[batch]
         _training_loss(study, terms, outputs, target[batch], share).backward()  # type: ignore[no-untyped-call]
         if hooks.gradients is not None:

@@ -290,7 +290,9 @@ def _follow(
         taken += 1
         if pull > 0 and near.after is not None:
             near.after(trained)
-        found.extend([(taken, flatten(trained, schema))] * (marks.count(taken) + (taken == whole)))
+        wanted = marks.count(taken) + (taken == whole)
+        if wanted:
+            found.extend([(taken, flatten(trained, schema))] * wanted)
 
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(frozen is None or not frozen(name))
