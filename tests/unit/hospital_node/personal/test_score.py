@@ -32,6 +32,7 @@ from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.personal.make import make
 from hospital_node.personal.score import Scorer
 from hospital_node.personal_state import OwnTensors
+from hospital_node.worker import Worker
 from tests.learning import study
 
 FEATURES = """
@@ -300,7 +301,7 @@ async def test_a_release_gets_its_model_once_and_a_failure_is_made_good_later(
     tmp_path: Path,
 ) -> None:
     store, work, words = Store(tmp_path), FakeWork(failures=1), io.StringIO()
-    keeper = PersonalKeeper(store, make_log(words, clock=SystemClock()))  # type: ignore[arg-type]
+    keeper = PersonalKeeper(store, Worker(), make_log(words, clock=SystemClock()))  # type: ignore[arg-type]
     run = RunId("r")
 
     async def open_work() -> FakeWork:
