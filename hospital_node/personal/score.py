@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from common.errors import ConfigError
 from common.features import Table
 from common.layouts import split_model
+from common.models import with_own
 from common.preprocessing import Preprocessing
 from common.study import MulticlassTarget, Study
 from common.study_images import image_of
@@ -83,8 +84,11 @@ class Scorer:
         study: Study,
         flat: NDArray[np.float32],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        norms: NDArray[np.float32] | None = None,
     ) -> Scorer:
         """Return the released model, which nobody calibrated for this hospital.
+
+        `norms`: with the strategy fedbn, the hospital's own normalisation, which belongs to it.
 
         Raises:
             ConfigError: NOT_SUPPORTED, the study's model predicts nothing, or from images.
@@ -93,7 +97,8 @@ class Scorer:
             raise ConfigError("NOT_SUPPORTED", "this version scores no patients from images")
         if study.kind != "training" or study.model.kind == "vector":
             raise ConfigError("NOT_SUPPORTED", f"study {study.id} has no model that predicts")
-        return cls(study, *split_model(study, flat), ranges=ranges or {})
+        preprocessing, shared = split_model(study, flat)
+        return cls(study, preprocessing, with_own(study, shared, norms), ranges=ranges or {})
 
     def columns(self) -> tuple[str, ...]:
         """Return the columns a table of patients needs: the features, by the study's names."""
