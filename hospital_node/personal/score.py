@@ -75,7 +75,12 @@ class Scorer:
 
     @classmethod
     def personal(cls, model: Personal) -> Scorer:
-        """Return the hospital's own model."""
+        """Return the hospital's own model.
+
+        Raises:
+            ConfigError: NOT_SUPPORTED, it predicts from images.
+        """
+        _check_columns(model.study)
         return cls(model.study, *model.model(), model.calibration, model.ranges)
 
     @classmethod
@@ -93,8 +98,7 @@ class Scorer:
         Raises:
             ConfigError: NOT_SUPPORTED, the study's model predicts nothing, or from images.
         """
-        if image_of(study) is not None:
-            raise ConfigError("NOT_SUPPORTED", "this version scores no patients from images")
+        _check_columns(study)
         if study.kind != "training" or study.model.kind == "vector":
             raise ConfigError("NOT_SUPPORTED", f"study {study.id} has no model that predicts")
         preprocessing, shared = split_model(study, flat)
@@ -180,3 +184,8 @@ class Scorer:
                     f"{feature.name}: outside what 98 of 100 of this hospital's patients have"
                 )
         return found
+
+
+def _check_columns(study: Study) -> None:
+    if image_of(study) is not None:
+        raise ConfigError("NOT_SUPPORTED", "this version scores no patients from images")

@@ -206,7 +206,6 @@ def test_images_need_a_folder_and_known_keywords(tmp_path: Path) -> None:
         ("[16, 16]}]", "[16, 16]}, {name: age, type: float}]", "image alone"),
         ("channels: [8, 16]", "channels: [8, 8, 8, 8, 8]", "nothing is left"),
         ("seed: 5", "seed: 5\nnormalise: federated", "must be none"),
-        ("seed: 5", "seed: 5\npersonal: {enabled: true}", "no personal models"),
         ("[16, 16]}]", "[16, 16], impute: drop-row}]", "every row needs its image"),
         ("disc}", "disc}\nevaluate: {subgroups: [{feature: image}]}", "told by an image"),
     ],
