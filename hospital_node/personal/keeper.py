@@ -9,6 +9,7 @@ the personal model; the release stands.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class PersonalKeeper:
         self._store = store
         self._log = log
         self._worker = Worker(behind=rounds)
+        self._turn = asyncio.Lock()
+        """Held from the loading of a table on: no tables lie in memory and wait."""
 
     def wanting(self, run_id: RunId) -> bool:
         """Whether a verified release of the run has no personal model yet."""
@@ -43,9 +46,10 @@ class PersonalKeeper:
         log = self._log.bind(run=run_id)
         model = self._store.release_directory(run_id) / MODEL_FILE
         try:
-            work = await open_work()
-            own, folder = self._store.own(run_id), self._folder(run_id)
-            chosen = await self._worker.run(lambda: work.personalise(model, own, folder))
+            async with self._turn:
+                work = await open_work()
+                own, folder = self._store.own(run_id), self._folder(run_id)
+                chosen = await self._worker.run(lambda: work.personalise(model, own, folder))
         except FedError as failure:
             log.failure(Event.MODEL_PERSONAL, failure)
             files.replace(self._failed(run_id), f"{failure.name}\n".encode())
