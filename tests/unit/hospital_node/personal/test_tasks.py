@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -58,13 +58,14 @@ class Task:
     draw: Draw
     federation: str = ROUNDS
 
-    def study(self) -> Study:
+    def study(self, candidates: str = "") -> Study:
         return study(
             FEATURES,
             target=self.target,
             model=self.model,
             train=SMALL,
             federation=self.federation,
+            more=f"personal: {{candidates: [{candidates}]}}" if candidates else "",
         )
 
 
@@ -105,13 +106,18 @@ def mean_loss(asked: Study, weights: NDArray[np.float32], data: Encoded) -> floa
 
 
 @pytest.mark.parametrize("name", TASKS)
-@settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 1000), away=st.floats(-1, 1))
+@settings(max_examples=4, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    away=st.floats(-1, 1),
+    candidates=st.sampled_from(["", "federated, own"]),
+)
+@example(seed=1, away=-3.0, candidates="federated, own")
 def test_on_the_validation_part_the_choice_is_never_worse_than_the_hospital_alone(
-    name: str, seed: int, away: float
+    name: str, seed: int, away: float, candidates: str
 ) -> None:
     task = TASKS[name]
-    asked, train, fresh = task.study(), drawn(task, seed), drawn(task, seed + 1, rows=40)
+    asked, train, fresh = task.study(candidates), drawn(task, seed), drawn(task, seed + 1, rows=40)
     released = initial(asked) + np.float32(away)
     found = choose(asked, "north", Rows(train, np.arange(60), fresh), released)
     alone = mean_loss(asked, local_only(asked, {"north": train})["north"], fresh)
