@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from common.features import Encoded
 from common.metrics import PROBABILITY_FLOOR
 from common.study import FedBn, Study
-from hospital_node import losses
 from hospital_node.evaluate import finite, predict
+from hospital_node.losses import cox_rows
 from hospital_node.personal.fits import Start, Weights, families, fit, logit, platt, start
 from hospital_node.personal_state import Own
 
@@ -147,7 +147,6 @@ class _Held:
     @classmethod
     def of(cls, study: Study, site: str, rows: Rows, federated: Weights, own: Own | None) -> _Held:
         held, train = cls(), rows.train
-        held.target = np.empty((0, *train.target.shape[1:]))
         if rows.validation.rows:
             parts = [(train, rows.validation)]
         else:
@@ -156,13 +155,13 @@ class _Held:
             parts = [(_take(train, fold != k), _take(train, fold == k)) for k in range(count)]
         for fitted, unseen in parts:
             target = unseen.target.astype(np.float64)
-            held.target = np.concatenate([held.target, target])
             kept = own if rows.validation.rows else None
             at = start(study, site, fitted, federated, kept)
             for family in families(study):
                 for setting, weights in fit(study, site, fitted, at, family).items():
                     found = finite(predict(study, weights, unseen.features))
                     held._add((family, setting), found, row_losses(study, found, target))
+        held.target = np.concatenate([unseen.target for _, unseen in parts]).astype(np.float64)
         return held
 
     def _add(
@@ -206,13 +205,13 @@ def row_losses(
             right = predictions[np.arange(len(target)), target.astype(np.int64)]
         case "survival":
             eta, seen = torch.from_numpy(predictions), torch.from_numpy(target)
-            compared: NDArray[np.float64] = losses.cox_rows(eta, seen).numpy()
+            compared: NDArray[np.float64] = cox_rows(eta, seen).numpy()
             return compared
         case _:
             squared: NDArray[np.float64] = (predictions - target) ** 2
             return squared
-    nats: NDArray[np.float64] = -np.log(np.clip(right, PROBABILITY_FLOOR, 1.0))
-    return nats
+    losses: NDArray[np.float64] = -np.log(np.clip(right, PROBABILITY_FLOOR, 1.0))
+    return losses
 
 
 def _events(rows: Rows) -> NDArray[np.float32]:
