@@ -25,6 +25,7 @@ from hospital_node.data.load import SiteData, load_table
 from hospital_node.evaluate import predict
 from hospital_node.models import build, flatten
 from hospital_node.models.convolutional import group_count
+from hospital_node.personal.artefact import Personal
 from hospital_node.personal.score import Scorer
 from hospital_node.train import train
 from tests.pictures import SIDE, STUDY, shapes, write_dicom, write_png
@@ -269,7 +270,6 @@ def test_images_need_a_folder_and_known_keywords(tmp_path: Path) -> None:
         ("[16, 16]}]", "[16, 16]}, {name: age, type: float}]", "image alone"),
         ("channels: [8, 16]", "channels: [8, 8, 8, 8, 8]", "nothing is left"),
         ("seed: 5", "seed: 5\nnormalise: federated", "must be none"),
-        ("seed: 5", "seed: 5\npersonal: {enabled: true}", "no personal models"),
         ("[16, 16]}]", "[16, 16], impute: drop-row}]", "every row needs its image"),
         ("disc}", "disc}\nevaluate: {subgroups: [{feature: image}]}", "told by an image"),
     ],
@@ -518,6 +518,8 @@ def test_patients_are_not_scored_from_images() -> None:
     terms = study()
     with pytest.raises(ConfigError, match="from images"):
         Scorer.released(terms, np.zeros(models.layout(terms).parameters, np.float32))
+    with pytest.raises(FedError, match="no patients from images"):
+        Scorer.personal(Personal(terms, np.zeros(models.layout(terms).parameters, np.float32), {}))
 
 
 def test_size_is_height_then_width(tmp_path: Path) -> None:

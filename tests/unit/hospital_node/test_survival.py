@@ -51,6 +51,18 @@ def test_the_cox_loss_equals_a_loop_with_ties() -> None:
     assert float(found) == pytest.approx(slow_loss(z, data.target))
 
 
+def test_a_rows_part_of_the_cox_loss_is_its_own_events_and_the_parts_add_up() -> None:
+    data = patients(50, 3)
+    z = torch.tensor(data.features @ np.arange(6) / 5, dtype=torch.float64)
+    rows = losses.cox_rows(z, torch.from_numpy(data.target).double()).numpy()
+    time, event = data.target.T
+    assert not rows[event == 0].any()
+    for row in np.flatnonzero(event):
+        part = np.log(np.exp(z.numpy()[time >= time[row]]).sum()) - float(z[row])
+        assert rows[row] == pytest.approx(part)
+    assert rows.sum() / event.sum() == pytest.approx(slow_loss(z.numpy(), data.target))
+
+
 def test_many_steps_reach_the_fit_of_lifelines() -> None:
     lifelines = pytest.importorskip(
         "lifelines", reason="lifelines is not installed: make install has it"
