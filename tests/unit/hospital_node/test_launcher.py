@@ -233,7 +233,7 @@ def test_a_wrong_training_section_is_named(
 
 def unsplit() -> Iterator[tuple[Study, str]]:
     yield terms(model="{kind: mlp, hidden: [4], norm: batch}"), "batch normalisation"
-    private = "privacy: {dp: {mode: patient, epsilon: 3, delta: 1.0e-5, clip: 1}}"
+    private = "privacy: {dp: {mode: patient-distributed, epsilon: 3, delta: 1.0e-5, clip: 1}}"
     plain = study(federation="{weights: equal, rounds: 3}", more=private)
     yield plain, "differential privacy"
     yield terms(train="{imbalance: weighted}"), "imbalance"
