@@ -25,6 +25,7 @@ from hospital_node.exchange import TrainingTask
 from hospital_node.launcher import Launcher
 from hospital_node.strategies import LocalRound, Received, local_round
 from tests.learning import study
+from tests.private_study import private_study
 
 ROWS = 83
 """Neither it nor the batch of 9 divides by two."""
@@ -233,9 +234,7 @@ def test_a_wrong_training_section_is_named(
 
 def unsplit() -> Iterator[tuple[Study, str]]:
     yield terms(model="{kind: mlp, hidden: [4], norm: batch}"), "batch normalisation"
-    private = "privacy: {dp: {mode: patient-distributed, epsilon: 3, delta: 1.0e-5, clip: 1}}"
-    plain = study(federation="{weights: equal, rounds: 3}", more=private)
-    yield plain, "differential privacy"
+    yield private_study(), "differential privacy"
     yield terms(train="{imbalance: weighted}"), "imbalance"
     survival = parse_study(
         "schema: fedcare.study/v1\nid: s\npurpose: research\ndataset: t\n"
