@@ -130,14 +130,36 @@ def auprc(counts: ScoreCounts, confidence: float) -> Estimate:
     return _on_logit(value, (value * (1.0 - value) / sick) ** 0.5, confidence)
 
 
+_LISTED: Final = 4096
+"""Rows of one score up to which their places are listed one by one."""
+
+
 def _tied(sick: float, rows: float, sick_above: float, rows_above: float) -> float:
     """Return the expected sum of precisions at the sick rows of one group of equal scores."""
     if rows <= 1:
         return sick * (sick_above + sick) / (rows_above + rows)
-    place = np.arange(1.0, np.round(rows) + 1.0)
-    before = (place - 1.0) * (sick - 1.0) / (rows - 1.0)
-    precision = (sick_above + 1.0 + before) / (rows_above + place)
+    slope = (sick - 1.0) / (rows - 1.0)
+    whole = float(np.round(rows))
+    if whole > _LISTED:
+        # With a + b (j - 1) = b (r + j) + (a - b - b r) the sum over j is one of 1 / (r + j).
+        rest = sick_above + 1.0 - slope - slope * rows_above
+        return (slope + rest * _harmonic(rows_above, whole) / whole) * sick
+    place = np.arange(1.0, whole + 1.0)
+    precision = (sick_above + 1.0 + (place - 1.0) * slope) / (rows_above + place)
     return float(precision.mean()) * sick
+
+
+def _harmonic(start: float, count: float) -> float:
+    """Return the sum of 1 / (start + j) for j = 1 to `count` > 1000, to about 1e-12.
+
+    Euler-Maclaurin (DLMF 2.10.1) from the middle of the first step on; no list of `count`
+    terms, for a corrupt sum may claim any number of rows.
+    """
+    few = np.arange(1.0, 17.0)
+    low, high = start + 17.0, start + count
+    tail = np.log(high / low) + 0.5 * (1.0 / low + 1.0 / high)
+    tail += (1.0 / low**2 - 1.0 / high**2) / 12.0 - (1.0 / low**4 - 1.0 / high**4) / 120.0
+    return float((1.0 / (start + few)).sum() + tail)
 
 
 def confusion(counts: ScoreCounts, threshold: float) -> Confusion:

@@ -76,7 +76,7 @@ class _Equations:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return score [2] and information [2, 2] at (a, b)."""
         rows, t = self.counts.rows, self.logit
-        p = 1.0 / (1.0 + np.exp(-(a + b * t)))
+        p = 0.5 * (1.0 + np.tanh(0.5 * (a + b * t)))  # without overflow
         v = rows * p * (1.0 - p)
         slopes = np.array([[gap[2], gap[3]], [gap[3], gap[4]]])
         move = np.array([a, b - 1.0])
@@ -118,6 +118,8 @@ def intercept(counts: ScoreCounts, exact: NDArray[np.float64]) -> Line | None:
     gap = equations.gap()
     for _ in range(_STEPS):
         score, information = equations.at(a, 1.0, gap)
+        if information[0, 0] <= 0:  # every probability has reached 0 or 1
+            return None
         step = float(score[0] / information[0, 0])
         a += max(-1.0, min(1.0, step))
         if abs(step) < _CLOSE:

@@ -10,6 +10,7 @@ Runs in a worker thread; everything it returns is durable.
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import assert_never
@@ -164,7 +165,8 @@ def _regress(
     sink = Collect(header.d)
     digest = open_sum(opening, sink)
     pooled = sums.opened(study, sink.words[: layout.schema.parameters], header.bound)
-    after = fit.advance(study, read_fit(study, before, objects), pooled)
+    over = hashlib.sha256("\n".join(sorted(command.survivors)).encode()).hexdigest()
+    after = fit.advance(study, read_fit(study, before, objects), pooled, over)
     schema = model_schema(study)
     with objects.open(before.object_sha256) as previous:
         flat = schema.flat(previous.read(len(model_header(schema)), schema.byte_size))

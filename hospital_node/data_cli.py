@@ -1,4 +1,4 @@
-"""`fedcare data heart|two-hospitals|generate`: tables to try studies on.
+"""`fedcare data heart|tcga-brca|two-hospitals|generate`: tables to try studies on.
 
 Each command writes one table per hospital, with a site manifest beside it that
 `fedcare sim --site` and a node's configuration take as they are.
@@ -46,6 +46,27 @@ def heart(
     _refuse_manifests(out, source.SITES)
     paths = source.write_sites(rows, out, with_flamby_split=flamby_split)
     return _outcome(paths, "heart", source.ATTRIBUTION)
+
+
+@app.command("tcga-brca")
+@command
+def tcga_brca(
+    *,
+    flamby: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="FLamby's brca.csv, centers.csv, train_test_split.csv."),
+    ],
+    out: Out,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Write the TCGA breast-cancer patients of six regions, FLamby's split as a column."""
+    del as_json
+    from hospital_node.data import tcga as source
+
+    tables = source.read_flamby(flamby)
+    _refuse_manifests(out, source.SITES)
+    paths = source.write_sites(tables, out)
+    return _outcome(paths, "tcga-brca", source.ATTRIBUTION)
 
 
 @app.command("two-hospitals")

@@ -368,14 +368,14 @@ class StudyWork:
         found = site_metrics(self._study, mine, rows).as_dict(self._study)
         return shown_figures(found, self._min_cell)
 
-    def personalise(self, model: Path, folder: Path) -> str:
+    def personalise(self, model: Path, own: OwnTensors, folder: Path) -> str:
         """See `Work`; nothing is made for a pattern without data."""
         if self._data is None or not self._study.personal.enabled:
             return ""
         from hospital_node.personal.make import make
 
         flat = self._model_schema.flat(read_model(model, self._model_schema))
-        return make(self._study, self._site, self._data, flat, folder)
+        return make(self._study, self._site, self._data, flat, folder, own.all())
 
     def _layout(self, kind: RoundKind) -> RoundLayout:
         if kind not in self._layouts:

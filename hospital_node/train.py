@@ -24,6 +24,7 @@ from common.features import Encoded
 from common.models import LOSS_LIMIT, full_layout, split_own
 from common.study import Study, Train
 from hospital_node import losses
+from hospital_node.imbalance import balanced_order, class_weights, focal
 from hospital_node.models import build, flatten
 
 
@@ -93,11 +94,13 @@ def train(
     it; the update has its form.
 
     Raises:
-        DataError: DATA_EMPTY, there is no training row.
+        DataError: DATA_EMPTY, there is no training row; DATA_LABEL, a count is below 0.
         Refusal: INPUT_NAN, training led to a value that is not finite.
     """
     if data.rows == 0:
         raise DataError("DATA_EMPTY", f"{site} has no training row")
+    if study.model.kind == "poisson" and (data.target < 0).any():
+        raise DataError("DATA_LABEL", f"{site} has a count below 0, which a Poisson model cannot")
     module = build(study, model)
     first_loss = mean_loss(study, module, data)
     steps = take_steps(study, module, data, order_seed(study, site, round_no), hooks)
@@ -136,9 +139,15 @@ def take_steps(
     optimiser, gradient = _optimiser(terms, module), _gradient.get()
     module.train()
     steps = 0
-    for batch in _batches(terms, data.rows, seed):
+    weights = class_weights(target) if terms.imbalance == "weighted" else None
+    labels = data.target if terms.imbalance == "resampled" else None
+    for batch in _batches(terms, data.rows, seed, labels):
         optimiser.zero_grad()
-        gradient(study, module, features[batch], target[batch])
+        if terms.imbalance in ("none", "resampled"):
+            gradient(study, module, features[batch], target[batch])
+        else:
+            outputs, share = module(features[batch]), None if weights is None else weights[batch]
+            _training_loss(study, outputs, target[batch], share).backward()  # type: ignore[no-untyped-call]
         if hooks.gradients is not None:
             hooks.gradients(module)
         optimiser.step()
@@ -152,6 +161,17 @@ def make_deterministic() -> None:
     """One thread and deterministic algorithms: equal input gives equal bits."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)
+
+
+def _training_loss(study: Study, outputs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean loss of rows that weigh as `weights` says, or without any the focal loss."""
+    if study.target.type == "binary":
+        rows = nn.functional.binary_cross_entropy_with_logits(
+            outputs[:, 0], target, reduction="none"
+        )
+    else:
+        rows = nn.functional.cross_entropy(outputs, target.long(), reduction="none")
+    return (focal(rows) if weights is None else weights * rows).mean()
 
 
 def loss(study: Study, outputs: Tensor, target: Tensor) -> Tensor:
@@ -181,16 +201,21 @@ def order_seed(study: Study, site: str, round_no: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _batches(terms: Train, rows: int, seed: int) -> Iterator[Tensor]:
+def _batches(
+    terms: Train, rows: int, seed: int, labels: NDArray[np.float32] | None = None
+) -> Iterator[Tensor]:
     """Yield row numbers of each batch: shuffled passes, the last batch of a pass shorter.
 
     A round is `local_epochs` passes, or `local_steps` batches over as many passes as needed.
+    With `labels` each pass draws its classes equally often.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     per_pass = -(-rows // terms.batch)
     steps = terms.local_steps or per_pass * (terms.local_epochs or 1)
     while steps > 0:
-        order = torch.from_numpy(rng.permutation(rows))
+        order = torch.from_numpy(
+            rng.permutation(rows) if labels is None else balanced_order(labels, rng)
+        )
         for start in range(0, rows, terms.batch):
             if steps == 0:
                 return

@@ -77,7 +77,7 @@ class Work(Protocol):
         """Return the released model's metrics on the hospital's own test rows. Blocking."""
         ...
 
-    def personalise(self, model: Path, folder: Path) -> str:
+    def personalise(self, model: Path, own: OwnTensors, folder: Path) -> str:
         """Make the hospital's own model of the released one and keep it in `folder`. Blocking.
 
         Return how it was made; empty, and nothing is kept, where the study wants none.

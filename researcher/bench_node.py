@@ -59,9 +59,9 @@ class WrappedWork:
         """See `Work`."""
         return self._work.report(model, own)
 
-    def personalise(self, model: Path, folder: Path) -> str:
+    def personalise(self, model: Path, own: OwnTensors, folder: Path) -> str:
         """See `Work`."""
-        return self._work.personalise(model, folder)
+        return self._work.personalise(model, own, folder)
 
 
 Wrap: TypeAlias = Callable[[Work], Work]

@@ -146,7 +146,7 @@ def own_models(comparison: Comparison) -> list[str]:
         return []
     parts = ["each hospital's own model, chosen there, over its own test rows"]
     head = ("hospital", "chosen", "own model", "federated", "local only")
-    for name in ("auroc", "accuracy", "log_loss", "r2"):
+    for name in ("auroc", "c_index", "accuracy", "log_loss", "r2"):
         found = rows(comparison, name)
         if any(cell != "-" for row in found for cell in row[2:]):
             parts += ["", name, table(head, found, right=frozenset({2, 3, 4}))]

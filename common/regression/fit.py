@@ -8,6 +8,10 @@ needed. A direction in which the data say nothing (a column that is constant, or
 others) gets no step: the Hessian is inverted where its eigenvalues are above `SINGULAR`
 of the largest, and the coefficients concerned are named in the table as not estimable.
 
+A log-likelihood is compared with that of the same hospitals only: over others it is another
+function. Where a hospital dropped out or came back, the coefficients that travelled are kept
+and the fit goes on from them over the hospitals there are, with a whole step.
+
 A fit is over when no coefficient moves by more than the study's `tolerance`, or than float32
 can tell. The step that was taken last is then exact to the square of that.
 """
@@ -45,7 +49,8 @@ class Fit:
     `sent` float32 [p]: the coefficients that travel next. `exact` float64 [p]: what they are
     rounded from. `base` and `likelihood`: the best coefficients so far, with their penalised
     log-likelihood (None before the first sums); `step` the whole step from there, of which
-    `fraction` was taken. `sums` are those at `base`; `converged`, and after how many `rounds`.
+    `fraction` was taken. `sums` are those at `base`, over the hospitals in `over` (a name for
+    the set, "" before the first sums); `converged`, and after how many `rounds`.
     """
 
     sent: NDArray[np.float32]
@@ -57,6 +62,7 @@ class Fit:
     sums: Sums | None
     converged: bool
     rounds: int
+    over: str = ""
 
 
 def begin(study: Study) -> Fit:
@@ -95,11 +101,11 @@ def inverse(hessian: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     return out, (loose < 1e-6) & (scale > 0)  # noqa: PLR2004
 
 
-def advance(study: Study, fit: Fit, sums: Sums) -> Fit:
-    """Return the fit after the sums at `fit.sent`."""
+def advance(study: Study, fit: Fit, sums: Sums, over: str = "all") -> Fit:
+    """Return the fit after the sums at `fit.sent` over the hospitals named by `over`."""
     ridge, at = penalty(study), fit.sent.astype(np.float64)
     likelihood = sums.log_likelihood - 0.5 * float(ridge @ (at * at))
-    if fit.likelihood is not None and likelihood < fit.likelihood - _FELL * abs(fit.likelihood):
+    if over == fit.over and _fell(fit.likelihood, likelihood):
         fraction = fit.fraction / 2.0
         return _send(replace(fit, fraction=fraction, rounds=fit.rounds + 1))
     step = inverse(sums.hessian + np.diag(ridge))[0] @ (sums.gradient - ridge * at)
@@ -108,8 +114,12 @@ def advance(study: Study, fit: Fit, sums: Sums) -> Fit:
     if study.model.kind != "linear" and not first_guess and longest > LONGEST_STEP:
         step *= LONGEST_STEP / longest
     done = bool((np.abs(step) <= np.maximum(_tolerance(study), _FLOAT32 * np.abs(at))).all())
-    fresh = Fit(fit.sent, fit.exact, at, likelihood, step, 1.0, sums, done, fit.rounds + 1)
+    fresh = Fit(fit.sent, fit.exact, at, likelihood, step, 1.0, sums, done, fit.rounds + 1, over)
     return _send(fresh)
+
+
+def _fell(before: float | None, after: float) -> bool:
+    return before is not None and after < before - _FELL * abs(before)
 
 
 def _tolerance(study: Study) -> float:
@@ -137,6 +147,7 @@ def to_json(fit: Fit) -> bytes:
         "fraction": fit.fraction,
         "converged": fit.converged,
         "rounds": fit.rounds,
+        "over": fit.over,
         "sums": None
         if sums is None
         else {
@@ -185,6 +196,7 @@ def from_json(data: bytes) -> Fit:
             sums,
             body["converged"],
             body["rounds"],
+            body["over"],
         )
     except (ValueError, KeyError, TypeError):
         raise StateError("STATE_DAMAGED", "the stored fit of a regression cannot be read") from None

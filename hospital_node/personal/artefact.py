@@ -1,7 +1,7 @@
 """A personal model on disk, in the hospital's state directory.
 
     personal/<run>/study.json         the study, canonical
-    personal/<run>/model.safetensors  constants and weights, in the released model's layout
+    personal/<run>/model.safetensors  constants and weights, the hospital's own among them
     personal/<run>/personal.json      the choice and why, calibration, reference ranges
 
 `personal.json` names the digests of the other two and holds its own, so that a file that
@@ -22,10 +22,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common import models
 from common.errors import StateError
-from common.layouts import model_schema, split_model
+from common.layouts import constant_count, model_schema, split_model
 from common.manifest import MODEL_FILE, STUDY_FILE
-from common.model_file import model_header
+from common.model_file import CONSTANT_PREFIX, model_header
 from common.preprocessing import Preprocessing
 from common.study import Study, canonical_json, study_from_canonical
 from common.vectors import ParameterSchema, widened
@@ -59,7 +60,7 @@ class Personal:
 
     def model(self) -> tuple[Preprocessing, NDArray[np.float32]]:
         """Return the constants and the weights."""
-        return split_model(self.study, self.flat)
+        return split_model(self.study, self.flat)[0], self.flat[constant_count(self.study) :]
 
 
 def save(
@@ -113,8 +114,14 @@ def load(folder: Path) -> Personal:
 
 
 def _schema(study: Study) -> ParameterSchema:
-    """Return the file's layout: float32, also where models travel in half precision."""
-    return widened(model_schema(study))
+    """Return the file's layout: the constants, then all of the model's own tensors, float32.
+
+    What only travels is not in it: half precision, and a control variate.
+    """
+    released = model_schema(study).tensors
+    constants = tuple(one for one in released if one.name.startswith(CONSTANT_PREFIX))
+    whole = models.full_layout(study)
+    return widened(ParameterSchema((*constants, *whole.tensors), whole.metrics))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

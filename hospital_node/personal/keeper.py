@@ -43,7 +43,8 @@ class PersonalKeeper:
         model = self._store.release_directory(run_id) / MODEL_FILE
         try:
             work = await open_work()
-            chosen = await self._worker.run(lambda: work.personalise(model, self._folder(run_id)))
+            own, folder = self._store.own(run_id), self._folder(run_id)
+            chosen = await self._worker.run(lambda: work.personalise(model, own, folder))
         except FedError as failure:
             log.failure(Event.MODEL_PERSONAL, failure)
             files.replace(self._failed(run_id), f"{failure.name}\n".encode())

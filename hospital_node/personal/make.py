@@ -10,21 +10,30 @@ import numpy as np
 
 from common import layouts
 from common.features import Table
+from common.models import with_own
 from common.study import Study
 from hospital_node.data.load import SiteData
 from hospital_node.evaluate import site_metrics
 from hospital_node.personal import artefact
 from hospital_node.personal.choose import Rows, choose
 from hospital_node.personal.fits import Weights
+from hospital_node.personal_state import Own
 
 RANGE_PERCENT = (1.0, 99.0)
 """Of the hospital's own training rows; a patient outside is unlike those it learned from."""
 
 
-def make(study: Study, site: str, data: SiteData, released: Weights, folder: Path) -> str:
+def make(
+    study: Study,
+    site: str,
+    data: SiteData,
+    released: Weights,
+    folder: Path,
+    own: Own | None = None,
+) -> str:
     """Choose and keep the personal model; return how it was made. Blocking.
 
-    `released`: the whole flat model, constants first.
+    `released`: the whole flat model, constants first; `own`: what the run kept at the hospital.
 
     Raises:
         DataError, Refusal (INPUT_NAN), StateError (DISK, MODEL_INVALID).
@@ -32,7 +41,7 @@ def make(study: Study, site: str, data: SiteData, released: Weights, folder: Pat
     preprocessing, federated = layouts.split_model(study, released)
     train = preprocessing.encode(study, data.train)
     rows = Rows(train, data.train.patient, preprocessing.encode(study, data.validation))
-    choice = choose(study, site, rows, federated)
+    choice = choose(study, site, rows, federated, own)
     record = {
         "site": site,
         "released_sha256": hashlib.sha256(released.tobytes()).hexdigest(),
@@ -50,8 +59,8 @@ def make(study: Study, site: str, data: SiteData, released: Weights, folder: Pat
             "personal": site_metrics(study, choice.weights, test).as_dict(study),
             "federated": site_metrics(study, federated, test).as_dict(study),
         }
-    flat = released.copy()
-    flat[layouts.constant_count(study) :] = choice.weights
+    constants = released[: layouts.constant_count(study)]
+    flat = np.concatenate([constants, with_own(study, choice.weights)])
     artefact.save(folder, study, flat, record)
     return choice.family
 

@@ -219,3 +219,19 @@ def test_continuous_slope_and_intercept_are_least_squares() -> None:
         assert found["calibration_intercept_high"] == pytest.approx(
             fit.params[0] + z * fit.bse[0], abs=5e-3
         )
+
+
+@given(st.integers(4097, 20_000), st.integers(0, 10**6), st.floats(0, 1))
+def test_a_large_group_of_equal_scores_is_the_list_of_its_places(
+    rows: int, above: int, share: float
+) -> None:
+    sick, sick_above = 1.0 + share * (rows - 1), share * above
+    place = np.arange(1.0, rows + 1.0)
+    precision = (sick_above + 1.0 + (place - 1.0) * (sick - 1.0) / (rows - 1.0)) / (above + place)
+    found = medical._tied(sick, float(rows), sick_above, float(above))
+    assert found == pytest.approx(float(precision.sum()) / rows * sick, rel=1e-9)
+
+
+def test_a_corrupt_count_of_rows_costs_no_memory() -> None:
+    huge = ScoreCounts(np.array([0.2, 0.7]), np.array([1e12, 2e9]), np.array([3e9, 1e12]))
+    assert medical.auprc(huge, 0.95).value is not None

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 
 from common import models, statistics
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.features import encoded_columns
 from common.logs import make_log
 from common.policy import Release
 from common.site_tables import CsvTable
 from common.study import Study, load_study
-from hospital_node.data import heart, synthetic
+from hospital_node.data import heart, synthetic, tcga
 from hospital_node.data.load import load, load_table
 from hospital_node.row_rules import check_cells, check_delta, check_ring
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data" / "fed_heart_disease"
+TCGA = Path(os.environ.get("FEDCARE_TCGA_DIR", ROOT.parent / "shared" / "data" / "fed_tcga_brca"))
 UCI = Path(os.environ.get("FEDCARE_UCI_DIR", SHARED))
 
 
@@ -38,6 +39,7 @@ def test_every_shipped_study_loads() -> None:
         "heart-disease-private",
         "heart-disease-private-local",
         "heart-statistics",
+        "tcga-brca",
         "two-hospitals",
     ]
     assert [shipped(name).id for name in names] == names
@@ -95,6 +97,30 @@ def test_no_shipped_study_is_refused_for_the_rows_of_its_hospitals(
         if study.privacy.dp.on:
             check_ring(study, len(files))
             check_delta(study, data, len(files), make_log(io.StringIO()))
+
+
+@pytest.mark.skipif(
+    not (TCGA / "brca.csv").is_file(), reason="FLamby's TCGA-BRCA files are not here"
+)
+def test_the_survival_study_has_flambys_rows_of_six_regions(tmp_path: Path) -> None:
+    study = shipped("tcga-brca")
+    assert models.layer_widths(study) == (39, 1)
+    files = tcga.write_sites(tcga.read_flamby(TCGA), tmp_path)
+    data = {site: load(study, file) for site, file in files.items()}
+    assert [part.train.rows for part in data.values()] == [248, 156, 164, 129, 129, 40]
+    assert [part.test.rows for part in data.values()] == [63, 40, 42, 33, 33, 11]
+    assert [part.test.target[:, 1].sum() for part in data.values()] == [14, 4, 8, 3, 2, 1]
+    with pytest.raises(ConfigError, match="OUTPUT_EXISTS"):
+        tcga.write_sites(tcga.read_flamby(TCGA), tmp_path)
+
+
+def test_other_files_than_flambys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="FILE_MISSING"):
+        tcga.read_flamby(tmp_path)
+    for name in tcga.SHA256:
+        (tmp_path / name).write_text("pid\n")
+    with pytest.raises(DataError, match="DATA_CHECKSUM"):
+        tcga.read_flamby(tmp_path)
 
 
 def test_the_first_example_is_a_thousand_patients_each_and_64_64_1(tmp_path: Path) -> None:

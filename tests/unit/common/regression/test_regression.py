@@ -244,11 +244,28 @@ def test_a_step_that_lost_is_taken_back_by_half() -> None:
     encoded = (x - CENTRE) / SCALE
     far = fit.Fit(
         (good.exact + 3).astype(np.float32), good.exact + 3, good.exact, good.likelihood,
-        np.full(5, 3.0), 1.0, good.sums, converged=False, rounds=4,
+        np.full(5, 3.0), 1.0, good.sums, converged=False, rounds=4, over="all",
     )  # fmt: skip
     after = fit.advance(study, far, sums.sums_of(study, encoded, y, far.sent.astype(np.float64)))
     assert after.fraction == 0.5
     np.testing.assert_allclose(after.exact, good.exact + 1.5)
+
+
+def test_a_likelihood_over_other_hospitals_is_not_compared() -> None:
+    """More hospitals lose more log-likelihood at the same coefficients; that is no bad step."""
+    study = study_of("logistic")
+    x, y = data_of("logistic")
+    encoded = (x - CENTRE) / SCALE
+    first = sums.sums_of(study, encoded[:80], y[:80], np.zeros(5))
+    state = fit.advance(study, fit.begin(study), first, "three")
+    at = state.sent.astype(np.float64)
+    everybody = sums.sums_of(study, encoded, y, at)
+    assert everybody.log_likelihood < first.log_likelihood
+    after = fit.advance(study, state, everybody, "four")
+    assert after.fraction == 1.0
+    assert after.sums == everybody
+    np.testing.assert_array_equal(after.base, at)
+    assert fit.advance(study, state, everybody, "three").fraction == 0.5
 
 
 def test_sums_beyond_the_range_are_refused_not_clipped() -> None:
