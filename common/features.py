@@ -24,12 +24,14 @@ class Table:
     missing. `target` float64 [rows]: 0 or 1 (binary), level index (multiclass), number
     (continuous), 0 in a statistics study; of a survival target [rows, 2]: the time, and 1 if
     the event came then, else 0. `patient` int64 [rows]: equal for rows of one
-    patient, and the patient's own whoever else is in the file.
+    patient, and the patient's own whoever else is in the file. `pixels` float32 [rows,
+    channels * height * width] in 0..1, of a study of images; its value in `values` is 0.
     """
 
     values: NDArray[np.float64]
     target: NDArray[np.float64]
     patient: NDArray[np.int64]
+    pixels: NDArray[np.float32] | None = None
 
     @property
     def rows(self) -> int:
@@ -38,14 +40,15 @@ class Table:
 
     def take(self, rows: NDArray[np.int64]) -> Table:
         """Return the named rows, in that order."""
-        return Table(self.values[rows], self.target[rows], self.patient[rows])
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return Table(self.values[rows], self.target[rows], self.patient[rows], pixels)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Rows as a model sees them: `features` float32 [rows, columns], `target` float32 [rows].
 
-    A survival target is [rows, 2], as in `Table`.
+    A survival target is [rows, 2], as in `Table`. Of images, `features` are the pixels.
     """
 
     features: NDArray[np.float32]
@@ -76,7 +79,7 @@ def level_count(feature: Feature) -> int:
 
 
 def encoded_columns(study: Study) -> tuple[EncodedColumn, ...]:
-    """Return the columns the study's model sees, in order."""
+    """Return the columns the study's model sees, in order; an image counts as one."""
     columns: list[EncodedColumn] = []
     for place, feature in enumerate(study.features):
         if feature.levels is None:

@@ -100,6 +100,9 @@ class Preprocessing:
             DataError: DATA_VALUE, a value is missing in a feature without imputation.
             StateError: MODEL_INVALID, the constants belong to another study.
         """
+        if table.pixels is not None:
+            self.check_fits(study)
+            return Encoded(table.pixels, table.target.astype(np.float32))
         with np.errstate(over="ignore"):  # whoever computes with it sees it
             columns = self.columns_of(study, table).astype(np.float32)
         return Encoded(columns, table.target.astype(np.float32))

@@ -27,9 +27,11 @@ from common.errors import ConfigError, DataError
 from common.ids import check_name
 from common.site_tables import (
     CsvTable,
+    DicomTable,
     FhirTable,
     OmopTable,
     ParquetTable,
+    Renamed,
     SqlTable,
     Table,
 )
@@ -114,22 +116,35 @@ def read_site(path: Path) -> Loaded[Site]:
         key, stated = _path_of(table)
         where = loaded.source.where("data", index, key)
         if stated is not None:
-            wrong = _why_unusable(folder / stated, folder=isinstance(table, FhirTable))
+            wrong = _why_unusable(folder / stated, folder=isinstance(table, FhirTable | DicomTable))
             if wrong:
                 raise ConfigError(
                     "FILE_MISSING", f"{where}: data[{index}].{key} {show(stated)} {wrong}"
                 )
             table = table.model_copy(update={key: str(folder / stated)})  # noqa: PLW2901
+        table = _with_images(table, folder, loaded.source.where("data", index, "images"), index)  # noqa: PLW2901
         _refuse_again(f"{where}: data[{index}].{key}", table, taken)
         tables.append(table)
     site = loaded.value.model_copy(update={"data": tuple(tables)})
     return Loaded(site, loaded.source)
 
 
+def _with_images(table: Table, folder: Path, where: str, index: int) -> Table:
+    """Return the table with the absolute path of its images."""
+    if not isinstance(table, Renamed) or table.images is None:
+        return table
+    wrong = _why_unusable(folder / table.images, folder=True)
+    if wrong:
+        raise ConfigError(
+            "FILE_MISSING", f"{where}: data[{index}].images {show(table.images)} {wrong}"
+        )
+    return table.model_copy(update={"images": str(folder / table.images)})
+
+
 def _path_of(table: Table) -> tuple[str, str | None]:
     """Return the key that says where a table is, and its path if it is one."""
     match table:
-        case CsvTable() | ParquetTable() | FhirTable():
+        case CsvTable() | ParquetTable() | FhirTable() | DicomTable():
             return "path", table.path
         case SqlTable() | OmopTable():
             return ("url_file", table.url_file) if table.url_file else ("name", None)
@@ -144,7 +159,7 @@ def _source_of(table: Table) -> Hashable:
     knows (docs/data.md).
     """
     match table:
-        case CsvTable() | ParquetTable() | FhirTable():
+        case CsvTable() | ParquetTable() | FhirTable() | DicomTable():
             found = Path(table.path).stat()
             return (found.st_dev, found.st_ino)
         case SqlTable():

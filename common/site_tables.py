@@ -2,6 +2,7 @@
 
     csv, parquet   a file                       sql    one SELECT over a database, read-only
     omop           concept ids of an OMOP CDM   fhir   a folder of FHIR R4 bulk NDJSON
+    dicom          a folder of DICOM files
 
 What every kind shares is the hospital's own mapping (`Mapped`): what its columns are called,
 in which units and levels they stand, and what its codes for "not measured" are. The mapping
@@ -140,9 +141,13 @@ class Mapped(Section):
 
 
 class Renamed(Mapped):
-    """Kinds whose columns have headings of the hospital's own."""
+    """Kinds whose columns have headings of the hospital's own.
+
+    `images`: the folder of the files that a column of images names, a file in each row.
+    """
 
     columns: Frozen[Name, Name] = Field(default_factory=_empty)
+    images: Path_ | None = None
 
     @field_validator("columns")
     @classmethod
@@ -374,7 +379,31 @@ class FhirTable(Mapped):
         return study_name if own else "patient_id"
 
 
+Keyword = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]*$", max_length=64)]
+
+
+class DicomTable(Mapped):
+    """A folder of DICOM files, one row each; `columns` are keywords of the DICOM dictionary.
+
+    The study's image is the file itself, and PatientID tells patients apart.
+    """
+
+    kind: Literal["dicom"]
+    path: Path_
+    columns: Frozen[Name, Keyword] = Field(default_factory=_empty)
+
+    @property
+    def patient_column(self) -> str | None:
+        """DICOM's own key."""
+        return "PatientID"
+
+    def column(self, study_name: str) -> str:
+        """Return the keyword of a study's column; any other name is the patient's key."""
+        return self.columns.get(study_name, "PatientID")
+
+
 Table = Annotated[
-    CsvTable | ParquetTable | SqlTable | OmopTable | FhirTable, Field(discriminator="kind")
+    CsvTable | ParquetTable | SqlTable | OmopTable | FhirTable | DicomTable,
+    Field(discriminator="kind"),
 ]
 """One table of the hospital's data."""

@@ -30,6 +30,7 @@ from common.errors import ConfigError
 from common.ids import ConfigHash
 from common.study_evaluation import DEFAULT_METRICS, METRICS, Evaluate, Subgroup
 from common.study_features import (
+    IMAGE_KEYS,
     BinaryTarget,
     ContinuousTarget,
     Feature,
@@ -56,10 +57,12 @@ from common.study_federation import (
     Scaffold,
     Strategy,
 )
+from common.study_images import check_images, complete_images
 from common.study_models import (
     FITTING_KINDS,
     LATER_MODEL_KINDS,
     MODEL_KINDS,
+    CnnModel,
     CoxModel,
     LinearModel,
     LogisticModel,
@@ -113,6 +116,7 @@ __all__ = [
     "STRATEGIES",
     "WEIGHT_RULES",
     "BinaryTarget",
+    "CnnModel",
     "ColumnSplit",
     "ContinuousTarget",
     "CoxModel",
@@ -204,7 +208,7 @@ class Study(Section):
             return {"statistics": {}, **data}
         target = data.get("target")
         target_type = target.get("type") if isinstance(target, dict) else None
-        full = dict(data)
+        full = complete_images(data)
         split = full.get("split", {})
         if isinstance(split, dict) and split_form(split) == "random" and "stratify" not in split:
             classes = target_type in ("binary", "multiclass", "survival")
@@ -236,6 +240,7 @@ class Study(Section):
         self._check_columns()
         self._check_subgroups()
         self._check_sites()
+        check_images(self)
         if self.kind == "statistics":
             self._check_statistics()
         else:
@@ -403,7 +408,9 @@ class Study(Section):
             raise problem(
                 "is newton, which fits a logistic (two classes), linear, poisson or cox model", *at
             )
-        if strategy == "fedbn" and not (isinstance(model, MlpModel) and model.norm == "batch"):
+        if strategy == "fedbn" and not (
+            isinstance(model, MlpModel | CnnModel) and model.norm == "batch"
+        ):
             raise problem("is fedbn, which needs a model with batch norm", *at)
         if strategy == "scaffold" and self.train.optimiser != "sgd":
             raise problem("is scaffold, whose control variates need train.optimiser sgd", *at)
@@ -492,6 +499,10 @@ def completed(study: Study) -> dict[str, Any]:
             del data[key]
     else:
         del data["statistics"]
+    for feature in data["features"]:
+        if feature["type"] != "image":
+            for key in IMAGE_KEYS:
+                del feature[key]
     terms = data["privacy"]["dp"]
     data["privacy"]["dp"] = {key: value for key, value in terms.items() if value is not None}
     return data
@@ -553,6 +564,13 @@ def warnings(study: Study) -> tuple[str, ...]:
         found.append(
             "federation.weights is samples: two rounds with different hospitals reveal the exact "
             "row count of the one that left; size_class reveals its power of two only"
+        )
+    imputed = any(feature.impute in ("mean", "median") for feature in study.features)
+    if federation.strategy.name == "newton" and imputed and federation.weight_rule != "samples":
+        found.append(
+            f"federation.weights is {federation.weight_rule}, and values are imputed by a pooled "
+            "mean or median: with newton only weights samples imputes that of all rows, so the "
+            "table is exact for the imputed rows, and not quite that of the pooled analysis"
         )
     if study.kind == "training" and isinstance(study.split, RandomSplit) and study.split.test == 0:
         found.append("split.test is 0: no rows are left to evaluate the model on")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,22 @@ def _pair(value: object) -> object:
 Range = Annotated[tuple[Number, Number], AfterValidator(_range), BeforeValidator(_pair)]
 """Closed interval of plausible values; what lies outside is refused by the data contract."""
 
+Pixels = Annotated[int, Field(ge=4, le=512)]
+"""Height or width of an image as the model sees it."""
+
+IMAGE_KEYS: Final = ("size", "channels", "window")
+"""Keys that only images have; absent from the canonical form of other columns."""
+
+EIGHT_BITS: Final = (0.0, 255.0)
+"""The window of values of 8 bits."""
+
+
+def _height_width(value: object) -> object:
+    if value is not None and not (isinstance(value, tuple) and len(value) == 2):  # noqa: PLR2004
+        raise ValueError("must be [height, width]")
+    return value
+
+
 Levels = Annotated[
     tuple[Name, ...], Field(min_length=2, max_length=1000), AfterValidator(no_repeats)
 ]
@@ -56,10 +72,15 @@ class Feature(Section):
     default) makes a missing value an error; `median` needs a `range`, because the federated
     median is read off a secure histogram over it; `centre` is the feature's own public
     constant, which no patient has a part in.
+
+    An `image` column names a file per row. It is brought to `size` = [height, width] and
+    `channels` (1 grey, 3 RGB), and a pixel's value v to (v - low) / (high - low), cut off at
+    0 and 1, with `window` = [low, high]: a public rule that no patient has a part in. A DICOM
+    value is rescaled first (in CT: Hounsfield units).
     """
 
     name: Name
-    type: Literal["float", "int", "category"]
+    type: Literal["float", "int", "category", "image"]
     unit: Name | None = None
     range: Range | None = None
     levels: Levels | None = None
@@ -67,20 +88,46 @@ class Feature(Section):
     impute: Literal["mean", "median", "most-frequent", "centre", "drop-row", "none"] = "none"
     centre: Number | None = None
     scale: Annotated[Number, Field(gt=0)] | None = None
+    size: Annotated[tuple[Pixels, Pixels], BeforeValidator(_height_width)] | None = None
+    channels: Literal[1, 3] | None = None
+    window: Range | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def complete(cls, data: object) -> object:
+        """Fill in what an image has and other columns do not."""
+        if isinstance(data, dict) and data.get("type") == "image":
+            return {"channels": 1, "window": EIGHT_BITS, **data}
+        return data
 
     @property
     def numeric(self) -> bool:
-        """Whether the column holds numbers rather than levels."""
-        return self.type != "category"
+        """Whether the column holds numbers rather than levels or images."""
+        return self.type in ("float", "int")
 
     @model_validator(mode="after")
     def check(self) -> Self:
         """Refuse keys that contradict the type."""
+        if self.type == "image":
+            self._check_image()
+            return self
+        for key in IMAGE_KEYS:
+            if getattr(self, key) is not None:
+                raise problem("belongs to images", key)
         if self.numeric:
             self._check_numeric()
         else:
             self._check_category()
         return self
+
+    def _check_image(self) -> None:
+        for key in ("unit", "range", "levels", "centre", "scale"):
+            if getattr(self, key) is not None:
+                raise problem("does not belong to an image", key)
+        if self.missing or self.impute != "none":
+            raise problem("must be none: every row needs its image", "impute")
+        if self.size is None or self.channels is None or self.window is None:
+            raise problem("is image, which needs 'size', [height, width]", "type")
 
     def _check_numeric(self) -> None:
         if self.levels is not None:

@@ -1,11 +1,11 @@
 """The personal models of a study: what each hospital makes for itself of the released one.
 
 They never leave the hospital. `federated` is the released model as it is; `fedbn`, where
-the study's strategy is, the same with the hospital's normalisation; `recalibrated` one with
-an intercept and slope of the hospital's own; `fine-tuned` is trained on from it; `ditto`
+that is the study's strategy, the same with the hospital's own normalisation; `recalibrated`
+has an intercept and slope of the hospital's own; `fine-tuned` is trained on from it; `ditto`
 likewise, held near it (Li et al. 2021, equation 2); `own` is trained on the hospital's rows
-alone. The hospital keeps the best by predictions for rows that a candidate was not fitted
-to (docs/personal.md).
+alone. The hospital keeps the best by predictions for rows that a candidate was not fitted to
+(docs/personal.md).
 """
 
 from __future__ import annotations

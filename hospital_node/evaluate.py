@@ -16,8 +16,9 @@ from common import evaluation
 from common.errors import Refusal
 from common.evaluation import Metrics
 from common.features import Encoded
+from common.models import output_count
 from common.study import Study
-from hospital_node.models import build
+from hospital_node.models import Convolutional, Perceptron, build
 from hospital_node.models.rows import filled, forward, tiles
 from hospital_node.train import make_deterministic
 
@@ -27,18 +28,27 @@ def predict(
 ) -> NDArray[np.float64]:
     """Return P(positive) [rows], P(level) [rows, levels], the number, or the log hazard [rows].
 
-    A row's prediction is the same bits whatever rows stand beside it, and what the model gives,
-    finite or not: `finite` asks.
+    What the model gives, finite or not: `finite` asks. A row's prediction is the same bits
+    whatever rows stand beside it; of images only up to rounding, and they have no
+    differential privacy, which is what needs more.
     """
     make_deterministic()
     with torch.no_grad():
         module, rows = build(study, model), torch.from_numpy(features)
-        none = _predicted(study, forward(module, rows[:0])[1][-1])
+        module.eval()
+        none = _predicted(study, torch.zeros(0, output_count(study)))
         parts = [rows[part] for part in tiles(len(rows))]
-        tops = [(forward(module, filled(part))[1][-1], len(part)) for part in parts]
+        tops = [(_outputs(module, filled(part)), len(part)) for part in parts]
         found = [_predicted(study, top)[:count] for top, count in tops]
     predictions: NDArray[np.float64] = torch.cat([none, *found]).numpy()
     return predictions
+
+
+def _outputs(module: Perceptron | Convolutional, tile: Tensor) -> Tensor:
+    if isinstance(module, Convolutional):
+        outputs: Tensor = module(tile)
+        return outputs
+    return forward(module, tile)[1][-1]
 
 
 def finite(predictions: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from common.events import Event
 from common.features import Table
 from common.layouts import RoundLayout
 from common.logs import EventLog
+from common.regression import sums
 from common.secagg.dp import DpTerms, check_terms
 from common.secagg.header import RoundKind
 from common.study import Study
@@ -31,6 +32,9 @@ _SUMMED: Final = {
 }
 """The part of the rows that each kind of round adds up."""
 
+ROWS_PER_COEFFICIENT: Final = 2
+"""Training patients that a hospital has for each coefficient of an exact regression."""
+
 _SAFE_DELTA: Final = 10
 """Section 9.4: delta <= 1/(10 N)."""
 
@@ -41,7 +45,8 @@ def check_cells(study: Study, data: SiteData, min_cell: int, where: str) -> None
     A part without any row adds zeros and passes; noised rounds are bounded by their noise.
 
     Raises:
-        PolicyRefusal: POLICY_MIN_CELL, saying which part, never how many.
+        PolicyRefusal: POLICY_MIN_CELL, saying which part, never how many; also where an
+            exact regression has more coefficients than these rows hide.
     """
     for kind in dict.fromkeys(layouts.round_kinds(study)):
         if layouts.round_layout(study, kind).dp is not None or kind not in _SUMMED:
@@ -53,6 +58,25 @@ def check_cells(study: Study, data: SiteData, min_cell: int, where: str) -> None
                 f"{where}: {MIN_CELL} is {min_cell}: does not allow a {kind.value} round over "
                 f"the {part} rows of this hospital, which have fewer patients",
             )
+    if layouts.is_exact(study):
+        _check_regression(study, data)
+
+
+def _check_regression(study: Study, data: SiteData) -> None:
+    """Refuse an exact regression of more than half as many coefficients as training patients.
+
+    Sums over two sets of hospitals differ by one hospital's gradient and Hessian. A Hessian
+    x1 x1' + ... of no more rows than coefficients tells the space that the rows span, and of
+    one row the row itself; with twice as many rows every coefficient has two behind it.
+    """
+    p = sums.size(study)
+    if 0 < patients(data.train) < ROWS_PER_COEFFICIENT * p:
+        raise PolicyRefusal(
+            "POLICY_MIN_CELL",
+            f"strategy newton: the study has {p} coefficients, and of the train rows a hospital "
+            f"needs {ROWS_PER_COEFFICIENT} patients for each; this one has fewer",
+            fix="Use fewer features or levels, or another strategy than newton.",
+        )
 
 
 def check_ring(study: Study, members: int) -> None:

@@ -39,6 +39,7 @@ from common.ids import Sha256
 from common.layouts import has_constants, model_schema, split_model
 from common.manifest import (
     CHAIN_FILE,
+    COEFFICIENTS_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     PREPROCESSING_FILE,
@@ -110,6 +111,9 @@ def verify(folder: Path, ca: Path) -> VerifiedModel:
     )
     for entry in manifest.files:
         _check_file(folder / entry.name, entry)
+    unsigned = folder / COEFFICIENTS_FILE
+    if unsigned.exists() and COEFFICIENTS_FILE not in {entry.name for entry in manifest.files}:
+        raise StateError("MODEL_INVALID", f"{unsigned} is not one of the manifest's files")
     study = _check_study(folder, manifest)
     if study.kind == "statistics":
         _check_statistics(folder, manifest, study)

@@ -5,7 +5,9 @@ widths; `logistic`, `linear`, `poisson` and `cox` have one layer, and `cox` no b
 i has the tensors `layers.<i>.weight` [outputs, inputs] and `layers.<i>.bias` [outputs].
 With `norm`, the outputs of hidden layer i are normalised before the ReLU:
 `norms.<i>.weight` and `norms.<i>.bias` [outputs], and for `batch` the statistics
-`norms.<i>.running_mean` and `norms.<i>.running_var`, which count as tensors. `vector` is
+`norms.<i>.running_mean` and `norms.<i>.running_var`, which count as tensors. `cnn` has
+`convs.<i>.weight` [channels, channels before, 3, 3], `convs.<i>.bias` and `norms.<i>.*` for
+each block, then one layer. `vector` is
 one tensor `w` that starts at zero and learns nothing (`common.models.vector`).
 
 With the strategy `fedbn` each hospital keeps the `norms.*` tensors of its own: they are in
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from common.errors import InternalError
 from common.features import encoded_columns
 from common.study import (
+    CnnModel,
     CoxModel,
     FedBn,
     LinearModel,
@@ -35,6 +38,7 @@ from common.study import (
     VectorModel,
     config_hash,
 )
+from common.study_images import image_of
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
 METRIC_WORDS: Final = ("loss", "clipped")
@@ -109,6 +113,8 @@ def full_layout(study: Study) -> ParameterSchema:
     """Return the layout of everything the study's model has, own tensors included."""
     if isinstance(study.model, VectorModel):
         return ParameterSchema((TensorSpec("w", TensorType.FLOAT32, (study.model.size,)),))
+    if isinstance(study.model, CnnModel):
+        return ParameterSchema(_convolutional(study, study.model), METRIC_WORDS)
     widths = layer_widths(study)
     tensors: list[TensorSpec] = []
     for place, (inputs, outputs) in enumerate(pairwise(widths)):
@@ -116,18 +122,48 @@ def full_layout(study: Study) -> ParameterSchema:
         if has_bias(study):
             tensors.append(TensorSpec(f"layers.{place}.bias", TensorType.FLOAT32, (outputs,)))
         if place < len(widths) - 2:
-            tensors += [
-                TensorSpec(f"{_NORM}{place}.{part}", TensorType.FLOAT32, (outputs,))
-                for part in _norm_parts(study)
-            ]
+            tensors += _norm(study, place, outputs)
     return ParameterSchema(tuple(tensors), METRIC_WORDS)
 
 
+def image_shape(study: Study) -> tuple[int, int, int]:
+    """Return channels, height and width of the study's image.
+
+    Raises:
+        InternalError: the study has none.
+    """
+    image = image_of(study)
+    if image is None or image.size is None or image.channels is None:
+        raise InternalError(f"study {study.id} has no image")
+    return (image.channels, *image.size)
+
+
+def _convolutional(study: Study, model: CnnModel) -> tuple[TensorSpec, ...]:
+    tensors: list[TensorSpec] = []
+    for place, (before, after) in enumerate(pairwise((image_shape(study)[0], *model.channels))):
+        shape = (after, before, 3, 3)
+        tensors.append(TensorSpec(f"convs.{place}.weight", TensorType.FLOAT32, shape))
+        tensors.append(TensorSpec(f"convs.{place}.bias", TensorType.FLOAT32, (after,)))
+        tensors += _norm(study, place, after)
+    outputs = output_count(study)
+    shape_out = (outputs, model.channels[-1])
+    tensors.append(TensorSpec("layers.0.weight", TensorType.FLOAT32, shape_out))
+    tensors.append(TensorSpec("layers.0.bias", TensorType.FLOAT32, (outputs,)))
+    return tuple(tensors)
+
+
+def _norm(study: Study, place: int, width: int) -> list[TensorSpec]:
+    return [
+        TensorSpec(f"{_NORM}{place}.{part}", TensorType.FLOAT32, (width,))
+        for part in _norm_parts(study)
+    ]
+
+
 def _norm_parts(study: Study) -> tuple[str, ...]:
-    match study.model.norm if isinstance(study.model, MlpModel) else "none":
+    match study.model.norm if isinstance(study.model, MlpModel | CnnModel) else "none":
         case "batch":
             return ("weight", "bias", *STATISTICS)
-        case "layer":
+        case "layer" | "group":
             return ("weight", "bias")
         case _:
             return ()
@@ -141,7 +177,7 @@ def metric_ranges(levels: int) -> tuple[float, float]:
 def initial(study: Study, seed: int | None = None) -> NDArray[np.float32]:
     """Return the first model, float32 [parameters], the same bits on every machine.
 
-    A regression starts at zero. The weights of an mlp are Kaiming-uniform (He et al.
+    A regression starts at zero. The weights of an mlp or cnn are Kaiming-uniform (He et al.
     2015): within +-sqrt(6 / inputs) before a ReLU, +-sqrt(3 / inputs) before the output;
     biases are zero. A normalisation layer starts as the identity: weights and variances 1.
     `seed` defaults to the study's, and where it states none to its hash.
@@ -154,10 +190,11 @@ def initial(study: Study, seed: int | None = None) -> NDArray[np.float32]:
     stream = np.random.PCG64(_seed(study) if seed is None else seed)
     views = schema.views(model)
     _start_norms(views)
-    last = len(layer_widths(study)) - 2
-    for place in range(last + 1):
-        weight = views[f"layers.{place}.weight"]
-        limit = ((3.0 if place == last else 6.0) / weight.shape[1]) ** 0.5
+    weights = [name for name in views if name.endswith(".weight") and not is_norm(name)]
+    for name in weights:
+        weight = views[name]
+        inputs = weight.size // weight.shape[0]
+        limit = ((3.0 if name == weights[-1] else 6.0) / inputs) ** 0.5
         raw = np.asarray(stream.random_raw(weight.size), np.uint64)
         unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
         weight[...] = ((2.0 * unit - 1.0) * limit).reshape(weight.shape)

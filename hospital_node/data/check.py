@@ -121,7 +121,11 @@ def _try(step: Callable[[], T], findings: list[Finding]) -> T | None:
 
 
 def _columns(study: Study, text: TextTable) -> Iterator[Finding]:
-    columns = [_column(feature, text.columns[feature.name]) for feature in study.features]
+    columns = [
+        _column(feature, text.columns[feature.name])
+        for feature in study.features
+        if feature.type != "image"
+    ]
     label = _label(study, text)
     for column in columns:
         yield from _one(column)

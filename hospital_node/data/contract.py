@@ -33,6 +33,7 @@ from common.study import (
     SurvivalCurve,
     SurvivalTarget,
 )
+from common.study_images import image_of
 from hospital_node.data.cells import Rows, is_missing, match, parsed
 from hospital_node.data.csv import TextTable
 
@@ -66,7 +67,17 @@ def apply(study: Study, text: TextTable) -> tuple[Table, NDArray[np.int64]]:
     target = _target(study, text, used)
     if len(used) == 0:
         raise DataError("DATA_EMPTY", f"{text.name} has no usable row for study {study.id}")
-    return Table(values, target, _patients(study, text, used)), groups
+    patients = _patients(study, text, used)
+    return Table(values, target, patients, _pixels(study, text, used)), groups
+
+
+def _pixels(study: Study, text: TextTable, used: NDArray[np.int64]) -> NDArray[np.float32] | None:
+    image = image_of(study)
+    if image is None:
+        return None
+    from hospital_node.data.images import read_images
+
+    return read_images(image, text, used)
 
 
 def check_cells(study: Study, text: TextTable) -> None:
@@ -129,6 +140,8 @@ def _groups(study: Study, text: TextTable) -> tuple[NDArray[np.int64], NDArray[n
 def _feature(feature: Feature, cells: pl.Series, rows: Rows) -> NDArray[np.float64]:
     """Return numbers or level indices, NaN where missing."""
     missing = is_missing(cells, feature.missing)
+    if feature.type == "image":
+        return np.where(missing, np.nan, 0.0)
     if feature.levels is not None:
         codes = match(cells, feature.levels)
         rows.refuse((codes < 0) & ~missing, "is not one of the levels of the study")

@@ -26,7 +26,8 @@ class TextTable:
 
     Row numbers in messages count from 1, the header not included. `origin` int64 [rows] is
     each row's place (from 0) in the source where rows were put together; `patients` are the
-    source's own keys of patients where it has them by itself.
+    source's own keys of patients where it has them by itself; `folder` holds the files that a
+    column of images names.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TextTable:
     rows: int
     origin: NDArray[np.int64] | None = None
     patients: pl.Series | None = None
+    folder: Path | None = None
 
     def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where `rows` stand in the source, from 0."""

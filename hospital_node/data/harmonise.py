@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, assert_never
 
 import numpy as np
@@ -21,10 +22,12 @@ from common.errors import DataError
 from common.site_tables import (
     CsvTable,
     Derive,
+    DicomTable,
     FhirTable,
     OmopTable,
     OwnUnit,
     ParquetTable,
+    Renamed,
     SqlTable,
     Table,
 )
@@ -36,6 +39,9 @@ from hospital_node.data.csv import Raw, TextTable, read_raw
 from hospital_node.data.event_units import study_units
 from hospital_node.data.headings import dialect_of
 
+FILE: Final = "file"
+"""Column of a folder of DICOM files that names each of them."""
+
 _YEAR_DAYS: Final = 365.25
 _ISO: Final = "%Y-%m-%d"
 
@@ -46,8 +52,6 @@ def read_source(study: Study, table: Table) -> Raw:
     Raises:
         ConfigError, DataError: the source cannot be read.
     """
-    from pathlib import Path
-
     match table:
         case CsvTable():
             return read_raw(Path(table.path), dialect_of(table))
@@ -67,6 +71,10 @@ def read_source(study: Study, table: Table) -> Raw:
             from hospital_node.data.fhir import read_fhir
 
             return read_fhir(table, study_units(study))
+        case DicomTable():
+            from hospital_node.data.dicom import read_dicom
+
+            return read_dicom(table)
         case _:
             assert_never(table)
 
@@ -82,12 +90,16 @@ def harmonise(study: Study, table: Table, raw: Raw) -> TextTable:
     numbers |= _numeric_targets(study)
     columns = {}
     for name in study.columns():
+        feature = features.get(name)
+        image = feature is not None and feature.type == "image"
+        if image and isinstance(table, DicomTable):
+            columns[name] = raw.column(name, FILE)
+            continue
         cells = _cells(table, raw, name)
         comma = isinstance(table, CsvTable) and table.decimal == ","
         if comma and name in numbers and name not in table.derive:
             cells = _decimal_point(cells, Rows(raw.name, name))
         own = table.missing.get(name, ())
-        feature = features.get(name)
         theirs = feature.missing if feature is not None else ()
         if name in table.levels:
             cells = _blank(cells, own)
@@ -101,7 +113,18 @@ def harmonise(study: Study, table: Table, raw: Raw) -> TextTable:
     key = table.patient_column
     by_itself = not isinstance(table, CsvTable | ParquetTable) and key is not None
     patients = raw.column("patient", key) if by_itself and key is not None else None
-    return TextTable(raw.name, columns, raw.frame.height, patients=patients)
+    return TextTable(raw.name, columns, raw.frame.height, patients=patients, folder=_folder(table))
+
+
+def _folder(table: Table) -> Path | None:
+    """Return where the files lie that a column of images names."""
+    match table:
+        case DicomTable():
+            return Path(table.path)
+        case Renamed(images=images) if images is not None:
+            return Path(images)
+        case _:
+            return None
 
 
 def _numeric_targets(study: Study) -> set[str]:

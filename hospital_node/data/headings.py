@@ -23,7 +23,15 @@ from typing import Final, assert_never
 from common.config import Loaded
 from common.errors import ConfigError, DataError, FedError
 from common.site import Site
-from common.site_tables import CsvTable, FhirTable, OmopTable, ParquetTable, SqlTable, Table
+from common.site_tables import (
+    CsvTable,
+    DicomTable,
+    FhirTable,
+    OmopTable,
+    ParquetTable,
+    SqlTable,
+    Table,
+)
 from common.text import nearest, show
 
 CHECKED_BYTES: Final = 64 << 20
@@ -86,6 +94,11 @@ def check_tables(loaded: Loaded[Site]) -> None:
 
                     export_files(table)
                     continue
+                case DicomTable():
+                    from hospital_node.data.dicom import dicom_files
+
+                    dicom_files(table)
+                    continue
                 case SqlTable() | OmopTable():
                     from hospital_node.data.database import address_of
 
@@ -110,7 +123,7 @@ def check_tables(loaded: Loaded[Site]) -> None:
 def table_name(table: Table) -> str:
     """Return what messages call a table: a file without the folders that lead to it."""
     match table:
-        case CsvTable() | ParquetTable() | FhirTable():
+        case CsvTable() | ParquetTable() | FhirTable() | DicomTable():
             return Path(table.path).name
         case SqlTable() | OmopTable():
             return f"{table.kind} table {table.name}"

@@ -67,6 +67,7 @@ def _rows_of(text: TextTable, rows: np.ndarray) -> TextTable:
         len(rows),
         origin=rows,
         patients=None if text.patients is None else text.patients.gather(rows),
+        folder=text.folder,
     )
 
 
@@ -98,4 +99,4 @@ def _over_all(study: Study, rule: Rule, text: TextTable, frame: pl.DataFrame) ->
         number = getattr(pl.col("number"), rule.take)().cast(pl.String).fill_null("")
         found = each.group_by("key").agg(number.alias("cell"))
         columns[name] = groups.join(found, on="key", maintain_order="left", how="left")["cell"]
-    return TextTable(text.name, columns, len(firsts), firsts, kept.patients)
+    return TextTable(text.name, columns, len(firsts), firsts, kept.patients, text.folder)

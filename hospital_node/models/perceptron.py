@@ -82,16 +82,17 @@ class Perceptron(nn.Module):
 
 
 def build(study: Study, model: NDArray[np.float32]) -> Perceptron:
-    """Return the study's module holding the flat vector `model` (a copy of it).
-
-    `model` is in `layout` or in `full_layout`; a hospital's own tensors that are not in it
-    are as they start.
-    """
-    schema = full_layout(study)
+    """Return what `hospital_node.models.build` does, of a model without convolutions."""
     norm = study.model.norm if isinstance(study.model, MlpModel) else "none"
     module = Perceptron(layer_widths(study), bias=has_bias(study), norm=norm)
-    load(module, schema, model if model.size == schema.parameters else with_own(study, model))
+    fill(study, module, model)
     return module
+
+
+def fill(study: Study, module: nn.Module, model: NDArray[np.float32]) -> None:
+    """Copy a flat vector, in `layout` or `full_layout`, into the study's module."""
+    schema = full_layout(study)
+    load(module, schema, model if model.size == schema.parameters else with_own(study, model))
 
 
 def load(module: nn.Module, schema: ParameterSchema, model: NDArray[np.float32]) -> None:

@@ -15,7 +15,6 @@ federation fitted; holding rows out of the federation instead costs far more
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,9 +23,10 @@ from numpy.typing import NDArray
 
 from common.features import Encoded
 from common.metrics import PROBABILITY_FLOOR
-from common.study import Study
+from common.study import FedBn, Study
 from hospital_node.evaluate import finite, predict
-from hospital_node.personal.fits import Weights, fit, logit, platt
+from hospital_node.personal.fits import Start, Weights, families, fit, logit, platt, start
+from hospital_node.personal_state import Own
 
 LEAST_PATIENTS: Final = 10
 """With fewer no comparison says anything, and the released model is kept."""
@@ -74,20 +74,26 @@ class Rows:
     validation: Encoded
 
 
-def choose(study: Study, site: str, rows: Rows, federated: Weights) -> Choice:
+def choose(
+    study: Study, site: str, rows: Rows, federated: Weights, own: Own | None = None
+) -> Choice:
     """Fit, compare and choose. Blocking: about 20 times the hospital's part of the training.
+
+    `federated` is in `layout`, the choice's weights in `full_layout`. `own`, what the run
+    kept at the hospital, was fitted to all of its training rows, so it has no part in a
+    comparison on them: it is in the final model, and judged where validation rows judge.
 
     Raises:
         Refusal: INPUT_NAN.
     """
-    families = [str(name) for name in study.personal.candidates]
+    whole = start(study, site, rows.train, federated, own)
     if study.target.type not in ("binary", "multiclass", "continuous"):
-        return _unjudged(federated, f"a {study.target.type} study has no comparison yet")
+        return _unjudged(study, whole, f"a {study.target.type} study has no comparison yet")
     if np.unique(rows.patient).size < LEAST_PATIENTS:
-        return _unjudged(federated, "too few patients to compare on")
-    held = _Held.of(study, site, rows, federated, families)
+        return _unjudged(study, whole, "too few patients to compare on")
+    held = _Held.of(study, site, rows, federated, own)
     best: dict[str, Judged] = {}
-    for family in families:
+    for family in families(study):
         settings = {s: held.losses[f, s] for f, s in held.losses if f == family}
         setting = min(settings, key=lambda name: float(settings[name].mean()))
         found = settings[setting]
@@ -98,17 +104,16 @@ def choose(study: Study, site: str, rows: Rows, federated: Weights) -> Choice:
     return Choice(
         family=family,
         setting=setting,
-        weights=fit(study, site, rows.train, federated, family)[setting],
+        weights=fit(study, site, rows.train, whole, family)[setting],
         why=_why(study, family, best, fresh=rows.validation.rows > 0),
         figures=best,
         calibration=_calibration(study, held.predictions[family, setting], held.target),
     )
 
 
-def _unjudged(federated: Weights, reason: str) -> Choice:
-    return Choice(
-        "federated", "", federated, f"The released model is kept: {reason}.", {}, (0.0, 1.0)
-    )
+def _unjudged(study: Study, at: Start, reason: str) -> Choice:
+    family = "fedbn" if isinstance(study.federation.strategy, FedBn) else "federated"
+    return Choice(family, "", at.mine, f"The released model is kept: {reason}.", {}, (0.0, 1.0))
 
 
 def _why(study: Study, family: str, best: dict[str, Judged], *, fresh: bool) -> str:
@@ -133,9 +138,7 @@ class _Held:
         self.target: NDArray[np.float64] = np.empty(0)
 
     @classmethod
-    def of(
-        cls, study: Study, site: str, rows: Rows, federated: Weights, families: Sequence[str]
-    ) -> _Held:
+    def of(cls, study: Study, site: str, rows: Rows, federated: Weights, own: Own | None) -> _Held:
         held, train = cls(), rows.train
         if rows.validation.rows:
             parts = [(train, rows.validation)]
@@ -146,8 +149,10 @@ class _Held:
         for fitted, unseen in parts:
             target = unseen.target.astype(np.float64)
             held.target = np.concatenate([held.target, target])
-            for family in families:
-                for setting, weights in fit(study, site, fitted, federated, family).items():
+            kept = own if rows.validation.rows else None
+            at = start(study, site, fitted, federated, kept)
+            for family in families(study):
+                for setting, weights in fit(study, site, fitted, at, family).items():
                     found = finite(predict(study, weights, unseen.features))
                     held._add((family, setting), found, row_losses(study, found, target))
         return held

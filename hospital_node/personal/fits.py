@@ -1,7 +1,11 @@
 """The candidates for a hospital's personal model, fitted to some of its rows.
 
-Every candidate is a flat weight vector of the study's layout, so that all are stored,
-applied and explained in one way. Fine-tuning and Ditto take at least as many steps as the
+Every candidate is a flat weight vector of everything the study's model has (`full_layout`),
+so that all are stored, applied and explained in one way. For an exact regression `ditto` is
+the exact minimum of the penalised loss, `own` the exact fit with at least a small ridge, and
+there is no `fine-tuned`: stopping early has no meaning where nothing is done in steps.
+
+Fine-tuning and Ditto take at least as many of the study's optimiser's steps as the
 federation's rounds did; fine-tuning is also looked at after a half, a quarter, ... of them.
 Deterministic: the order of the rows follows from the study's seed and the site.
 """
@@ -9,21 +13,26 @@ Deterministic: the order of the rows follows from the study's seed and the site.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from common.errors import Refusal
 from common.features import Encoded
-from common.models import layout
-from common.study import Ditto, Study
+from common.layouts import is_exact
+from common.models import full_layout, is_norm, split_own, with_own
+from common.regression.sums import Sums, sums_of
+from common.study import Ditto, FedBn, Newton, Study
 from hospital_node.baselines import local_only
 from hospital_node.evaluate import predict
 from hospital_node.models import build, flatten
-from hospital_node.train import loss, make_deterministic
+from hospital_node.personal_state import DITTO, FEDBN, Own
+from hospital_node.strategies.prox import held_near
+from hospital_node.train import Hooks, take_steps
 
 Weights: TypeAlias = NDArray[np.float32]
 
@@ -34,15 +43,64 @@ HALVINGS: Final = 5
 PULLS: Final = (0.1, 1.0)
 """Ditto's lambda, where the study's strategy states none."""
 
+OWN_RIDGE: Final = 0.1
+"""Least ridge of an exact fit to the hospital's own rows: a tenth of a patient's worth."""
+
 RIDGE: Final = 1.0
 _NEWTON_STEPS: Final = 25
 _LEAST_STEP: Final = 1e-6
 _CLIP: Final = 1e-12
 
 
-def fit(
-    study: Study, site: str, data: Encoded, federated: Weights, family: str
-) -> dict[str, Weights]:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where fits begin, each in `full_layout`.
+
+    `released`: the shared tensors as they are, normalisation as it starts. `mine`: the same
+    with normalisation of the hospital's; equal where the strategy is another than fedbn.
+    `ditto`: where Ditto's fit begins, which is held near `mine`.
+    """
+
+    released: Weights
+    mine: Weights
+    ditto: Weights
+
+
+def start(
+    study: Study, site: str, data: Encoded, federated: Weights, own: Own | None = None
+) -> Start:
+    """Return where fits to these rows begin; `federated` is in `layout`.
+
+    `own` is what the run kept at this hospital, fitted to all of its training rows. Without
+    it, for a comparison on some of them, normalisation is fitted to the given rows alone.
+
+    Raises:
+        Refusal: INPUT_NAN.
+    """
+    released, kept = with_own(study, federated), own or {}
+    mine = released
+    if FEDBN in kept:
+        mine = with_own(study, federated, kept[FEDBN])
+    elif isinstance(study.federation.strategy, FedBn):
+        fitted = _follow(study, site, data, released, (), frozen=not_norm)[-1][1]
+        mine = with_own(study, federated, split_own(study, fitted)[1])
+    return Start(released, mine, kept.get(DITTO, mine))
+
+
+def families(study: Study) -> tuple[str, ...]:
+    """Return the study's candidates that its model and strategy have."""
+    strategy, missing = study.federation.strategy, set()
+    if not isinstance(strategy, FedBn):
+        missing.add("fedbn")
+    if is_exact(study):
+        missing.add("fine-tuned")
+    if study.target.type not in ("binary", "continuous") or study.model.kind == "poisson":
+        missing.add("recalibrated")
+    found = tuple(name for name in study.personal.candidates if name not in missing)
+    return found or ("federated",)
+
+
+def fit(study: Study, site: str, data: Encoded, at: Start, family: str) -> dict[str, Weights]:
     """Return the models of one family of candidates, by setting ("" where there is none).
 
     Raises:
@@ -50,18 +108,75 @@ def fit(
     """
     match family:
         case "federated":
-            return {"": federated}
+            return {"": at.released}
+        case "fedbn":
+            return {"": at.mine}
         case "recalibrated":
-            return {"": recalibrated(study, data, federated)}
+            return {"": recalibrated(study, data, at.mine)}
         case "fine-tuned":
-            return _fine_tuned(study, site, data, federated)
+            return _fine_tuned(study, site, data, at.mine)
         case "ditto":
             return {
-                f"lambda {pull:g}": _follow(study, site, data, federated, (), pull)[-1][1]
-                for pull in _pulls(study)
+                f"lambda {pull:g}": _ditto(study, site, data, at, pull) for pull in _pulls(study)
             }
         case _:
-            return {"": local_only(study, {site: data})[site]}
+            return {"": _own(study, site, data)}
+
+
+def _own(study: Study, site: str, data: Encoded) -> Weights:
+    if is_exact(study):
+        return _checked(local_only(_ridged(study), {site: data})[site])
+    return local_only(study, {site: data})[site]
+
+
+def _ridged(study: Study) -> Study:
+    """Return an exact regression whose fit to few rows, perhaps of one class, stays finite."""
+    strategy = study.federation.strategy
+    ridge = max(strategy.ridge, OWN_RIDGE) if isinstance(strategy, Newton) else OWN_RIDGE
+    terms = strategy.model_copy(update={"ridge": ridge})
+    rounds = max(study.federation.rounds, _NEWTON_STEPS)
+    federation = study.federation.model_copy(update={"strategy": terms, "rounds": rounds})
+    return study.model_copy(update={"federation": federation})
+
+
+def _ditto(study: Study, site: str, data: Encoded, at: Start, pull: float) -> Weights:
+    if is_exact(study):
+        return exact_near(study, data, at.mine, pull * data.rows)
+    return _follow(study, site, data, at.ditto, (), pull, at.mine)[-1][1]
+
+
+def exact_near(study: Study, data: Encoded, centre: Weights, ridge: float) -> Weights:
+    """Return the least of -l(theta) + ridge / 2 ||theta - centre||^2, by Newton's method.
+
+    The penalised log-likelihood is concave; a step that lowers it is halved.
+    """
+    columns, target = data.features.astype(np.float64), data.target.astype(np.float64)
+    home = centre.astype(np.float64)
+
+    def sums(theta: NDArray[np.float64]) -> tuple[float, Sums]:
+        found = sums_of(study, columns, target, theta)
+        away = theta - home
+        return found.log_likelihood - ridge * float(away @ away) / 2, found
+
+    at, (height, found) = home, sums(home)
+    for _ in range(_NEWTON_STEPS):
+        gradient = found.gradient - ridge * (at - home)
+        step = np.linalg.solve(found.hessian + ridge * np.eye(len(at)), gradient)
+        size = 1.0
+        tried, seen = sums(at + step)
+        while size > _LEAST_STEP and not tried >= height:
+            size /= 2
+            tried, seen = sums(at + size * step)
+        if not tried > height:
+            break
+        at, height, found = at + size * step, tried, seen
+    return _checked(at.astype(np.float32))
+
+
+def _checked(weights: Weights) -> Weights:
+    if not np.isfinite(weights).all():
+        raise Refusal("INPUT_NAN", "fitting a personal model gave a value that is not finite")
+    return weights
 
 
 def platt(logits: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, float]:
@@ -116,7 +231,7 @@ def recalibrated(study: Study, data: Encoded, federated: Weights) -> Weights:
             a = float(target.mean() - b * found.mean())
         case _:
             return federated
-    schema = layout(study)
+    schema = full_layout(study)
     values = {name: view.copy() for name, view in schema.views(federated).items()}
     last = max(int(name.split(".")[1]) for name in values if name.startswith("layers."))
     values[f"layers.{last}.weight"] *= np.float32(b)
@@ -128,7 +243,7 @@ def recalibrated(study: Study, data: Encoded, federated: Weights) -> Weights:
 def _fine_tuned(study: Study, site: str, data: Encoded, federated: Weights) -> dict[str, Weights]:
     whole = steps(study, data.rows)
     marks = [max(1, whole >> halving) for halving in range(HALVINGS, -1, -1)]
-    found = _follow(study, site, data, federated, tuple(marks[:-1]), 0.0)
+    found = _follow(study, site, data, federated, tuple(marks[:-1]))
     names = [f"1/{1 << halving} of the steps" for halving in range(HALVINGS, 0, -1)]
     return {
         name: found[marks.index(mark)][1]
@@ -152,47 +267,43 @@ def _follow(
     study: Study,
     site: str,
     data: Encoded,
-    start: Weights,
+    begin: Weights,
     marks: tuple[int, ...],
-    pull: float,
+    pull: float = 0.0,
+    centre: Weights | None = None,
+    frozen: Callable[[str], bool] | None = None,
 ) -> list[tuple[int, Weights]]:
-    """Train on from `start`; return the weights after each mark and after the last step.
+    """Train on from `begin`; return the weights after each mark and after the last step.
 
-    `pull / 2` times the squared distance from `start` is added to the loss: after each of
-    the optimiser's steps the weights take the step of that term, implicitly, so that no
-    pull is too strong for the rate.
+    `pull / 2` times the squared distance from `centre` is added to the loss
+    (`hospital_node.strategies.prox`). Parameters whose name `frozen` knows stay as they are.
     """
-    make_deterministic()
-    module, schema = build(study, start), layout(study)
-    features, target = torch.from_numpy(data.features), torch.from_numpy(data.target)
-    optimiser = torch.optim.SGD(
-        module.parameters(), study.train.lr, weight_decay=study.train.weight_decay
-    )
-    anchors = [parameter.detach().clone() for parameter in module.parameters()]
-    whole, found = steps(study, data.rows), []
-    stay = study.train.lr * pull / (1 + study.train.lr * pull)
-    for step, batch in enumerate(_batches(study, site, data.rows, whole), start=1):
-        optimiser.zero_grad()
-        loss(study, module(features[batch]), target[batch]).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        if pull > 0:
-            with torch.no_grad():
-                for parameter, anchor in zip(module.parameters(), anchors, strict=True):
-                    parameter.lerp_(anchor, stay)
-        found += [(step, flatten(module, schema))] * (marks.count(step) + (step == whole))
-    if not all(np.isfinite(weights).all() for _, weights in found):
-        raise Refusal("INPUT_NAN", "training a personal model gave a value that is not finite")
+    module, schema = build(study, begin), full_layout(study)
+    near = held_near(build(study, begin if centre is None else centre), pull, study.train.lr)
+    whole, found = steps(study, data.rows), list[tuple[int, Weights]]()
+    taken = 0
+
+    def after(trained: nn.Module) -> None:
+        nonlocal taken
+        taken += 1
+        if pull > 0 and near.after is not None:
+            near.after(trained)
+        found.extend([(taken, flatten(trained, schema))] * (marks.count(taken) + (taken == whole)))
+
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(frozen is None or not frozen(name))
+    terms = study.train.model_copy(update={"local_steps": whole, "local_epochs": None})
+    take_steps(study, module, data, _seed(study, site), Hooks(after=after), terms)
+    for _, weights in found:
+        _checked(weights)
     return found
 
 
-def _batches(study: Study, site: str, rows: int, count: int) -> Iterator[torch.Tensor]:
+def not_norm(name: str) -> bool:
+    """Whether a parameter is none of a normalisation layer."""
+    return not is_norm(name)
+
+
+def _seed(study: Study, site: str) -> int:
     text = f"{study.id}/{study.seed}/{site}/personal"
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    rng = np.random.Generator(np.random.PCG64(seed))
-    while count > 0:
-        order = torch.from_numpy(rng.permutation(rows))
-        for start in range(0, rows, study.train.batch):
-            if count == 0:
-                return
-            yield order[start : start + study.train.batch]
-            count -= 1
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

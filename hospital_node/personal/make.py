@@ -17,7 +17,7 @@ from hospital_node.evaluate import site_metrics
 from hospital_node.personal import artefact
 from hospital_node.personal.choose import Rows, choose
 from hospital_node.personal.fits import Weights
-from hospital_node.personal_state import Own
+from hospital_node.personal_state import FEDBN, Own
 
 RANGE_PERCENT = (1.0, 99.0)
 """Of the hospital's own training rows; a patient outside is unlike those it learned from."""
@@ -55,12 +55,13 @@ def make(
     }
     if data.test.rows:
         test = preprocessing.encode(study, data.test)
+        shown = with_own(study, federated, (own or {}).get(FEDBN))
         record["test"] = {
             "personal": site_metrics(study, choice.weights, test).as_dict(study),
-            "federated": site_metrics(study, federated, test).as_dict(study),
+            "federated": site_metrics(study, shown, test).as_dict(study),
         }
     constants = released[: layouts.constant_count(study)]
-    flat = np.concatenate([constants, with_own(study, choice.weights)])
+    flat = np.concatenate([constants, choice.weights])
     artefact.save(folder, study, flat, record)
     return choice.family
 

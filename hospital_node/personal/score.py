@@ -22,6 +22,7 @@ from common.features import Table
 from common.layouts import split_model
 from common.preprocessing import Preprocessing
 from common.study import MulticlassTarget, Study
+from common.study_images import image_of
 from hospital_node.data.contract import read_patients
 from hospital_node.data.csv import TextTable
 from hospital_node.evaluate import finite, predict
@@ -86,8 +87,10 @@ class Scorer:
         """Return the released model, which nobody calibrated for this hospital.
 
         Raises:
-            ConfigError: NOT_SUPPORTED, the study's model predicts nothing.
+            ConfigError: NOT_SUPPORTED, the study's model predicts nothing, or from images.
         """
+        if image_of(study) is not None:
+            raise ConfigError("NOT_SUPPORTED", "this version scores no patients from images")
         if study.kind != "training" or study.model.kind == "vector":
             raise ConfigError("NOT_SUPPORTED", f"study {study.id} has no model that predicts")
         return cls(study, *split_model(study, flat), ranges=ranges or {})

@@ -18,7 +18,7 @@ from common.privacy.clipping import integer_sum, secret_uniforms
 from common.secagg.dp import DpTerms
 from common.study import Study
 from hospital_node.evaluate import predict
-from hospital_node.models import build
+from hospital_node.models.perceptron import build
 from hospital_node.private.gradients import patient_gradients
 from hospital_node.private.sampling import poisson
 from hospital_node.train import train

@@ -261,7 +261,7 @@ STUDIES = [
     Case(LINT, "BAD_VALUE", ("round_deadline", "unit"), swap("study.yaml", "30s", "30")),
     Case(LINT, "BAD_VALUE", ("round_deadline", "parsecs"), swap("study.yaml", "30s", "3 parsecs")),
     Case(LINT, "BAD_VALUE", ("features[0].unit",), swap("study.yaml", "unit: a", "unit: 7")),
-    Case(LINT, "NOT_SUPPORTED", ("cnn",), swap("study.yaml", "logistic", "cnn")),
+    Case(LINT, "NOT_SUPPORTED", ("resnet",), swap("study.yaml", "logistic", "resnet")),
     Case("study submit nope.yaml " + TO, "FILE_MISSING", ("nope.yaml",)),
     Case("study submit study.yaml " + TO, "UNKNOWN_KEY", ("model.knd", "'kind'"),
          swap("study.yaml", "kind:", "knd:")),

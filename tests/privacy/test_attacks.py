@@ -16,7 +16,7 @@ from benchmarks.privacy.gradients import Network, by_sparsity
 from benchmarks.privacy.inversion import study_of, views
 from benchmarks.privacy.membership import Models, auroc, likelihood_ratios, true_rate
 from common.models import initial, layer_widths
-from hospital_node.models import build
+from hospital_node.models.perceptron import build
 from hospital_node.private.gradients import patient_gradients
 
 

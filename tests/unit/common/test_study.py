@@ -259,7 +259,7 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ("name: fedavg", "name: fedprox, nu: 1", "UNKNOWN_KEY", "known here: name, mu"),
         ("name: fedavg", "name: fedvag", "BAD_VALUE", "did you mean 'fedavg'?"),
         ("kind: logistic", "kind: cox", "BAD_VALUE", "model.kind is cox, which cannot predict a"),
-        ("kind: logistic", "kind: cnn", "NOT_SUPPORTED", "it has logistic"),
+        ("kind: logistic", "kind: resnet", "NOT_SUPPORTED", "it has logistic"),
         ("kind: logistic", "kind: logistc", "BAD_VALUE", "did you mean 'logistic'?"),
         ("kind: logistic", "kind: none", "BAD_VALUE", "needs the key 'model'"),
         ("{kind: logistic}", "{kind: mlp, hidden: []}", "BAD_VALUE", "model.hidden must have at"),
@@ -373,6 +373,33 @@ def test_a_careful_reader_is_warned() -> None:
     notes = " | ".join(warnings(parse_study(text)))
     for word in ("allow_two_party", "colluders is 0", "classical", "samples", "split.test is 0"):
         assert word in notes
+
+
+@pytest.mark.parametrize(
+    ("weights", "impute", "told"),
+    [("size_class", "mean", True), ("equal", "median", True), ("samples", "mean", False),
+     ("size_class", None, False)],
+)  # fmt: skip
+def test_lint_says_where_an_exact_regression_is_not_quite_the_pooled_one(
+    weights: str, impute: str | None, *, told: bool
+) -> None:
+    imputed = "" if impute is None else f", range: [0, 9], impute: {impute}"
+    text = f"""\
+schema: fedcare.study/v1
+id: exact
+purpose: research
+dataset: d
+owner: {{name: A, organisation: b}}
+features: [{{name: a, type: float{imputed}}}, {{name: s, type: category, levels: ["0", "1"]}}]
+target: {{type: binary, name: y}}
+split: {{test: 0.2, seed: 1}}
+model: {{kind: logistic}}
+federation: {{rounds: 9, weights: {weights}, strategy: {{name: newton}}}}
+"""
+    notes = warnings(parse_study(text))
+    assert any("not quite that of the pooled analysis" in note for note in notes) is told
+    plain = warnings(parse_study(altered(text, "newton", "fedavg")))
+    assert not any("pooled analysis" in note for note in plain)
 
 
 @pytest.mark.parametrize(

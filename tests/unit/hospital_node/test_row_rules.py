@@ -18,6 +18,7 @@ from hospital_node.data.load import SiteData
 from hospital_node.disclosure import shown_figures
 from hospital_node.row_rules import check_cells, check_delta, check_ring
 from tests.security.refusals import OPEN, PRIVATE, changed, judged
+from tests.study_texts import altered
 
 WHERE = "policy.yaml:7"
 
@@ -61,6 +62,26 @@ def test_enough_patients_or_no_test_rows_pass(train: Table, test: Table) -> None
 
 def test_a_noised_sum_over_few_patients_passes() -> None:
     check_cells(parse_study(PRIVATE), data(rows(3), rows(3)), 10, WHERE)
+
+
+EXACT = altered(OPEN, "strategy: {name: fedavg}", "strategy: {name: newton}")
+
+
+@pytest.mark.parametrize(("levels", "least"), [(2, 6), (7, 16)])
+def test_an_exact_regression_needs_two_patients_for_each_coefficient(
+    levels: int, least: int
+) -> None:
+    """One number, `levels` - 1 indicators and the intercept."""
+    names = ", ".join(f'"{level}"' for level in range(levels))
+    sort = f", {{name: sort, type: category, levels: [{names}]}}]"
+    study = parse_study(altered(EXACT, "range: [0, 120]}]", "range: [0, 120]}" + sort))
+    check_cells(study, data(rows(least), rows(0)), 1, WHERE)
+    check_cells(study, data(rows(0), rows(0)), 1, WHERE)  # adds zeros
+    for train in (rows(least - 1), rows(least * 2, patients=least - 1)):
+        with pytest.raises(FedError) as caught:
+            check_cells(study, data(train, rows(0)), 1, WHERE)
+        assert caught.value.name == "POLICY_MIN_CELL"
+        assert str(least - 1) not in caught.value.detail
 
 
 def test_what_leaves_holds_no_count_of_the_hospital(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_every_shipped_study_loads() -> None:
         "heart-disease-flamby",
         "heart-disease-private",
         "heart-disease-private-local",
+        "heart-regression",
         "heart-statistics",
         "tcga-brca",
         "two-hospitals",

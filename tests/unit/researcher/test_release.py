@@ -49,6 +49,16 @@ def test_a_genuine_model_verifies_with_the_ca_alone(folder: Path, authority: Aut
     assert model.study == factory.study()
 
 
+def test_a_table_of_coefficients_that_nobody_signed_is_refused(
+    folder: Path, authority: Authority
+) -> None:
+    """It would be shown as the run's result."""
+    (folder / "coefficients.json").write_text('{"schema": "fedcare.coefficients/v1"}')
+    with pytest.raises(StateError, match="not one of the manifest's files") as caught:
+        verify(folder, authority.ca)
+    assert caught.value.name == "MODEL_INVALID"
+
+
 def test_another_ca_of_the_same_federation_does_not_verify_it(folder: Path, tmp_path: Path) -> None:
     other = Authority(tmp_path / "other")
     with pytest.raises(StateError, match="pinned CA") as caught:

@@ -31,6 +31,7 @@ from hospital_node.personal.fits import logit
 from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.personal.make import make
 from hospital_node.personal.score import Scorer
+from hospital_node.personal_state import OwnTensors
 from tests.learning import study
 
 FEATURES = """
@@ -276,6 +277,9 @@ class Store:
     def personal_directory(self, run: RunId) -> Path:
         return self.root / "personal" / run
 
+    def own(self, run: RunId) -> OwnTensors:
+        return OwnTensors(self.root / "own", run)
+
 
 class FakeWork:
     """Work that fails as often as it is told to, then writes the folder."""
@@ -283,7 +287,7 @@ class FakeWork:
     def __init__(self, failures: int) -> None:
         self.failures, self.calls = failures, 0
 
-    def personalise(self, model: Path, folder: Path) -> str:
+    def personalise(self, model: Path, own: object, folder: Path) -> str:
         assert model.name == "model.safetensors"
         self.calls += 1
         if self.calls <= self.failures:

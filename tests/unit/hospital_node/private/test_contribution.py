@@ -14,7 +14,7 @@ from common.privacy.clipping import integer_rows, integer_sum
 from common.secagg.dp import DpMode, DpTerms
 from common.secagg.keys import CoefficientSeed
 from common.study import Study, VectorModel
-from hospital_node.models import build
+from hospital_node.models.perceptron import build
 from hospital_node.private import contribution
 from hospital_node.private.contribution import evaluation_sum, hospital_step, patient_sum
 from hospital_node.private.gradients import patient_gradients

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from common import models
 from common.study import Study
 from hospital_node.evaluate import predict
-from hospital_node.models import Perceptron, build
+from hospital_node.models.perceptron import Perceptron, build
 from hospital_node.models.rows import TILE_ROWS, product
 from hospital_node.private import gradients
 from hospital_node.private.gradients import patient_gradients
