@@ -240,7 +240,7 @@ def unsplit() -> Iterator[tuple[Study, str]]:
         "schema: fedcare.study/v1\nid: small-study\npurpose: research\ndataset: t\n"
         "owner: {name: n, organisation: o}\n"
         "features: [{name: age, type: float, range: [0, 99], impute: mean}]\n"
-        "target: {type: survival, time: days, event: died, horizons: [30]}\nmodel: {kind: cox}\n"
+        "target: {type: survival, time: days, event: died}\nmodel: {kind: cox}\n"
         "federation: {rounds: 3, weights: equal}\nseed: 1\n"
     )
     yield survival, "Cox loss"
