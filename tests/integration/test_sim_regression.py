@@ -77,7 +77,7 @@ def write_site(folder: Path, kind: str, seed: int) -> Site:
     lines = [",".join(names)]
     lines += [
         ",".join(repr(value.item()) for value in row)
-        for row in zip(*x, *targets(kind, rng, eta), strict=True)
+        for row in zip(*x, *targets(kind, rng, np.asarray(eta, np.float64)), strict=True)
     ]
     (folder / f"{name}.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
     manifest = folder / f"{name}.yaml"
