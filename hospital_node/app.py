@@ -41,6 +41,7 @@ from hospital_node.config import NodeConfig
 from hospital_node.data.headings import check_tables
 from hospital_node.driver import Node, NodeParts
 from hospital_node.findings import cite
+from hospital_node.launcher import Launcher
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
 from hospital_node.picture import not_ready
@@ -181,7 +182,7 @@ def build_node(
     clock: Clock | None = None,
     entropy: Entropy | None = None,
     software: str = "fedcare",
-    desk: DeskMaker = HospitalDesk,
+    desk: DeskMaker | None = None,
 ) -> Node:
     """Return a node that dials with `connect`; it holds its state directory from now on.
 
@@ -189,6 +190,7 @@ def build_node(
 
     Raises:
         StateError: see `hospital_node.store.open_own`.
+        ConfigError: see `Launcher.of`.
     """
     config, policy, identity = setup.config, setup.policy.value, setup.identity
     entropy = entropy or OsEntropy()
@@ -210,7 +212,7 @@ def build_node(
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
         gate=gate_of(approvals, policy.require.approval, clock, log),
         store=store,
-        desk=desk(setup.policy, setup.site, log, books),
+        desk=(desk or _desk(config))(setup.policy, setup.site, log, books),
         witnessed=books.witnessed,
         connect=connect,
         log=log,
@@ -222,7 +224,19 @@ def build_node(
     return Node(parts)
 
 
-def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:
+def _desk(config: NodeConfig) -> DeskMaker:
+    """Return what makes the desk that trains as the node's file says."""
+    launcher = Launcher.of(config)
+
+    def make(
+        policy: Loaded[Policy], site: Site | None, log: EventLog, books: PrivacyBooks
+    ) -> HospitalDesk:
+        return HospitalDesk(policy, site, log, books, launcher)
+
+    return make
+
+
+def serve(config: NodeConfig, desk: DeskMaker | None = None) -> None:
     """Run a node until SIGTERM or SIGINT; a second signal ends the process at once.
 
     Raises:
@@ -260,7 +274,7 @@ async def _serve(
     confined: Facts,
     log: EventLog,
     clock: Clock,
-    desk: DeskMaker,
+    desk: DeskMaker | None,
     metrics: NodeMetrics | None,
 ) -> None:
     from common.cli import version

@@ -47,7 +47,8 @@ from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
 from hospital_node.disclosure import public_detail, shown_figures
 from hospital_node.findings import cite
-from hospital_node.personal_state import FEDBN, OwnTensors
+from hospital_node.launcher import Launcher
+from hospital_node.personal_state import FEDBN, Own, OwnTensors
 from hospital_node.private.source import NoisedSource, pattern_sum, pattern_update
 from hospital_node.receive import read_model
 from hospital_node.row_rules import MIN_CELL, check_cells, check_delta, check_ring
@@ -55,7 +56,8 @@ from hospital_node.work import PrivacyBooks, Terms, Work
 
 if TYPE_CHECKING:
     from hospital_node.data.load import SiteData
-    from hospital_node.pipeline import ContributionSource
+    from hospital_node.pipeline import ContributionSource, LocalTraining
+    from hospital_node.strategies import LocalRound, Received
 
 QUICK_WORDS: Final = 1 << 16
 """A pattern of up to this many values is made in well under a millisecond."""
@@ -69,8 +71,14 @@ class HospitalDesk:
     """See `hospital_node.work.Desk`."""
 
     def __init__(
-        self, policy: Loaded[Policy], site: Site | None, log: EventLog, books: PrivacyBooks
+        self,
+        policy: Loaded[Policy],
+        site: Site | None,
+        log: EventLog,
+        books: PrivacyBooks,
+        launcher: Launcher | None = None,
     ) -> None:
+        self._launcher = launcher
         self._policy = policy
         self._site = site
         self._log = log
@@ -105,6 +113,8 @@ class HospitalDesk:
         return self._work(parsed, accepted=True)
 
     def _work(self, study: Study, *, accepted: bool) -> StudyWork:
+        if self._launcher is not None:
+            self._launcher.check(study)
         policy, data = self._policy.value, self._data(study)
         if study.privacy.dp.mode == "patient-local":
             public_batch(study, policy.site)  # refuses a study without a number for this site
@@ -117,7 +127,7 @@ class HospitalDesk:
             self._books.admit(study, accepted=accepted)
             for terms in layouts.noise_terms(study, members, members):
                 NoiseTable.of(terms.sigma_loc)  # a full cohort's: no round waits for it then
-        return StudyWork(study, policy.site, members, data, self._books, min_cell)
+        return StudyWork(study, policy.site, members, data, self._books, min_cell, self._launcher)
 
     def _data(self, study: Study) -> SiteData | None:
         if not layouts.has_constants(study) and study.kind == "training":
@@ -140,7 +150,9 @@ class StudyWork:
         data: SiteData | None,
         books: PrivacyBooks,
         min_cell: int,
+        launcher: Launcher | None = None,
     ) -> None:
+        self._launcher = launcher
         self._study = study
         self._site = site
         self._members = members
@@ -239,12 +251,39 @@ class StudyWork:
             if is_control(tensor.name)
         ]
         received = Received(weights, control, limits)
-        source = pipeline.make_contribution(study, self._site, rows, received, header.r, own.all())
+        training = self._training(abandoned)
+        source = pipeline.make_contribution(
+            study, self._site, rows, received, header.r, own.all(), training
+        )
         if abandoned():
             raise RoundError("RUN_CANCELLED", "the round ended during training")
         own.stage(header.digest(), source.own)
         whole = layouts.with_constants(study, np.asarray(source.values, np.float32))
         return replace(source, values=whole)
+
+    def _training(self, abandoned: Callable[[], bool]) -> LocalTraining:
+        """Return what trains: this process, or those that the node's file asks for."""
+        from hospital_node.exchange import TrainingTask
+        from hospital_node.strategies import local_round
+
+        launcher = self._launcher
+        if launcher is None:
+            return local_round
+
+        def elsewhere(
+            study: Study,
+            data: Encoded,
+            received: Received,
+            kept: Own,
+            *,
+            site: str,
+            round_no: int,
+        ) -> LocalRound:
+            device = launcher.training.device
+            task = TrainingTask(study, data, received, kept, site, round_no, device)
+            return launcher.local_round(task, abandoned)
+
+        return elsewhere
 
     def _regression(self, model: Path | None, levels: int) -> ContributionSource:
         """Return this hospital's sums at the received coefficients, all in float64."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from common.vectors import ParameterSchema
 from common.weights import weight
 from hospital_node.evaluate import evaluation_contribution
 from hospital_node.personal_state import Own
-from hospital_node.strategies import Received, local_round
+from hospital_node.strategies import LocalRound, Received, local_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,31 @@ class ContributionSource:
         return encode((*self.metrics, float(blank.count_clipped()), *shares))
 
 
+class LocalTraining(Protocol):
+    """`hospital_node.strategies.local_round`, here or in other processes."""
+
+    def __call__(
+        self,
+        study: Study,
+        data: Encoded,
+        received: Received,
+        kept: Own,
+        *,
+        site: str,
+        round_no: int,
+    ) -> LocalRound:
+        """Train for one round."""
+        ...
+
+
 def make_contribution(
-    study: Study, site: str, data: Encoded, received: Received, round_no: int, kept: Own
+    study: Study,
+    site: str,
+    data: Encoded,
+    received: Received,
+    round_no: int,
+    kept: Own,
+    training: LocalTraining = local_round,
 ) -> ContributionSource:
     """Return the hospital's contribution to a training round, constants left out.
 
@@ -77,7 +101,7 @@ def make_contribution(
     """
     if isinstance(study.model, VectorModel):
         return ContributionSource(whole(site, round_no, len(received.weights)))
-    done = local_round(study, data, received, kept, site=site, round_no=round_no)
+    done = training(study, data, received, kept, site=site, round_no=round_no)
     u = weight(study, site, data.rows)
     return ContributionSource(done.delta, u, (u * done.loss,), done.own)
 
