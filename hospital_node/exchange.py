@@ -1,12 +1,12 @@
 """A round's training as files: what goes to the processes that train, and what comes back.
 
     task.json     the study, the site, the round, the device
-    NAME.npy      rows, received vectors, and what the hospital keeps (`kept-NAME.npy`)
-    done.json     the loss, written last, beside `delta.npy` and `own-NAME.npy`
+    NAME.f32      rows, received vectors, and what the hospital keeps (`kept-NAME.f32`)
+    done.json     the loss, written last, beside `delta.f32` and `own-NAME.f32`
     failed.json   instead of it: the name and words of what went wrong
 
-Arrays and JSON only; numpy's object arrays, which are pickles, are refused. The folder is
-the node's own (mode 0700) and goes after the round.
+Little-endian float32 values and JSON only, no file that could hold code. The folder is the
+node's own (mode 0700) and goes after the round.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from common.study import Study, canonical_json, study_from_canonical
 from hospital_node.personal_state import Own
 from hospital_node.strategies import LocalRound, Received
 
+_F32: Final = np.dtype("<f4")
 _DONE: Final = "done.json"
 _FAILED: Final = "failed.json"
 _STUDY: Final = "study.json"
@@ -58,6 +59,7 @@ def write_task(folder: Path, task: TrainingTask) -> None:
         "site": task.site,
         "round": task.round_no,
         "device": task.device,
+        "columns": task.data.features.shape[1],
         "limits": [float(limit) for limit in task.received.limits],
     }
     (folder / "task.json").write_text(json.dumps(rest), "utf-8")
@@ -66,10 +68,11 @@ def write_task(folder: Path, task: TrainingTask) -> None:
 def read_task(folder: Path) -> TrainingTask:
     """Return what `write_task` wrote. Raises OSError, ValueError."""
     rest: dict[str, Any] = json.loads((folder / "task.json").read_text("utf-8"))
+    features = _load(folder, "features").reshape(-1, rest["columns"])
     received = Received(_load(folder, "weights"), _load(folder, "control"), rest["limits"])
     return TrainingTask(
         study=study_from_canonical((folder / _STUDY).read_bytes()),
-        data=Encoded(_load(folder, "features"), _load(folder, "target")),
+        data=Encoded(features, _load(folder, "target")),
         received=received,
         kept=_all(folder, _KEPT),
         site=rest["site"],
@@ -117,17 +120,16 @@ def read_result(folder: Path) -> LocalRound | None:
 def _all(folder: Path, prefix: str) -> dict[str, NDArray[np.float32]]:
     return {
         path.stem.removeprefix(prefix): _load(folder, path.stem)
-        for path in sorted(folder.glob(f"{prefix}*.npy"))
+        for path in sorted(folder.glob(f"{prefix}*.f32"))
     }
 
 
-def _save(folder: Path, name: str, values: NDArray[Any]) -> None:
-    np.save(folder / f"{name}.npy", values, allow_pickle=False)
+def _save(folder: Path, name: str, values: NDArray[np.float32]) -> None:
+    (folder / f"{name}.f32").write_bytes(values.astype(_F32, copy=False).tobytes())
 
 
-def _load(folder: Path, name: str) -> NDArray[Any]:
-    values: NDArray[Any] = np.load(folder / f"{name}.npy", allow_pickle=False)
-    return values
+def _load(folder: Path, name: str) -> NDArray[np.float32]:
+    return np.fromfile(folder / f"{name}.f32", _F32).astype(np.float32, copy=False)
 
 
 def _put(path: Path, content: object) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, Self
 from common.errors import ConfigError, PolicyRefusal, RoundError
 from common.layouts import is_exact
 from common.state_folder import disk_errors
-from common.study import CoxModel, MlpModel, Study, VectorModel
+from common.study import CnnModel, CoxModel, MlpModel, Study, VectorModel
 from hospital_node.config import NodeConfig, Training
 from hospital_node.files import TEMPORARY
 
@@ -180,7 +180,7 @@ def _unsplit(study: Study) -> str | None:
         return "differential privacy draws patients and noise once for a hospital"
     if isinstance(study.model, CoxModel) or study.target.type == "survival":
         return "a Cox loss compares the rows of a batch with each other"
-    if isinstance(study.model, MlpModel) and study.model.norm == "batch":
+    if isinstance(study.model, MlpModel | CnnModel) and study.model.norm == "batch":
         return "batch normalisation takes its mean over the whole batch"
     if study.train.imbalance != "none":
         return "train.imbalance weighs rows within the whole batch"

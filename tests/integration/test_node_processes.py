@@ -18,11 +18,10 @@ from tests.integration.test_sim import STUDY, write_site
 
 @pytest.mark.slow
 def test_a_hospital_that_trains_in_two_processes_takes_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sites = [
-        write_site(tmp_path, name, seed) for seed, name in enumerate(("north", "east", "west"))
-    ]
+    names = ("north", "east", "west", "south", "centre")
+    sites = [write_site(tmp_path, name, seed) for seed, name in enumerate(names)]
     study = parse_study(STUDY)
     alone = simulate(study, sites, LineDisplay(), time.monotonic()).data
     real, asked = local.node_file, []
@@ -43,7 +42,12 @@ def test_a_hospital_that_trains_in_two_processes_takes_part(
 
     monkeypatch.setattr(local, "node_file", node_file)
     monkeypatch.setattr(Launcher, "_run", seen)
-    study = parse_study(STUDY.replace("min_sites: 3", "min_sites: 2"))
     split = simulate(study, sites, LineDisplay(), time.monotonic()).data
-    assert len(trained) == 2  # the round it missed, and the next
+    said = capsys.readouterr()
+    assert (
+        "north refused: TRAINING_LOST: a training process ended early (-9)" in said.out + said.err
+    )
+    assert "round 2 of 4 (train) CLOSED with 4 hospitals" in said.out + said.err
+    assert "round 3 of 4 (train) CLOSED with 5 hospitals" in said.out + said.err
+    assert len(trained) == 2
     assert split["model_sha256"] != alone["model_sha256"]

@@ -19,12 +19,13 @@ from common import models
 from common.errors import ConfigError, FedError, PolicyRefusal, Refusal, RoundError
 from common.features import Encoded
 from common.study import Study, parse_study
-from hospital_node import exchange, launcher
+from hospital_node import exchange
 from hospital_node.config import NodeConfig, Training
 from hospital_node.exchange import TrainingTask
 from hospital_node.launcher import Launcher
 from hospital_node.strategies import LocalRound, Received, local_round
 from tests.learning import study
+from tests.private_study import private_study
 
 ROWS = 83
 """Neither it nor the batch of 9 divides by two."""
@@ -233,15 +234,13 @@ def test_a_wrong_training_section_is_named(
 
 def unsplit() -> Iterator[tuple[Study, str]]:
     yield terms(model="{kind: mlp, hidden: [4], norm: batch}"), "batch normalisation"
-    private = "privacy: {dp: {mode: patient, epsilon: 3, delta: 1.0e-5, clip: 1}}"
-    plain = study(federation="{weights: equal, rounds: 3}", more=private)
-    yield plain, "differential privacy"
+    yield private_study(), "differential privacy"
     yield terms(train="{imbalance: weighted}"), "imbalance"
     survival = parse_study(
-        "schema: fedcare.study/v1\nid: s\npurpose: research\ndataset: t\n"
+        "schema: fedcare.study/v1\nid: small-study\npurpose: research\ndataset: t\n"
         "owner: {name: n, organisation: o}\n"
         "features: [{name: age, type: float, range: [0, 99], impute: mean}]\n"
-        "target: {type: survival, time: days, event: died, horizons: [30]}\nmodel: {kind: cox}\n"
+        "target: {type: survival, time: days, event: died}\nmodel: {kind: cox}\n"
         "federation: {rounds: 3, weights: equal}\nseed: 1\n"
     )
     yield survival, "Cox loss"
@@ -256,10 +255,18 @@ def test_what_does_not_split_is_refused_and_says_why(two: Launcher) -> None:
     two.check(terms(model="{kind: logistic}"))
 
 
-def test_no_pickle_is_read(tmp_path: Path) -> None:
-    task = task_of(terms())
+def test_a_task_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    task = replace(task_of(terms("{name: scaffold}")), kept={"scaffold.control": np.ones(3, "f4")})
     exchange.write_task(tmp_path, task)
-    np.save(tmp_path / "features.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        exchange.read_task(tmp_path)
-    assert launcher.TEMPORARY == ".part"  # what the node sweeps at its start
+    found = exchange.read_task(tmp_path)
+    assert (found.study, found.site, found.round_no) == (task.study, "north", 2)
+    assert list(found.received.limits) == list(task.received.limits)
+    for mine, back in (
+        (task.data.features, found.data.features),
+        (task.data.target, found.data.target),
+        (task.received.weights, found.received.weights),
+        (task.received.control, found.received.control),
+        (task.kept["scaffold.control"], found.kept["scaffold.control"]),
+    ):
+        assert np.array_equal(mine, back)
+        assert mine.shape == back.shape
