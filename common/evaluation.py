@@ -12,6 +12,7 @@ runs over different sets learns the difference (docs/threat-model.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -24,6 +25,7 @@ from common.medical import Estimate
 from common.score_counts import Bins, ScoreCounts
 from common.study import Study
 from common.subgroups import cells
+from common.survival_evaluation import AtHorizon, Rows
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
 ROW_LIMIT: Final = 2.0**31
@@ -42,7 +44,6 @@ _SUMS: Final = {
     "binary": ("rows", "correct", "brier", "log_loss", "brier_squared", *recalibration.SUMS),
     "multiclass": ("rows", "correct", "brier", "log_loss"),
     "continuous": ("rows", "squared", "absolute", "y", "y_squared", "p", "p_squared", "y_p"),
-    "survival": survival_evaluation.NAMES,
 }
 
 
@@ -58,7 +59,8 @@ class Metrics:
     figure is exact.
 
     `detail`: the further figures by name (docs/evaluation.md), intervals as `name_low` and
-    `name_high`. `counts`: rows by score, of a binary target.
+    `name_high`. `counts`: rows by score, of a binary target. `at_horizons`: of a survival
+    target, the names at each horizon with the rows behind them (`common.survival_evaluation`).
     """
 
     rows: float = 0.0
@@ -75,6 +77,7 @@ class Metrics:
     noise_sd: float | None = None
     detail: tuple[tuple[str, float | None], ...] = ()
     counts: ScoreCounts | None = field(default=None, compare=False, repr=False)
+    at_horizons: tuple[AtHorizon, ...] = field(default=(), compare=False, repr=False)
 
     def as_dict(self, study: Study) -> dict[str, float | None]:
         """Return the figures that fit the study's target, for JSON; whole counts as `int`."""
@@ -112,17 +115,22 @@ def site_metrics(
     """Return exact metrics over the given rows; without rows only `rows` = 0.
 
     `predictions`: P(positive) [rows] for a binary target, P(level) [rows, levels] for a
-    multiclass one, the predicted number [rows] for a continuous one, the log hazard [rows]
-    for a survival one.
+    multiclass one, the predicted number [rows] for a continuous one; for a survival one as
+    `common.survival_evaluation` says.
     """
     if len(target) == 0:
         return Metrics()
     if study.target.type == "survival":
-        return _survival(survival_evaluation.sums(predictions, target))
+        return of_hospitals(study, [(predictions, target)])
     sums = _row_sums(study, predictions, target).sum(axis=0)
     if study.target.type != "binary":
         return _from_sums(study, sums)
     return _binary(study, sums, score_counts.counted(predictions, target))
+
+
+def of_hospitals(study: Study, hospitals: Sequence[Rows]) -> Metrics:
+    """Return exact survival metrics; patients are compared within their hospitals only."""
+    return _survival(survival_evaluation.of_hospitals(study, hospitals))
 
 
 def layout(study: Study) -> ParameterSchema:
@@ -131,6 +139,8 @@ def layout(study: Study) -> ParameterSchema:
     `sums` [names] and, for a binary target, `histogram` [2, BINS]; with subgroups
     `cell_sums` [cells, names] and `cell_histograms` [cells, 2, CELL_BINS] as well.
     """
+    if study.target.type == "survival":
+        return survival_evaluation.layout(study)
     names, parts = len(_names(study)), len(cells(study))
     binary = study.target.type == "binary"
     shapes: dict[str, tuple[int, ...]] = {"sums": (names,)}
@@ -148,7 +158,7 @@ def layout(study: Study) -> ParameterSchema:
 def ranges(study: Study) -> tuple[float, ...]:
     """Return R of each tensor of `layout`."""
     if study.target.type == "survival":
-        return (survival_evaluation.PAIR_LIMIT,)
+        return survival_evaluation.ranges(study)
     return (ROW_LIMIT,) * len(layout(study).tensors)
 
 
@@ -172,7 +182,7 @@ def contribution(
     if len(target) == 0:
         return np.zeros(schema.parameters)
     if study.target.type == "survival":
-        return survival_evaluation.sums(predictions, target)
+        return survival_evaluation.contribution(study, predictions, target)
     terms = _row_sums(study, predictions, target)
     binary = study.target.type == "binary"
     found = [terms.sum(axis=0)]
@@ -199,6 +209,8 @@ def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Metrics:
         InternalError: `opened` has not the layout's length.
     """
     tensors = _tensors(study, opened, levels)
+    if study.target.type == "survival":
+        return _survival(survival_evaluation.figures(study, tensors))
     histogram = tensors.get("histogram")
     return _pooled(study, tensors["sums"], histogram)
 
@@ -225,10 +237,10 @@ def _tensors(
     schema = layout(study)
     if opened.shape != (schema.parameters,):
         raise InternalError("an evaluation's sum is not of the layout")
-    values = opened.astype(np.float64) * ranges(study)[0] / levels
     found, start = {}, 0
-    for tensor in schema.tensors:
-        found[tensor.name] = values[start : start + tensor.size].reshape(tensor.shape)
+    for tensor, limit in zip(schema.tensors, ranges(study), strict=True):
+        words = opened[start : start + tensor.size].astype(np.float64)
+        found[tensor.name] = words.reshape(tensor.shape) * limit / levels
         start += tensor.size
     return found
 
@@ -236,16 +248,20 @@ def _tensors(
 def _pooled(
     study: Study, sums: NDArray[np.float64], histogram: NDArray[np.float64] | None
 ) -> Metrics:
-    if study.target.type == "survival":
-        return _survival(sums)
     if histogram is None or sums[0] <= 0.5:  # noqa: PLR2004 - no row, but for rounding
         return _from_sums(study, sums)
     bins = _bins(study, histogram.shape[1])
     return _binary(study, sums, score_counts.from_histogram(np.round(histogram, 3), bins))
 
 
-def _survival(words: NDArray[np.float64]) -> Metrics:
-    return Metrics(**survival_evaluation.figures(words))  # type: ignore[arg-type]
+def _survival(found: survival_evaluation.Found) -> Metrics:
+    return Metrics(
+        rows=found.rows,
+        events=found.events if found.rows else None,
+        c_index=found.c_index,
+        detail=found.detail,
+        at_horizons=found.at_horizons,
+    )
 
 
 def _bins(study: Study, count: int) -> Bins:

@@ -1,13 +1,14 @@
 """`evaluation.json` of a release: the pooled figures that many patients stand behind.
 
 The coordinator opens counts by fine bins of score and by subgroup. What it publishes is
-coarser, by three rules over `LEAST` = 10 rows of all hospitals together:
+coarser, by rules over `LEAST` = 10 rows of all hospitals together:
 
 * of everybody fewer than 10 rows: nothing; fewer than 10 of a class: no figure that needs
   both classes;
 * scores are published as bands of at least 10 rows each. ROC, precision-recall, calibration
   and decision curves all follow from these very bands: cut points of several curves could
   be subtracted from each other, those of one partition cannot;
+* survival figures need 10 events; those at a horizon 10 cases and 10 controls (`withheld`);
 * a subgroup's cell is shown with 10 rows of each class, and if what is left of the total is
   nobody or as large too (`common.subgroups.shown_cells`).
 """
@@ -27,6 +28,7 @@ from common.evaluation import CELLS, TABLE_RATES, Metrics
 from common.score_counts import ScoreCounts
 from common.study import Study
 from common.subgroups import cells, shown_cells
+from common.suppression import is_small
 
 SCHEMA: Final = "fedcare.evaluation/v1"
 LEAST: Final = 10
@@ -45,6 +47,7 @@ def published(found: Metrics, threshold: float = 0.5) -> Metrics | None:
     """
     if found.rows < LEAST:
         return None
+    found = withheld(found, LEAST)
     positives = found.positives
     if positives is None:
         return found
@@ -61,6 +64,24 @@ def published(found: Metrics, threshold: float = 0.5) -> Metrics | None:
         if pair[0] not in CELLS and not pair[0].startswith(TABLE_RATES)
     )  # fmt: skip
     return replace(found, detail=kept)
+
+
+def withheld(found: Metrics, least: int) -> Metrics:
+    """Return survival figures without those that few patients stand behind; others unchanged.
+
+    Fewer than `least` events: no figure but the rows. Fewer censored, unless none is: no
+    count of events. Fewer cases or controls at a horizon: no figure there.
+    """
+    if found.events is None:
+        return found
+    if found.events < least:
+        return Metrics(rows=found.rows)
+    few = {
+        name for at in found.at_horizons if min(at.cases, at.controls) < least for name in at.names
+    }
+    detail = tuple(pair for pair in found.detail if pair[0] not in few)
+    events = None if is_small(found.rows - found.events, least) else found.events
+    return replace(found, events=events, detail=detail)
 
 
 def finite(study: Study, found: Metrics | None) -> dict[str, float]:

@@ -46,11 +46,12 @@ RANGE_FACTOR: Final = 8.0
 MOST_SITES_NARROW: Final = 64
 """With DP the ring has 32 bits if this many hospitals' patients fit it, else 64."""
 
-REACH_FACTOR: Final = 4.0
+REACH_FACTOR: Final = 8.0
 """In the narrow ring `R_l` is this many times what the hospitals' updates reached on average.
 
-So an update as large as ever is clipped only where it reaches four times as far as the
-mean of all, which of up to four hospitals none can."""
+Of up to four hospitals none reaches farther than four times the mean, so an update as large
+as ever lies within half the range, and one hospital that alone is cut off at a range too
+narrow at least doubles it in the next round."""
 
 REACH: Final = "reach."
 """Metric words of the narrow ring: how far a hospital's update of each tensor reached."""

@@ -381,13 +381,12 @@ class Study(Section):
         self._check_communication()
         if isinstance(self.split, RandomSplit) and self.split.stratify and target == "continuous":
             raise problem("must be false for a continuous target", "split", "stratify")
-        if self.evaluate.horizons:
-            raise problem(
-                "asks for figures at fixed times, which this version does not have",
-                "evaluate",
-                "horizons",
-                name="NOT_SUPPORTED",
-            )
+        if self.evaluate.horizons and target != "survival":
+            raise problem("belongs to a survival target", "evaluate", "horizons")
+        at_times = {"auroc", "brier"} & set(self.evaluate.metrics)
+        if target == "survival" and at_times and not self.evaluate.horizons:
+            text = f"is not given, and {listed(sorted(at_times))} of a survival model needs times"
+            raise problem(text, "evaluate", "horizons")
         for index, metric in enumerate(self.evaluate.metrics):
             if metric not in METRICS[target]:
                 guess = nearest(metric, METRICS[target])

@@ -14,7 +14,7 @@ METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "binary": ("auroc", "accuracy", "brier", "log_loss"),
     "multiclass": ("accuracy", "brier", "log_loss"),
     "continuous": ("mse", "mae", "r2"),
-    "survival": ("c_index",),
+    "survival": ("c_index", "auroc", "brier"),
 }
 """Metrics that fit each target; counts are always computed."""
 
@@ -54,7 +54,7 @@ class Evaluate(Section):
 
     `threshold`: a probability above this says yes. `confidence`: of every interval.
     `subgroups`: in whom the model is judged besides everybody. `horizons`: times, in the
-    target's unit, at which a survival model's predictions are judged.
+    target's unit, at which a survival model's predictions are judged by AUROC and Brier score.
     """
 
     metrics: Annotated[tuple[str, ...], Field(max_length=20), AfterValidator(no_repeats)] = ()

@@ -28,13 +28,17 @@ def shown_figures(figures: Mapping[str, float | None], min_cell: int) -> dict[st
     """Return a hospital's own figures with every count below `min_cell` withheld.
 
     Over fewer rows nothing but `<min_cell` is shown. Where one of two classes has fewer,
-    its count is given as a bound, and what needs both classes is left out: the AUROC, which
-    ranks its few rows, and all intervals. Where a cell of the confusion table has fewer, the
-    table and its rates are.
+    its count (of a survival target, that of events or of the censored, which
+    `common.evaluation_document.withheld` left out) is given as a bound, and what needs both
+    classes is left out: the AUROC, which ranks its few rows, and all intervals. Where a cell
+    of the confusion table has fewer, the table and its rates are.
     """
     rows = figures.get("rows") or 0
     if rows < min_cell:
         return {"rows": f"<{min_cell}"}
+    if "events" in figures and figures["events"] is None:
+        bound = f"<{min_cell}" if figures["c_index"] is None else f">{rows - min_cell:g}"
+        return {**figures, "events": bound}
     positives = figures.get("positives")
     if positives is None or min(positives, rows - positives) >= min_cell:
         return _without_small_table(figures, min_cell)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import evaluation
-from common.errors import Refusal
+from common.errors import InternalError, Refusal
 from common.evaluation import Metrics
 from common.features import Encoded
 from common.models import output_count
 from common.study import Study
+from common.survival_metrics import breslow
 from hospital_node.models import Convolutional, Perceptron, build
 from hospital_node.models.rows import filled, forward, tiles
 from hospital_node.train import make_deterministic
@@ -78,13 +79,55 @@ def _predicted(study: Study, outputs: Tensor) -> Tensor:
             return wide[:, 0]
 
 
-def site_metrics(study: Study, model: NDArray[np.float32], data: Encoded) -> Metrics:
-    """Return exact metrics of `model` over one hospital's rows.
+def judged(
+    study: Study, model: NDArray[np.float32], data: Encoded, train: Encoded | None = None
+) -> NDArray[np.float64]:
+    """Return what `common.evaluation` judges: predictions, as `at_horizons` completes them.
 
     Raises:
         Refusal: INPUT_NAN, a prediction is not finite.
     """
-    predictions = finite(predict(study, model, data.features))
+    return at_horizons(study, model, finite(predict(study, model, data.features)), train)
+
+
+def at_horizons(
+    study: Study,
+    model: NDArray[np.float32],
+    predictions: NDArray[np.float64],
+    train: Encoded | None,
+) -> NDArray[np.float64]:
+    """Return predictions of a survival target as [rows, 1 + horizons], of others unchanged.
+
+    The log hazard, then S(t | x) at each horizon by the baseline of the hospital's own
+    training rows, `train` (`common.survival_metrics.breslow`); the baseline itself leaves by
+    no way.
+
+    Raises:
+        Refusal: INPUT_NAN, a prediction is not finite.
+        InternalError: a study has horizons, and there are no training rows.
+    """
+    if study.target.type != "survival":
+        return predictions
+    horizons = np.array(study.evaluate.horizons, np.float64)
+    if not len(horizons):
+        return predictions[:, None]
+    if train is None:
+        raise InternalError("survival at a horizon needs the hospital's training rows")
+    risk, seen = finite(predict(study, model, train.features)), train.target.astype(np.float64)
+    hazard = breslow(seen[:, 0], seen[:, 1], risk, horizons)
+    survival = np.exp(-np.exp(predictions)[:, None] * hazard)
+    return finite(np.column_stack([predictions, survival]))
+
+
+def site_metrics(
+    study: Study, model: NDArray[np.float32], data: Encoded, train: Encoded | None = None
+) -> Metrics:
+    """Return exact metrics of `model` over one hospital's rows; `train` as in `at_horizons`.
+
+    Raises:
+        Refusal: INPUT_NAN, a prediction is not finite.
+    """
+    predictions = judged(study, model, data, train)
     return evaluation.site_metrics(study, predictions, data.target.astype(np.float64))
 
 
@@ -93,13 +136,16 @@ def evaluation_contribution(
     model: NDArray[np.float32],
     data: Encoded,
     members: NDArray[np.bool_] | None = None,
+    *,
+    train: Encoded | None = None,
 ) -> NDArray[np.float64]:
     """Return the hospital's vector of an evaluate round (`common.evaluation.layout`).
 
-    `members` bool [cells, rows] says who is in which subgroup of the study.
+    `members` bool [cells, rows] says who is in which subgroup of the study; `train` as in
+    `at_horizons`.
 
     Raises:
         Refusal: INPUT_NAN, a prediction is not finite.
     """
-    predictions = finite(predict(study, model, data.features))
+    predictions = judged(study, model, data, train)
     return evaluation.contribution(study, predictions, data.target.astype(np.float64), members)

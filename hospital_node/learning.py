@@ -22,6 +22,7 @@ from common import counting, layouts
 from common.config import Loaded
 from common.entropy import OsEntropy
 from common.errors import FedError, InternalError, PolicyRefusal, Refusal, RoundError
+from common.evaluation_document import withheld
 from common.events import Event
 from common.features import Encoded, Table
 from common.ids import ConfigHash
@@ -227,7 +228,8 @@ class StudyWork:
                 weights, rows = self._split(model, "test")
                 mine = with_own(study, weights, own.get(FEDBN))
                 inside = members(study, self._rows().test.values)
-                source = pipeline.make_evaluation(study, rows, mine, inside)
+                train = self._baseline_rows(model)
+                source = pipeline.make_evaluation(study, rows, mine, inside, train=train)
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
@@ -365,8 +367,9 @@ class StudyWork:
 
         weights, rows = self._split(model, "test")
         mine = with_own(self._study, weights, own.get(FEDBN))
-        found = site_metrics(self._study, mine, rows).as_dict(self._study)
-        return shown_figures(found, self._min_cell)
+        found = site_metrics(self._study, mine, rows, self._baseline_rows(model))
+        shown = withheld(found, self._min_cell).as_dict(self._study)
+        return shown_figures(shown, self._min_cell)
 
     def personalise(self, model: Path, own: OwnTensors, folder: Path) -> str:
         """See `Work`; nothing is made for a pattern without data."""
@@ -399,6 +402,11 @@ class StudyWork:
             known = (preprocessing, preprocessing.encode(self._study, table))
             self._encoded[part] = known
         return weights, known[1]
+
+    def _baseline_rows(self, model: Path | None) -> Encoded | None:
+        """Return the training rows where predictions need their baseline hazard."""
+        survival = self._study.target.type == "survival"
+        return self._split(model, "train")[1] if survival else None
 
     def _flat(self, model: Path | None) -> NDArray[np.float32]:
         if model is None:

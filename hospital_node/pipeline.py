@@ -141,9 +141,12 @@ def make_evaluation(
     data: Encoded,
     model: NDArray[np.float32],
     members: NDArray[np.bool_] | None = None,
+    *,
+    train: Encoded | None = None,
 ) -> ContributionSource:
     """Return the hospital's contribution to an evaluate round; all zeros without test rows.
 
-    `members` says who is in which subgroup (`common.subgroups.members`).
+    `members` says who is in which subgroup (`common.subgroups.members`); `train` are the
+    training rows, for the baseline of survival predictions.
     """
-    return ContributionSource(evaluation_contribution(study, model, data, members))
+    return ContributionSource(evaluation_contribution(study, model, data, members, train=train))

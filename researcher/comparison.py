@@ -38,7 +38,7 @@ Figures: TypeAlias = dict[str, float | None]
 Weights: TypeAlias = NDArray[np.float32]
 
 
-_COUNTS: Final = ("rows", "positives")
+_COUNTS: Final = ("rows", "positives", "events")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +138,12 @@ def compare(
     test = {site: preprocessing.encode(study, data.test) for site, data in sites.items()}
     alone = local_only(study, train)
     together = centralised(study, train)
-    scores = _score_together(study, test, weights)
+    scores = _score_together(study, test, weights, train)
 
     def everywhere(model: Weights) -> Assessment:
-        return assess(study, _score_together(study, test, model))
+        return assess(study, _score_together(study, test, model, train))
 
-    home = assess(study, score(study, test, lambda site: alone[site]))
+    home = assess(study, score(study, test, lambda site: alone[site], train))
     elsewhere = {site: everywhere(model).pooled for site, model in alone.items()}
     return Comparison(
         federated=assess(study, scores),
@@ -183,40 +183,53 @@ def _together(scores: Mapping[str, Scored]) -> Scored:
 
 
 def score(
-    study: Study, test: Mapping[str, Encoded], model: Callable[[str], Weights]
+    study: Study,
+    test: Mapping[str, Encoded],
+    model: Callable[[str], Weights],
+    train: Mapping[str, Encoded],
 ) -> dict[str, Scored]:
-    """Return each hospital's test rows scored by the model chosen for it."""
-    from hospital_node.evaluate import finite, predict
+    """Return each hospital's test rows scored by the model chosen for it.
+
+    `train`: the hospitals' training rows, for the baseline of survival predictions.
+    """
+    from hospital_node.evaluate import judged
 
     return {
         site: Scored(
-            finite(predict(study, model(site), rows.features)),
+            judged(study, model(site), rows, train[site]),
             rows.target.astype(np.float64),
         )
         for site, rows in test.items()
     }
 
 
-def _score_together(study: Study, test: Mapping[str, Encoded], model: Weights) -> dict[str, Scored]:
+def _score_together(
+    study: Study, test: Mapping[str, Encoded], model: Weights, train: Mapping[str, Encoded]
+) -> dict[str, Scored]:
     """Return the same for one model, in one pass over all rows: n models see n hospitals."""
-    from hospital_node.evaluate import finite, predict
+    from hospital_node.evaluate import at_horizons, finite, predict
 
     rows = np.concatenate([encoded.features for encoded in test.values()])
     ends = np.cumsum([encoded.rows for encoded in test.values()])[:-1]
     parts = np.split(finite(predict(study, model, rows)), ends)
     return {
-        site: Scored(part, encoded.target.astype(np.float64))
+        site: Scored(
+            at_horizons(study, model, part, train[site]), encoded.target.astype(np.float64)
+        )
         for (site, encoded), part in zip(test.items(), parts, strict=True)
     }
 
 
 def assess(study: Study, scores: Mapping[str, Scored]) -> Assessment:
     """Return exact figures over all rows and per hospital."""
-    from common.evaluation import site_metrics
-
-    together = _together(scores)
+    from common.evaluation import of_hospitals, site_metrics
 
     def figures(rows: Scored) -> Figures:
         return site_metrics(study, rows.predictions, rows.target).as_dict(study)
 
-    return Assessment(figures(together), {site: figures(rows) for site, rows in scores.items()})
+    if study.target.type == "survival":  # patients are compared within hospitals
+        strata = [(rows.predictions, rows.target) for rows in scores.values()]
+        whole = of_hospitals(study, strata).as_dict(study)
+    else:
+        whole = figures(_together(scores))
+    return Assessment(whole, {site: figures(rows) for site, rows in scores.items()})

@@ -88,7 +88,8 @@ def judged(
     if not test:
         return None
     weights = {site: model.model()[1] for site, model in models.items()}
-    scored = score(study, test, lambda site: weights[site])
+    train = {site: preprocessing.encode(study, sites[site].train) for site in test}
+    scored = score(study, test, lambda site: weights[site], train)
     return PersonalFigures(
         {site: str(models[site].record["chosen"]) for site in test},
         {site: str(models[site].record["why"]) for site in test},

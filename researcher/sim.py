@@ -149,7 +149,8 @@ def _elsewhere(
         _, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen, engine))
         found, weights = split_model(study, read_weights(model.folder, study))
     encoded = {site: found.encode(study, data.test) for site, data in tested.items()}
-    return assess(study, score(study, encoded, lambda _site: weights)).pooled
+    train = {site: found.encode(study, data.train) for site, data in tested.items()}
+    return assess(study, score(study, encoded, lambda _site: weights, train)).pooled
 
 
 @dataclass(frozen=True, slots=True)

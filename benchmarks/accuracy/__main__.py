@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Final
 
-from benchmarks.accuracy import frame, heart, page
+from benchmarks.accuracy import frame, heart, page, tcga
 from benchmarks.accuracy.entries import ENTRIES
+
+_REAL: Final = {"heart": heart.select, "tcga": tcga.select}
+"""How the terms of each real data set were chosen."""
 
 
 def main() -> None:
@@ -17,16 +21,20 @@ def main() -> None:
     parser.add_argument("what", choices=[*ENTRIES, "page"])
     parser.add_argument("--data", type=Path, help="folder of the original files, for real sets")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--select", action="store_true", help="heart: how its terms were chosen")
-    parser.add_argument("--repeats", type=int, default=3, help="heart: repeats of the folds")
+    parser.add_argument(
+        "--select", action="store_true", help="heart, tcga: how the terms were chosen"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="heart, tcga: repeats of the folds")
     given = parser.parse_args()
     if given.what == "page":
         page.write_page([_stored(parser, name) for name in ENTRIES])
         return
-    if given.what == "heart" and given.data is None:
-        parser.error("heart needs --data, the folder of the four original files")
+    if given.what in _REAL and given.data is None:
+        parser.error(f"{given.what} needs --data, the folder of the original files")
     if given.select:
-        heart.select(given.data, given.repeats)
+        if given.what not in _REAL:
+            parser.error(f"{given.what} has nothing to select")
+        _REAL[given.what](given.data, given.repeats)
         return
     entry = ENTRIES[given.what](given)
     print(page.section(entry))

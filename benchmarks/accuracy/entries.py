@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks.accuracy import heart, mixed_units, wide
+from benchmarks.accuracy import heart, mixed_units, tcga, wide
 from benchmarks.accuracy.frame import Entry
 
 ENTRIES: Final[Mapping[str, Callable[[argparse.Namespace], Entry]]] = {
     "heart": heart.measure,
+    "tcga": tcga.measure,
     "wide": wide.measure,
     "mixed-units": mixed_units.measure,
 }

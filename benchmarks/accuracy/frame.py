@@ -28,6 +28,10 @@ AUROC: Final = "pooled AUROC"
 BRIER: Final = "pooled Brier score"
 WORST: Final = "worst site's AUROC"
 
+C_INDEX: Final = "mean-of-sites C-index"
+POOLED_C: Final = "pooled C-index"
+WORST_C: Final = "worst site's C-index"
+
 Figures = dict[str, float]
 """One run's figures by name."""
 
@@ -147,7 +151,10 @@ def gather(way: str, runs: Iterable[Figures]) -> Result:
 
 
 def of(assessment: Assessment) -> Figures:
-    """Return the four figures of a binary outcome; a site of one class has no AUROC."""
+    """Return the four figures of a binary outcome, or three of a survival one.
+
+    A site of one class has no AUROC, and one without a comparable pair no C-index.
+    """
     return _figures(assessment.pooled, assessment.by_site)
 
 
@@ -159,6 +166,11 @@ def _alone(found: Comparison) -> Figures:
 def _figures(
     pooled: Mapping[str, float | None], by_site: Mapping[str, Mapping[str, float | None]]
 ) -> Figures:
+    if "c_index" in pooled:
+        found = [site["c_index"] for site in by_site.values()]
+        values = [one for one in found if one is not None]
+        means = {C_INDEX: statistics.fmean(values), POOLED_C: _known(pooled["c_index"])}
+        return {**means, WORST_C: min(values)}
     aurocs = [site["auroc"] for site in by_site.values()]
     accuracies = [site["accuracy"] for site in by_site.values()]
     return {
@@ -171,5 +183,5 @@ def _figures(
 
 def _known(value: float | None) -> float:
     if value is None:
-        raise ValueError("the test rows of all hospitals are of one class")
+        raise ValueError("the test rows of all hospitals give no such figure")
     return value

@@ -110,9 +110,10 @@ def cross_validated(
     for start in range(0, len(cuts), _FOLDS):
         parts = []
         for cut in cuts[start : start + _FOLDS]:
-            model = rounds.federated(study, {site: pair[0] for site, pair in cut.items()})
+            train = {site: pair[0] for site, pair in cut.items()}
+            model = rounds.federated(study, train)
             held_out = {site: pair[1] for site, pair in cut.items()}
-            parts.append(score(study, held_out, dict.fromkeys(held_out, model).__getitem__))
+            parts.append(score(study, held_out, dict.fromkeys(held_out, model).__getitem__, train))
         whole = {site: _joined([part[site] for part in parts]) for site in parts[0]}
         found.append(list(frame.of(assess(study, whole)).values()))
     return [statistics.fmean(column) for column in zip(*found, strict=True)]

@@ -92,7 +92,10 @@ def attempt(case: Case, how: str) -> tuple[Cell, ...]:
     """Run twice and subtract; `how` the second run differs from the first."""
     study, tables = case.study(), case.tables()
     rest = [site for site in tables if site != LEFT_OUT]
-    with tempfile.TemporaryDirectory(prefix="fedcare-attack-") as folder:
+    # A node that was stopped may still be writing its own model in a thread that nobody waits for.
+    with tempfile.TemporaryDirectory(
+        prefix="fedcare-attack-", ignore_cleanup_errors=True
+    ) as folder:
         alive = Federation(Path(folder), study, tables)
         first = alive.run(tuple(tables))
         try:

@@ -57,8 +57,8 @@ def make(
         test = preprocessing.encode(study, data.test)
         shown = with_own(study, federated, (own or {}).get(FEDBN))
         record["test"] = {
-            "personal": site_metrics(study, choice.weights, test).as_dict(study),
-            "federated": site_metrics(study, shown, test).as_dict(study),
+            "personal": site_metrics(study, choice.weights, test, train).as_dict(study),
+            "federated": site_metrics(study, shown, test, train).as_dict(study),
         }
     constants = released[: layouts.constant_count(study)]
     flat = np.concatenate([constants, choice.weights])

@@ -15,7 +15,7 @@ import pytest
 from tests.containers.conftest import Federation
 from tests.containers.project import FIGURES, docker, run, until
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(240, func_only=True)]
 
 CONFINED = (
     "--user=10001:10001", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges",

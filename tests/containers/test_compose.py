@@ -11,7 +11,7 @@ import pytest
 from tests.containers.conftest import BUILD_S, IMAGES, UP_S, Built, Federation
 from tests.containers.project import FIGURES, HOSPITALS, ROOT, SERVERS, Project, docker, run
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(600, func_only=True)]
 
 MIB = 1 << 20
 

@@ -11,7 +11,7 @@ import pytest
 from tests.containers.conftest import Federation
 from tests.containers.project import ROOT, compose_command, docker, run, until
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(240, func_only=True)]
 
 SITE = ROOT / "deploy" / "site"
 FILES = ("policy.yaml", "heart.csv", "tls.crt", "tls.key", "ca.crt")

@@ -31,7 +31,7 @@ from deploy.bundle.locks import ROOT, pins
 from deploy.bundle.make import make
 from deploy.bundle.source import Tree, build_wheel, read_tree
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900, func_only=True)]
 
 NOWHERE = "http://127.0.0.1:9"
 OFFLINE = {

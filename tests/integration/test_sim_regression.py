@@ -71,7 +71,11 @@ def targets(kind: str, rng: np.random.Generator, eta: NDArray[np.float64]) -> li
 def write_site(folder: Path, kind: str, seed: int) -> Site:
     """Columns of unlike units; another mix of patients at every hospital."""
     rng, name, count = np.random.default_rng([seed, len(kind)]), f"site-{seed}", 70 + 15 * seed
-    x = [rng.normal(60 + seed, 10, count), rng.normal(0, 1e-3, count), rng.integers(0, 2, count)]
+    x = [
+        rng.normal(60 + seed, 10, count),
+        rng.normal(0, 1e-3, count),
+        1.0 * (rng.random(count) < 0.5),
+    ]
     eta = 0.03 * (x[0] - 60) + 300 * x[1] - 0.7 * x[2] + 0.2
     names = ["a", "b", "c", *(["t", "e"] if kind == "cox" else ["y"])]
     lines = [",".join(names)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -81,9 +81,10 @@ def opened(
     return total
 
 
+@example(scale=10.0, sites=4, seed=6255)  # one hospital far beyond the others
 @given(scale=st.floats(1e-6, 50.0), sites=st.integers(2, 5), seed=st.integers(0, 2**20))
 def test_ranges_follow_the_updates_within_a_few_rounds(scale: float, sites: int, seed: int) -> None:
-    """Wherever updates lie, three rounds later their range fits, and stays so for all of them."""
+    """Wherever updates lie, their range comes to fit, also where one hospital's stand alone."""
     layout = layouts.round_layout(narrow(), RoundKind.TRAIN)
     generator = np.random.default_rng(seed)
     size = layout.schema.parameters
@@ -91,7 +92,7 @@ def test_ranges_follow_the_updates_within_a_few_rounds(scale: float, sites: int,
     shape[:, : layouts.constant_count(narrow())] = 0.0
     bound = quant_bound(sites, 16)
     rms: tuple[float, ...] = ()
-    for _ in range(5):
+    for _ in range(12):
         ranges = layouts.header_ranges(layout, bound, rms)
         total = opened(list(shape), layout, ranges)
         tail = tuple(total[size:].tolist())
@@ -101,9 +102,9 @@ def test_ranges_follow_the_updates_within_a_few_rounds(scale: float, sites: int,
         part = np.abs(shape[:, segment.start : segment.stop])
         if part.any():
             top = float(part.max())
-            assert top / 2 < ranges[tensor] < 8 * top
-            if sites <= layouts.REACH_FACTOR:
-                assert top <= ranges[tensor] * 1.05
+            assert top < ranges[tensor] < 9 * top
+            if sites <= 4:  # then none reaches beyond four times the mean
+                assert ranges[tensor] > 1.8 * top
 
 
 def test_a_rule_that_shrank_with_the_mean_would_clip_hospitals_that_pull_apart() -> None:

@@ -11,7 +11,7 @@ from common.errors import DataError
 from common.features import Encoded
 from common.study import Study
 from hospital_node import losses
-from hospital_node.evaluate import predict, site_metrics
+from hospital_node.evaluate import judged, predict, site_metrics
 from hospital_node.imbalance import balanced_order, class_weights, focal
 from hospital_node.train import train
 from tests.learning import study
@@ -21,7 +21,7 @@ SURVIVAL = "{type: survival, time: t, event: e}"
 
 def cox(model: str = "{kind: cox}", batch: int = 64, steps: int = 1, lr: float = 0.1) -> Study:
     terms = f"{{lr: {lr}, batch: {batch}, local_steps: {steps}}}"
-    more = "evaluate: {metrics: [c_index]}"
+    more = "evaluate: {metrics: [c_index, brier], horizons: [1]}"
     return study(target=SURVIVAL, model=model, train=terms, more=more)
 
 
@@ -80,6 +80,17 @@ def test_a_cox_model_has_no_bias_and_predicts_the_log_hazard() -> None:
     assert predict(terms, weights, data.features) == pytest.approx(
         data.features @ weights, abs=1e-4
     )
+    own = patients(30, 2)
+    found, z = judged(terms, weights, data, own), predict(terms, weights, own.features)
+    hazard = sum(  # Breslow's, up to the horizon 1
+        1 / np.exp(z[own.target[:, 0] >= time]).sum()
+        for time, event in own.target
+        if event * (time <= 1)
+    )
+    assert found[:, 1] == pytest.approx(np.exp(-hazard * np.exp(found[:, 0])))
+    assert found.shape == (20, 2)
+    assert np.all((found[:, 1] >= 0) & (found[:, 1] <= 1))
+    assert np.all(np.diff(found[np.argsort(found[:, 0]), 1]) <= 1e-12)
 
 
 def test_survival_of_the_trained_model_beats_the_untrained_one() -> None:
@@ -87,10 +98,11 @@ def test_survival_of_the_trained_model_beats_the_untrained_one() -> None:
     start = models.initial(terms)
     trained = start + train(terms, data, start, site="a", round_no=1).delta
     before, after = (
-        site_metrics(terms, m, patients(200, 5)).as_dict(terms) for m in (start, trained)
+        site_metrics(terms, m, patients(200, 5), data).as_dict(terms) for m in (start, trained)
     )
     assert before["c_index"] == 0.5
     assert (after["c_index"] or 0) > 0.65
+    assert (after["brier_at_1"] or 1) < (before["brier_at_1"] or 0)
 
 
 def test_poisson_steps_reach_a_rate_and_refuse_a_negative_count() -> None:
