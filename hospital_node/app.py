@@ -57,7 +57,9 @@ if TYPE_CHECKING:  # loaded where they are needed: grpc to dial, prometheus for 
 
 HEALTH_GRACE_S: Final = 1.0
 
-DeskMaker: TypeAlias = Callable[[Loaded[Policy], Site | None, EventLog, PrivacyBooks], Desk]
+DeskMaker: TypeAlias = Callable[
+    [Loaded[Policy], Site | None, EventLog, PrivacyBooks, Launcher | None], Desk
+]
 """Makes the hospital's desk; `bench` brings one whose training always fails."""
 
 
@@ -182,7 +184,7 @@ def build_node(
     clock: Clock | None = None,
     entropy: Entropy | None = None,
     software: str = "fedcare",
-    desk: DeskMaker | None = None,
+    desk: DeskMaker = HospitalDesk,
 ) -> Node:
     """Return a node that dials with `connect`; it holds its state directory from now on.
 
@@ -212,7 +214,7 @@ def build_node(
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
         gate=gate_of(approvals, policy.require.approval, clock, log),
         store=store,
-        desk=(desk or _desk(config))(setup.policy, setup.site, log, books),
+        desk=desk(setup.policy, setup.site, log, books, Launcher.of(config)),
         witnessed=books.witnessed,
         connect=connect,
         log=log,
@@ -224,19 +226,7 @@ def build_node(
     return Node(parts)
 
 
-def _desk(config: NodeConfig) -> DeskMaker:
-    """Return what makes the desk that trains as the node's file says."""
-    launcher = Launcher.of(config)
-
-    def make(
-        policy: Loaded[Policy], site: Site | None, log: EventLog, books: PrivacyBooks
-    ) -> HospitalDesk:
-        return HospitalDesk(policy, site, log, books, launcher)
-
-    return make
-
-
-def serve(config: NodeConfig, desk: DeskMaker | None = None) -> None:
+def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:
     """Run a node until SIGTERM or SIGINT; a second signal ends the process at once.
 
     Raises:
@@ -274,7 +264,7 @@ async def _serve(
     confined: Facts,
     log: EventLog,
     clock: Clock,
-    desk: DeskMaker | None,
+    desk: DeskMaker,
     metrics: NodeMetrics | None,
 ) -> None:
     from common.cli import version

@@ -1,6 +1,6 @@
 """One process of several that take a hospital's training steps together.
 
-    torchrun --standalone --nproc-per-node 2 -m hospital_node.distributed FOLDER
+    torchrun --standalone --nproc-per-node 2 -m hospital_node.distributed FOLDER cpu
 
 Every process holds all rows and the same parameters, and goes through the same batches. Of a
 batch of b rows process k of n takes every n-th row, from the k-th on, and the gradients of
@@ -14,53 +14,39 @@ optimiser's step and the strategy's part by itself, on equal numbers. So every s
 whose loss is a mean over rows. Sums are added in another order than one process adds them:
 results agree to float32 rounding, not to the bit.
 
-`hospital_node.launcher` writes the folder, starts the processes and reads what they leave.
+`hospital_node.launcher` starts the processes and reads what they leave in FOLDER.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from common.errors import FedError, InternalError
-from common.study import Study
 from hospital_node import exchange
-from hospital_node.strategies import local_round
-from hospital_node.train import loss, sharing
-
-_PR_SET_PDEATHSIG: Final = 1
+from hospital_node.torchrun import end_with_parent
+from hospital_node.train import MeanLoss, gradient
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, kind: str) -> int:
     """Train the round that lies in `folder`; the first process writes what came of it."""
-    _end_with_parent()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    task = exchange.read_task(folder)
     device = torch.device("cpu")
-    if task.device == "cuda":
+    if kind == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        with sharing(gradient_of_shares(rank, world, device)):
-            done = local_round(
-                task.study, task.data, task.received, task.kept,
-                site=task.site, round_no=task.round_no,
-            )  # fmt: skip
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        gradient.set(partial(add_shares, rank, world, device))
+        done = exchange.read_task(folder).train()
     except Exception as failure:  # noqa: BLE001 - told to the node, which knows what to do with it
-        if rank == 0:
-            known = failure if isinstance(failure, FedError) else None
-            exchange.write_failure(folder, known or InternalError(type(failure).__name__))
+        exchange.write_failure(folder, rank, failure)
         return 1
     if rank == 0:
         exchange.write_result(folder, done)
@@ -68,45 +54,29 @@ def main(folder: Path) -> int:
     return 0
 
 
-def gradient_of_shares(
-    rank: int, world: int, device: torch.device
-) -> Callable[[Study, nn.Module, Tensor, Tensor], None]:
-    """Return what leaves a batch's gradient in the module, of which `rank` computes a share.
+def add_shares(
+    rank: int, world: int, device: torch.device, module: nn.Module, mean: MeanLoss, *rows: Tensor
+) -> None:
+    """Leave a batch's gradient in the module, of which this process computes a share.
 
     The module stays where it is; its parameters are copied to `device` for each step.
     """
-
-    def gradient(study: Study, module: nn.Module, features: Tensor, target: Tensor) -> None:
-        own = slice(rank, None, world)
-        part, labels = features[own].to(device), target[own].to(device)
-        named = {
-            name: value.detach().to(device).requires_grad_()
-            for name, value in module.named_parameters()
-        }
-        flat = torch.zeros(sum(value.numel() for value in named.values()), device=device)
-        if len(part) > 0:
-            mean = loss(study, functional_call(module, named, (part,)), labels)
-            found = torch.autograd.grad(mean, list(named.values()))
-            flat = torch.cat([one.reshape(-1) for one in found]) * (len(part) / len(features))
-        dist.all_reduce(flat)
-        _leave(module, flat.to("cpu"))
-
-    return gradient
-
-
-def _leave(module: nn.Module, flat: Tensor) -> None:
-    """Leave a flat gradient where the optimiser looks for it."""
-    start = 0
-    for parameter in module.parameters():
-        end = start + parameter.numel()
-        parameter.grad = flat[start:end].view_as(parameter)
-        start = end
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process with torchrun, which gives it a session of its own."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    part = [values[rank::world].to(device) for values in rows]
+    named = {
+        name: value.detach().to(device).requires_grad_()
+        for name, value in module.named_parameters()
+    }
+    sizes = [value.numel() for value in named.values()]
+    flat = torch.zeros(sum(sizes), device=device)
+    if len(part[0]) > 0:
+        share = mean(functional_call(module, named, (part[0],)), *part[1:])
+        found = torch.autograd.grad(share, list(named.values()))
+        flat = torch.cat([one.reshape(-1) for one in found]) * (len(part[0]) / len(rows[0]))
+    dist.all_reduce(flat)
+    for parameter, whole in zip(module.parameters(), flat.cpu().split(sizes), strict=True):
+        parameter.grad = whole.view_as(parameter)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    end_with_parent()
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

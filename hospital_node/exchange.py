@@ -1,41 +1,44 @@
 """A round's training as files: what goes to the processes that train, and what comes back.
 
-    task.json     the study, the site, the round, the device
-    NAME.f32      rows, received vectors, and what the hospital keeps (`kept-NAME.f32`)
-    done.json     the loss, written last, beside `delta.f32` and `own-NAME.f32`
-    failed.json   instead of it: the name and words of what went wrong
+    task.safetensors     the study and the round; rows, received vectors, what the hospital keeps
+    done.safetensors     the loss; the update, what stays
+    failed.json          instead of it: what went wrong
 
-Little-endian float32 values and JSON only, no file that could hold code. The folder is the
-node's own (mode 0700) and goes after the round.
+Formats that cannot hold code. The folder is the node's own (mode 0700) and goes after the round.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from common.errors import CATALOGUE, DataError, FedError, Refusal, RoundError
+from common.errors import DataError, FedError, Refusal, RoundError
 from common.features import Encoded
 from common.study import Study, canonical_json, study_from_canonical
 from hospital_node.personal_state import Own
-from hospital_node.strategies import LocalRound, Received
+from hospital_node.strategies import LocalRound, Received, local_round
 
-_F32: Final = np.dtype("<f4")
-_DONE: Final = "done.json"
+Arrays = dict[str, NDArray[np.float32]]
+
+_TASK: Final = "task.safetensors"
+_DONE: Final = "done.safetensors"
 _FAILED: Final = "failed.json"
-_STUDY: Final = "study.json"
-_KEPT: Final = "kept-"
-_OWN: Final = "own-"
+_OWN: Final = "own/"
+_SAME: Final[Mapping[str, type[FedError]]] = {"DataError": DataError, "Refusal": Refusal}
+"""What the node makes of it is the same, whoever trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingTask:
-    """One round's local training; see `hospital_node.strategies.local_round`."""
+    """One round's local training, see `hospital_node.strategies.local_round`."""
 
     study: Study
     data: Encoded
@@ -43,97 +46,87 @@ class TrainingTask:
     kept: Own
     site: str
     round_no: int
-    device: str
+
+    def train(self) -> LocalRound:
+        """Train in this process."""
+        return local_round(
+            self.study, self.data, self.received, self.kept, site=self.site, round_no=self.round_no
+        )
 
 
 def write_task(folder: Path, task: TrainingTask) -> None:
-    """Write what the processes need; `folder` is empty and private. Raises OSError."""
-    (folder / _STUDY).write_bytes(canonical_json(task.study))
-    _save(folder, "features", task.data.features)
-    _save(folder, "target", task.data.target)
-    _save(folder, "weights", task.received.weights)
-    _save(folder, "control", task.received.control)
-    for name, values in task.kept.items():
-        _save(folder, _KEPT + name, values)
-    rest = {
-        "site": task.site,
-        "round": task.round_no,
-        "device": task.device,
-        "columns": task.data.features.shape[1],
-        "limits": [float(limit) for limit in task.received.limits],
+    """Write what the processes need. Raises OSError."""
+    arrays = {
+        "features": task.data.features,
+        "target": task.data.target,
+        "weights": task.received.weights,
+        "control": task.received.control,
     }
-    (folder / "task.json").write_text(json.dumps(rest), "utf-8")
+    about = {
+        "study": canonical_json(task.study).decode(),
+        "site": task.site,
+        "round": str(task.round_no),
+        "limits": json.dumps([float(limit) for limit in task.received.limits]),
+    }
+    save_file(arrays | _marked(task.kept), folder / _TASK, about)
 
 
 def read_task(folder: Path) -> TrainingTask:
-    """Return what `write_task` wrote. Raises OSError, ValueError."""
-    rest: dict[str, Any] = json.loads((folder / "task.json").read_text("utf-8"))
-    features = _load(folder, "features").reshape(-1, rest["columns"])
-    received = Received(_load(folder, "weights"), _load(folder, "control"), rest["limits"])
+    """Return what `write_task` wrote."""
+    arrays, about = _read(folder / _TASK)
     return TrainingTask(
-        study=study_from_canonical((folder / _STUDY).read_bytes()),
-        data=Encoded(features, _load(folder, "target")),
-        received=received,
-        kept=_all(folder, _KEPT),
-        site=rest["site"],
-        round_no=rest["round"],
-        device=rest["device"],
+        study_from_canonical(about["study"].encode()),
+        Encoded(arrays["features"], arrays["target"]),
+        Received(arrays["weights"], arrays["control"], json.loads(about["limits"])),
+        _own(arrays),
+        about["site"],
+        int(about["round"]),
     )
 
 
 def write_result(folder: Path, done: LocalRound) -> None:
-    """Leave what the training found. Raises OSError."""
-    _save(folder, "delta", done.delta)
-    for name, values in done.own.items():
-        _save(folder, _OWN + name, values)
-    _put(folder / _DONE, {"loss": done.loss})
+    """Leave what the training found."""
+    save_file({"delta": done.delta} | _marked(done.own), folder / _DONE, {"loss": repr(done.loss)})
 
 
-def write_failure(folder: Path, failure: FedError) -> None:
-    """Leave why there is no result. Raises OSError."""
-    _put(folder / _FAILED, {"name": failure.name, "detail": failure.detail})
+def write_failure(folder: Path, rank: int, failure: Exception) -> None:
+    """Leave why a process has no result: of anything but the node's own errors the kind only."""
+    said = {"kind": type(failure).__name__}
+    if isinstance(failure, FedError):
+        said |= {"name": failure.name, "detail": failure.detail}
+    part = folder / f"failed-{rank}.part"
+    part.write_text(json.dumps(said), "utf-8")
+    part.replace(folder / _FAILED)  # whole, also if this process is ended by another's failure
 
 
-def read_result(folder: Path) -> LocalRound | None:
-    """Return what the training found; None, the processes left no word.
+def read_result(folder: Path, code: int) -> LocalRound:
+    """Return what the processes found, which ended with `code`.
 
     Raises:
-        DataError, Refusal: what the processes met, as if the node had trained by itself.
-        RoundError: TRAINING_LOST, they met something else.
+        DataError, Refusal: as if the node had trained by itself.
+        RoundError: TRAINING_LOST, anything else went wrong.
     """
     if (folder / _FAILED).exists():
-        said: dict[str, str] = json.loads((folder / _FAILED).read_text("utf-8"))
-        name, detail = said["name"], said["detail"]
-        match CATALOGUE[name].name:
-            case "DATA_EMPTY":
-                raise DataError(name, detail)
-            case "INPUT_NAN":
-                raise Refusal(name, detail)
-            case _:
-                raise RoundError("TRAINING_LOST", f"a training process failed: {name}")
-    if not (folder / _DONE).exists():
-        return None
-    loss = float(json.loads((folder / _DONE).read_text("utf-8"))["loss"])
-    return LocalRound(_load(folder, "delta"), loss, _all(folder, _OWN))
+        said = json.loads((folder / _FAILED).read_text("utf-8"))
+        if said["kind"] in _SAME:
+            raise _SAME[said["kind"]](said["name"], said["detail"])
+        raise RoundError("TRAINING_LOST", f"a training process failed: {said['kind']}")
+    if code != 0:
+        raise RoundError("TRAINING_LOST", f"a training process ended early ({code})")
+    arrays, about = _read(folder / _DONE)
+    return LocalRound(arrays["delta"], float(about["loss"]), _own(arrays))
 
 
-def _all(folder: Path, prefix: str) -> dict[str, NDArray[np.float32]]:
+def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
+    with safe_open(path, "numpy") as file:
+        return {name: file.get_tensor(name) for name in file.offset_keys()}, file.metadata()
+
+
+def _marked(own: Own) -> Arrays:
+    return {_OWN + name: values for name, values in own.items()}
+
+
+def _own(arrays: Arrays) -> Own:
     return {
-        path.stem.removeprefix(prefix): _load(folder, path.stem)
-        for path in sorted(folder.glob(f"{prefix}*.f32"))
+        name.removeprefix(_OWN): values for name, values in arrays.items() if name.startswith(_OWN)
     }
-
-
-def _save(folder: Path, name: str, values: NDArray[np.float32]) -> None:
-    (folder / f"{name}.f32").write_bytes(values.astype(_F32, copy=False).tobytes())
-
-
-def _load(folder: Path, name: str) -> NDArray[np.float32]:
-    return np.fromfile(folder / f"{name}.f32", _F32).astype(np.float32, copy=False)
-
-
-def _put(path: Path, content: object) -> None:
-    """Write a file that is there whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content), "utf-8")
-    part.replace(path)

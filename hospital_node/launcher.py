@@ -1,25 +1,23 @@
 """Local training in several processes: `training` of the node's file, by torchrun.
 
     launcher = Launcher.of(config)              None: the node trains by itself
-    done = launcher.local_round(task, abandoned)
+    done = launcher.train(task, abandoned)
 
 The rows go to the processes as files of a private folder (`hospital_node.exchange`), which
 goes when the round is over; a crash's folder goes at the next start. Processes that die, or
 take longer than they may, cost the hospital the round and nothing else: all of them are
-ended, and the reason is named.
+ended, and the reason is named. They end with the node, too (`hospital_node.torchrun`).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -27,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Self
 from common.errors import ConfigError, PolicyRefusal, RoundError
 from common.layouts import is_exact
 from common.state_folder import disk_errors
-from common.study import CnnModel, CoxModel, MlpModel, Study, VectorModel
+from common.study import CnnModel, MlpModel, Study, VectorModel
 from hospital_node.config import NodeConfig, Training
 from hospital_node.files import TEMPORARY
 
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 
 _LOOK_S: Final = 0.05
 _GRACE_S: Final = 5.0
-"""How long torchrun has to end its processes before it is killed, and they with it."""
+"""How long torchrun, or `prefix`, has to end what it started before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +72,11 @@ class Launcher:
                 f"this hospital trains over {self.training.everywhere} processes: {why}",
             )
 
-    def local_round(self, task: TrainingTask, abandoned: Callable[[], bool]) -> LocalRound:
-        """Train one round; see `hospital_node.strategies.local_round`. Blocking.
+    def train(self, task: TrainingTask, abandoned: Callable[[], bool]) -> LocalRound:
+        """Train one round; see `TrainingTask.train`. Blocking.
 
         Raises:
-            DataError: DATA_EMPTY. Refusal: INPUT_NAN. StateError: DISK.
+            DataError, Refusal: as if the node trained. StateError: DISK.
             RoundError: TRAINING_LOST; RUN_CANCELLED, `abandoned` said so.
         """
         from hospital_node import exchange
@@ -88,88 +86,79 @@ class Launcher:
         try:
             with disk_errors(folder):
                 exchange.write_task(folder, task)
-            code = self._run(folder, abandoned)
-            found = exchange.read_result(folder)
-            if code != 0 or found is None:
-                raise RoundError("TRAINING_LOST", f"a training process ended early ({code})")
-            return found
+            return exchange.read_result(folder, self._run(folder, abandoned))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def command(self, folder: Path) -> list[str]:
         """Return what starts the processes of this machine, or with `prefix` of all."""
         training = self.training
-        where = ["--standalone"]
+        where = ["--standalone", "--local-addr=127.0.0.1"]
         if training.machines > 1:
             where = [
                 f"--nnodes={training.machines}", "--rdzv-backend=c10d",
                 f"--rdzv-endpoint={training.rendezvous}", f"--rdzv-id={folder.name}",
             ]  # fmt: skip
-        else:
-            where.append("--local-addr=127.0.0.1")
         return [
-            *training.prefix, sys.executable, "-m", "torch.distributed.run", *where,
+            *training.prefix, sys.executable, "-m", "hospital_node.torchrun", *where,
             f"--nproc-per-node={training.processes}", "--max-restarts=0",
-            "-m", "hospital_node.distributed", str(folder),
+            "-m", "hospital_node.distributed", str(folder), training.device,
         ]  # fmt: skip
 
     def _run(self, folder: Path, abandoned: Callable[[], bool]) -> int:
         """Run torchrun to its end; return its exit code."""
-        ends = time.monotonic() + self.training.limit_s
-        with _started(self.command(folder), folder, self.training.machines) as process:
-            try:
-                while process.poll() is None:
-                    if abandoned():
-                        raise RoundError("RUN_CANCELLED", "the round ended during training")
-                    if time.monotonic() > ends:
-                        raise RoundError(
-                            "TRAINING_LOST",
-                            f"training took longer than {self.training.limit_s:g} s",
-                        )
-                    time.sleep(_LOOK_S)
-            finally:
-                _end(process)
-        return process.returncode
+        limit = self.training.limit_s
+        ends = time.monotonic() + limit
+        process = self._start(folder)
+        try:
+            while process.poll() is None:
+                if abandoned():
+                    raise RoundError("RUN_CANCELLED", "the round ended during training")
+                if time.monotonic() > ends:
+                    raise RoundError("TRAINING_LOST", f"training took longer than {limit:g} s")
+                time.sleep(_LOOK_S)
+            return process.returncode
+        finally:
+            _end(process)
 
+    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
+        """Start torchrun, with this process' import path and no other.
 
-def _started(command: Sequence[str], folder: Path, machines: int) -> subprocess.Popen[bytes]:
-    """Start torchrun in a process group of its own, with this process' import path and no other.
-
-    What the processes print is not kept: a traceback may show a row.
-    """
-    variables = {
-        **os.environ,
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-        "OMP_NUM_THREADS": "1",
-        "TMPDIR": str(folder),
-    }
-    if machines == 1:
-        variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    try:
-        return subprocess.Popen(  # noqa: S603 - the command is of the hospital's own file
-            command,
-            cwd=folder,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except OSError as failure:
-        raise RoundError("TRAINING_LOST", f"training did not start: {failure.strerror}") from None
+        What the processes print is not kept: a traceback may show a row.
+        """
+        variables = {
+            **os.environ,
+            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(folder),
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS refuses to be deterministic
+        }
+        if self.training.machines == 1:
+            variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        try:
+            return subprocess.Popen(  # noqa: S603 - the command is of the hospital's own file
+                self.command(folder),
+                cwd=folder,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as failure:
+            said = f"training did not start: {failure.strerror}"
+            raise RoundError("TRAINING_LOST", said) from None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process group: politely, so that torchrun ends its processes; then at once.
-
-    They end with torchrun in any case (`hospital_node.distributed`).
-    """
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_S)
+    """End what still runs: politely, so that `prefix` ends all of its own; then at once."""
+    process.terminate()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _unsplit(study: Study) -> str | None:
@@ -178,12 +167,10 @@ def _unsplit(study: Study) -> str | None:
         return None
     if study.privacy.dp.on:
         return "differential privacy draws patients and noise once for a hospital"
-    if isinstance(study.model, CoxModel) or study.target.type == "survival":
+    if study.target.type == "survival":
         return "a Cox loss compares the rows of a batch with each other"
     if isinstance(study.model, MlpModel | CnnModel) and study.model.norm == "batch":
         return "batch normalisation takes its mean over the whole batch"
-    if study.train.imbalance != "none":
-        return "train.imbalance weighs rows within the whole batch"
     return None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -49,7 +49,7 @@ from hospital_node.contribution import WordSource
 from hospital_node.disclosure import public_detail, shown_figures
 from hospital_node.findings import cite
 from hospital_node.launcher import Launcher
-from hospital_node.personal_state import FEDBN, Own, OwnTensors
+from hospital_node.personal_state import FEDBN, OwnTensors
 from hospital_node.private.source import NoisedSource, pattern_sum, pattern_update
 from hospital_node.receive import read_model
 from hospital_node.row_rules import MIN_CELL, check_cells, check_delta, check_ring
@@ -57,8 +57,7 @@ from hospital_node.work import PrivacyBooks, Terms, Work
 
 if TYPE_CHECKING:
     from hospital_node.data.load import SiteData
-    from hospital_node.pipeline import ContributionSource, LocalTraining
-    from hospital_node.strategies import LocalRound, Received
+    from hospital_node.pipeline import ContributionSource
 
 QUICK_WORDS: Final = 1 << 16
 """A pattern of up to this many values is made in well under a millisecond."""
@@ -239,6 +238,7 @@ class StudyWork:
     ) -> ContributionSource:
         """Train by the study's strategy; stage what stays here before anything leaves."""
         from hospital_node import pipeline
+        from hospital_node.exchange import TrainingTask
         from hospital_node.strategies import Received
 
         study = self._study
@@ -253,7 +253,9 @@ class StudyWork:
             if is_control(tensor.name)
         ]
         received = Received(weights, control, limits)
-        training = self._training(abandoned)
+        training = TrainingTask.train
+        if self._launcher is not None:
+            training = partial(self._launcher.train, abandoned=abandoned)
         source = pipeline.make_contribution(
             study, self._site, rows, received, header.r, own.all(), training
         )
@@ -262,30 +264,6 @@ class StudyWork:
         own.stage(header.digest(), source.own)
         whole = layouts.with_constants(study, np.asarray(source.values, np.float32))
         return replace(source, values=whole)
-
-    def _training(self, abandoned: Callable[[], bool]) -> LocalTraining:
-        """Return what trains: this process, or those that the node's file asks for."""
-        from hospital_node.exchange import TrainingTask
-        from hospital_node.strategies import local_round
-
-        launcher = self._launcher
-        if launcher is None:
-            return local_round
-
-        def elsewhere(
-            study: Study,
-            data: Encoded,
-            received: Received,
-            kept: Own,
-            *,
-            site: str,
-            round_no: int,
-        ) -> LocalRound:
-            device = launcher.training.device
-            task = TrainingTask(study, data, received, kept, site, round_no, device)
-            return launcher.local_round(task, abandoned)
-
-        return elsewhere
 
     def _regression(self, model: Path | None, levels: int) -> ContributionSource:
         """Return this hospital's sums at the received coefficients, all in float64."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Concatenate, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -55,28 +55,19 @@ class Hooks:
 
 PLAIN: Final = Hooks()
 
-Gradient: TypeAlias = Callable[[Study, nn.Module, Tensor, Tensor], None]
-"""Leaves the gradient of a batch's loss in the module: study, module, features, target."""
+MeanLoss: TypeAlias = Callable[..., Tensor]
+"""The mean loss over some rows: of outputs, targets and (`weighted`) the rows' weights."""
+
+Gradient: TypeAlias = Callable[Concatenate[nn.Module, MeanLoss, ...], None]
+"""Leaves a batch's gradient in the module; behind the loss come its features, targets, weights."""
 
 
-def _alone(study: Study, module: nn.Module, features: Tensor, target: Tensor) -> None:
-    loss(study, module(features), target).backward()  # type: ignore[no-untyped-call]
+def _whole(module: nn.Module, mean: MeanLoss, features: Tensor, *rest: Tensor) -> None:
+    mean(module(features), *rest).backward()  # type: ignore[no-untyped-call]
 
 
-_gradient: ContextVar[Gradient] = ContextVar("gradient", default=_alone)
-
-
-@contextmanager
-def sharing(gradient: Gradient) -> Iterator[None]:
-    """Have every step inside the block, of any strategy, take its gradients from `gradient`.
-
-    For a process that computes a share of each batch (`hospital_node.distributed`).
-    """
-    before = _gradient.set(gradient)
-    try:
-        yield
-    finally:
-        _gradient.reset(before)
+gradient: Final[ContextVar[Gradient]] = ContextVar("gradient", default=_whole)
+"""Where each step takes its gradient from; `hospital_node.distributed` puts another here."""
 
 
 def train(
@@ -135,19 +126,17 @@ def take_steps(
     """
     make_deterministic()
     terms = study.train if terms is None else terms
-    features, target = torch.from_numpy(data.features), torch.from_numpy(data.target)
-    optimiser, gradient = _optimiser(terms, module), _gradient.get()
+    rows = [torch.from_numpy(data.features), torch.from_numpy(data.target)]
+    if terms.imbalance == "weighted":
+        rows.append(class_weights(rows[1]))
+    mean = partial(_training_loss, study, terms)
+    optimiser, take = _optimiser(terms, module), gradient.get()
     module.train()
     steps = 0
-    weights = class_weights(target) if terms.imbalance == "weighted" else None
     labels = data.target if terms.imbalance == "resampled" else None
     for batch in _batches(terms, data.rows, seed, labels):
         optimiser.zero_grad()
-        if terms.imbalance in ("none", "resampled"):
-            gradient(study, module, features[batch], target[batch])
-        else:
-            outputs, share = module(features[batch]), None if weights is None else weights[batch]
-            _training_loss(study, outputs, target[batch], share).backward()  # type: ignore[no-untyped-call]
+        take(module, mean, *(values[batch] for values in rows))
         if hooks.gradients is not None:
             hooks.gradients(module)
         optimiser.step()
@@ -163,8 +152,12 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(mode=True)
 
 
-def _training_loss(study: Study, outputs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the mean loss of rows that weigh as `weights` says, or without any the focal loss."""
+def _training_loss(
+    study: Study, terms: Train, outputs: Tensor, target: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Return the mean loss under `train.imbalance`; rows weigh as `weights` says, if given."""
+    if weights is None and terms.imbalance != "focal":
+        return loss(study, outputs, target)
     if study.target.type == "binary":
         rows = nn.functional.binary_cross_entropy_with_logits(
             outputs[:, 0], target, reduction="none"
