@@ -73,7 +73,7 @@ def add_shares(
         found = torch.autograd.grad(share, list(named.values()))
         flat = torch.cat([one.reshape(-1) for one in found]) * (len(part[0]) / len(rows[0]))
     dist.all_reduce(flat)
-    for parameter, whole in zip(module.parameters(), flat.cpu().split(sizes), strict=True):
+    for parameter, whole in zip(module.parameters(), torch.split(flat.cpu(), sizes), strict=True):
         parameter.grad = whole.view_as(parameter)
 
 

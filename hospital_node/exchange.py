@@ -1,6 +1,6 @@
 """A round's training as files: what goes to the processes that train, and what comes back.
 
-    task.safetensors     the study and the round; rows, received vectors, what the hospital keeps
+    task.safetensors     the study; rows, received vectors, what the hospital keeps
     done.safetensors     the loss; the update, what stays
     failed.json          instead of it: what went wrong
 
@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from common.errors import DataError, FedError, Refusal, RoundError
 from common.features import Encoded
@@ -45,13 +45,10 @@ class TrainingTask:
     received: Received
     kept: Own
     site: str
-    round_no: int
 
     def train(self) -> LocalRound:
         """Train in this process."""
-        return local_round(
-            self.study, self.data, self.received, self.kept, site=self.site, round_no=self.round_no
-        )
+        return local_round(self.study, self.data, self.received, self.kept, site=self.site)
 
 
 def write_task(folder: Path, task: TrainingTask) -> None:
@@ -65,7 +62,6 @@ def write_task(folder: Path, task: TrainingTask) -> None:
     about = {
         "study": canonical_json(task.study).decode(),
         "site": task.site,
-        "round": str(task.round_no),
         "limits": json.dumps([float(limit) for limit in task.received.limits]),
     }
     save_file(arrays | _marked(task.kept), folder / _TASK, about)
@@ -80,7 +76,6 @@ def read_task(folder: Path) -> TrainingTask:
         Received(arrays["weights"], arrays["control"], json.loads(about["limits"])),
         _own(arrays),
         about["site"],
-        int(about["round"]),
     )
 
 
@@ -119,7 +114,7 @@ def read_result(folder: Path, code: int) -> LocalRound:
 
 def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
     with safe_open(path, "numpy") as file:
-        return {name: file.get_tensor(name) for name in file.offset_keys()}, file.metadata()
+        return load_file(path), file.metadata()
 
 
 def _marked(own: Own) -> Arrays:

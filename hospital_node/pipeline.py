@@ -85,7 +85,7 @@ def make_contribution(
     """
     if isinstance(study.model, VectorModel):
         return ContributionSource(whole(site, round_no, len(received.weights)))
-    done = training(TrainingTask(study, data, received, kept, site, round_no))
+    done = training(TrainingTask(study, data, received, kept, site))
     u = weight(study, site, data.rows)
     return ContributionSource(done.delta, u, (u * done.loss,), done.own)
 
