@@ -64,7 +64,7 @@ def write_task(folder: Path, task: TrainingTask) -> None:
         "site": task.site,
         "limits": json.dumps([float(limit) for limit in task.received.limits]),
     }
-    save_file(arrays | _marked(task.kept), folder / _TASK, about)
+    _write(folder / _TASK, arrays | _marked(task.kept), about)
 
 
 def read_task(folder: Path) -> TrainingTask:
@@ -81,7 +81,8 @@ def read_task(folder: Path) -> TrainingTask:
 
 def write_result(folder: Path, done: LocalRound) -> None:
     """Leave what the training found."""
-    save_file({"delta": done.delta} | _marked(done.own), folder / _DONE, {"loss": repr(done.loss)})
+    arrays = {"delta": done.delta} | _marked(done.own)
+    _write(folder / _DONE, arrays, {"loss": repr(done.loss)})
 
 
 def write_failure(folder: Path, rank: int, failure: Exception) -> None:
@@ -110,6 +111,11 @@ def read_result(folder: Path, code: int) -> LocalRound:
         raise RoundError("TRAINING_LOST", f"a training process ended early ({code})")
     arrays, about = _read(folder / _DONE)
     return LocalRound(arrays["delta"], float(about["loss"]), _own(arrays))
+
+
+def _write(path: Path, arrays: Arrays, about: dict[str, str]) -> None:
+    # save_file would write a transposed array in the order in which it lies in memory.
+    save_file({name: np.ascontiguousarray(one) for name, one in arrays.items()}, path, about)
 
 
 def _read(path: Path) -> tuple[Arrays, dict[str, str]]:

@@ -6,7 +6,7 @@
 The rows go to the processes as files of a private folder (`hospital_node.exchange`), which
 goes when the round is over; a crash's folder goes at the next start. Processes that die, or
 take longer than they may, cost the hospital the round and nothing else: all of them are
-ended, and the reason is named. They end with the node, too (`hospital_node.torchrun`).
+ended, and the reason is named. On one machine they end with the node, however that went.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Launcher:
                 f"--rdzv-endpoint={training.rendezvous}", f"--rdzv-id={folder.name}",
             ]  # fmt: skip
         return [
-            *training.prefix, sys.executable, "-m", "hospital_node.torchrun", *where,
+            *training.prefix, sys.executable, "-m", "torch.distributed.run", *where,
             f"--nproc-per-node={training.processes}", "--max-restarts=0",
             "-m", "hospital_node.distributed", str(folder), training.device,
         ]  # fmt: skip
@@ -141,7 +141,7 @@ class Launcher:
                 self.command(folder),
                 cwd=folder,
                 env=variables,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # nothing is written: it closes when the node ends
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -153,12 +153,12 @@ class Launcher:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End what still runs: politely, so that `prefix` ends all of its own; then at once."""
-    process.terminate()
-    try:
-        process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with process:  # closes its input, so that what torchrun left behind ends, and waits for it
+        process.terminate()
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _unsplit(study: Study) -> str | None:
