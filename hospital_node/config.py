@@ -28,14 +28,18 @@ from common.text import show
 SCHEMA: Final = "fedcare.node/v1"
 
 
+def _machine(value: str, example: str = "gpu1:29400") -> str:
+    """Refuse what names no machine and port."""
+    try:
+        split_address(value)
+    except ConfigError:
+        raise ValueError(f'must be host:port, such as "{example}", not {show(value)}') from None
+    return value
+
+
 def _own_machine(value: str) -> str:
     """Refuse what others could reach: a node listens on no network."""
-    try:
-        host, _ = split_address(value)
-    except ConfigError:
-        raise ValueError(
-            f'must be host:port, such as "127.0.0.1:8081", not {show(value)}'
-        ) from None
+    host, _ = split_address(_machine(value, "127.0.0.1:8081"))
     if not is_loopback(host):
         raise ValueError(
             f"must be on loopback, such as 127.0.0.1:8081, not {show(value)}:"
@@ -50,15 +54,6 @@ class TlsFiles(Section):
     certificate: str = "tls.crt"
     key: str = "tls.key"
     ca: str = "ca.crt"
-
-
-def _machine(value: str) -> str:
-    """Refuse what names no machine and port."""
-    try:
-        split_address(value)
-    except ConfigError:
-        raise ValueError(f'must be host:port, such as "gpu1:29400", not {show(value)}') from None
-    return value
 
 
 class Training(Section):

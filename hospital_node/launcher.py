@@ -65,11 +65,11 @@ class Launcher:
         Raises:
             PolicyRefusal: POLICY_PROCESSES.
         """
-        why = _unsplit(study)
+        why, training = _unsplit(study), self.training
         if why is not None:
+            where = f"{training.everywhere} on {training.device}"
             raise PolicyRefusal(
-                "POLICY_PROCESSES",
-                f"this hospital trains over {self.training.everywhere} processes: {why}",
+                "POLICY_PROCESSES", f"this hospital trains over processes ({where}): {why}"
             )
 
     def train(self, task: TrainingTask, abandoned: Callable[[], bool]) -> LocalRound:

@@ -120,6 +120,6 @@ def test_a_study_that_does_not_split_is_refused_by_that_hospital_before_it_runs(
 ) -> None:
     model = "{kind: mlp, hidden: [4], norm: batch}"
     study = parse_study(STUDY.replace("{kind: logistic}", model))
-    why = "over 2 processes: batch normalisation takes its mean over the whole batch"
+    why = r"over processes \(2 on cpu\): batch normalisation takes its mean over the whole batch"
     with pytest.raises(FedError, match=f"north refused: POLICY_PROCESSES: .* {why}"):
         run(study, sites)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -92,8 +93,10 @@ def test_two_machines_give_the_update_of_one(tmp_path: Path) -> None:
     )
     folder = tmp_path / "shared"
     folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     training = Training(
-        machines=2, prefix=(sys.executable, str(script)), rendezvous="127.0.0.1:29477",
+        machines=2, prefix=(sys.executable, str(script)), rendezvous=f"127.0.0.1:{port}",
         folder=str(folder), limit_s=100.0,
     )  # fmt: skip
     train = "{optimiser: adam, lr: 0.01, batch: 1, local_steps: 19}"
@@ -265,7 +268,9 @@ def unsplit() -> Iterator[tuple[Study, str]]:
 
 def test_what_does_not_split_is_refused_and_says_why(two: Launcher) -> None:
     for given, why in unsplit():
-        with pytest.raises(PolicyRefusal, match=f"over 2 processes: .*{why}") as refusal:
+        with pytest.raises(
+            PolicyRefusal, match=rf"over processes \(2 on cpu\): .*{why}"
+        ) as refusal:
             two.check(given)
         assert refusal.value.name == "POLICY_PROCESSES"
     for model in ("{kind: mlp, hidden: [4], norm: layer}", "{kind: logistic}"):
