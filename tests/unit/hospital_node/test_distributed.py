@@ -67,7 +67,7 @@ def test_the_shares_of_all_processes_add_up_to_the_gradient_of_the_batch(
                 assert parameter.grad is not None
                 total[place] += parameter.grad
         module.zero_grad()
-        mean(module(rows[0]), *rows[1:]).backward()
+        mean(module(rows[0]), *rows[1:]).backward()  # type: ignore[no-untyped-call]
         for one, parameter in zip(total, module.parameters(), strict=True):
             torch.testing.assert_close(one, parameter.grad, atol=1e-6, rtol=1e-4)
         seen.append(len(rows[0]))
