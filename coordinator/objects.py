@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import RoundError
+from common.failpoints import failpoint
 from common.ids import Sha256
 
 
@@ -40,6 +41,7 @@ class ObjectWriter:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append `data`."""
         self._hash.update(data)
+        failpoint("coordinator.object.before_write")
         view = memoryview(data).cast("B")
         while view:
             view = view[self._file.write(view) :]
@@ -47,10 +49,13 @@ class ObjectWriter:
     def commit(self) -> Sha256:
         """Make the object durable under its digest and return that."""
         digest = self._hash.digest()
+        failpoint("coordinator.object.before_fsync")
         os.fdatasync(self._file.fileno())
         self._file.close()
+        failpoint("coordinator.object.before_rename")
         self._temp.rename(self._root / digest.hex())
         fsync_folder(self._root)
+        failpoint("coordinator.object.after")
         return Sha256(digest)
 
     def discard(self) -> None:

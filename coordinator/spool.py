@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import Refusal, StateError
+from common.failpoints import failpoint
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.messages import CHUNK_BYTES
 from coordinator.objects import fsync_folder
@@ -90,9 +91,11 @@ class SpoolFile:
         """Write all of a chunk: a disk that is nearly full takes a part without an error."""
         view, offset = memoryview(data), self._length
         try:
+            failpoint("coordinator.spool.before_write")
             while view:
                 count = os.pwrite(self._fd, view, offset)
                 view, offset = view[count:], offset + count
+            failpoint("coordinator.spool.after_write")
         except OSError as error:
             raise StateError("DISK", f"{self.path.name}: {error.strerror}") from error
 
@@ -120,7 +123,9 @@ class SpoolFile:
             if not self._settled:
                 self._reset()
             raise Refusal("UPLOAD_DIGEST", "the bytes that came have another SHA-256")
+        failpoint("coordinator.spool.before_fsync")
         os.fdatasync(self._fd)
+        failpoint("coordinator.spool.after_fsync")
         self._settled = True
         return claimed
 
