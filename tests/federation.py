@@ -28,7 +28,7 @@ from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.errors import ConnectError
 from common.events import EVENTS
 from common.identity import load_identity, sign_study
@@ -211,6 +211,8 @@ class Federation:
         gather: str = "200ms",
         clinics: Sequence[SitePlan] = (),
         study: str | None = None,
+        built: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         """`clinics` have tables, and `study` reads them; without, `vector`'s pattern is sent."""
         text = STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(rounds))
@@ -220,8 +222,9 @@ class Federation:
         timing = {"enrolment_grace": "2s", "setup": "2s", "gather": gather, "release": "2s"}
         sites = clinics or [SitePlan(site) for site in SITES]
         self.plan = FederationPlan(root, NAME, self.study, sites, timing)
-        build(self.plan, "127.0.0.1:1")
-        self.clock = SystemClock()
+        if not built:
+            build(self.plan, "127.0.0.1:1")
+        self.clock = clock or SystemClock()
         self.words = io.StringIO()
         self.log = make_log(self.words, form="json", level="info", clock=self.clock)
         self.own_words = Tee(self.words)
