@@ -108,6 +108,7 @@ class SpoolFile:
         Raises:
             Refusal: UPLOAD_SIZE, bytes are missing; UPLOAD_DIGEST, they are not the
                 signed ones, and the spool is emptied for another attempt; UPLOAD_LATE.
+            StateError: DISK, the bytes cannot be made durable; all of them have to come again.
         """
         with self._busy:
             return self._finish(claimed)
@@ -123,8 +124,14 @@ class SpoolFile:
             if not self._settled:
                 self._reset()
             raise Refusal("UPLOAD_DIGEST", "the bytes that came have another SHA-256")
-        failpoint("coordinator.spool.before_fsync")
-        os.fdatasync(self._fd)
+        try:
+            failpoint("coordinator.spool.before_fsync")
+            os.fdatasync(self._fd)
+        except OSError as error:
+            # After a flush that failed the system may call lost pages clean, and the next
+            # one says that all is well: nothing of what was here is relied on (F38).
+            self._reset()
+            raise StateError("DISK", f"{self.path.name}: {error.strerror}") from error
         failpoint("coordinator.spool.after_fsync")
         self._settled = True
         return claimed

@@ -209,6 +209,7 @@ class Federation:
         suite: str = "classical",
         deadline: str = "60s",
         gather: str = "200ms",
+        setup: str = "2s",
         clinics: Sequence[SitePlan] = (),
         study: str | None = None,
         built: bool = False,
@@ -219,7 +220,7 @@ class Federation:
         text = text.replace("SUITE", suite).replace("DEADLINE", deadline).replace("OWNER", OWNER)
         self.study = parse_study(text if study is None else study)
         self.size = size
-        timing = {"enrolment_grace": "2s", "setup": "2s", "gather": gather, "release": "2s"}
+        timing = {"enrolment_grace": "2s", "setup": setup, "gather": gather, "release": "2s"}
         sites = clinics or [SitePlan(site) for site in SITES]
         self.plan = FederationPlan(root, NAME, self.study, sites, timing)
         if not built:

@@ -106,7 +106,7 @@ def draw(seed: int) -> Plan:
     rng = random.Random(seed)  # noqa: S311 - a schedule, no secret
     count = rng.choice((1, 1, 2, 2, 3, 4, 6))
     faults = tuple(_fault(rng) for _ in range(count))
-    slowest = rng.choice((0.0, 0.05, 0.05, 0.5, 3.0))
+    slowest = rng.choice((0.0, 0.05, 0.05, 0.3, 1.0))
     return Plan(seed, faults, slowest, rng.choice((1, 1, 1, 2)), rng.choice((SMALL,) * 7 + (BIG,)))
 
 

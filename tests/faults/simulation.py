@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 from common import failpoints
 from common.clock import Clock
-from common.errors import ConnectError
+from common.errors import ConnectError, FedError
 from common.ids import hospital_id, site_name
 from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
 from common.secagg.messages import UploadEnd
@@ -96,7 +96,7 @@ class World(Federation):
         self.clocks = {name: _Clock(_real_unix()) for name in (COORDINATOR, *SITES)}
         super().__init__(
             root, size=plan.size, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
-            built=True, clock=self.clocks[COORDINATOR],
+            setup="10s", built=True, clock=self.clocks[COORDINATOR],
         )  # fmt: skip
         self.faults = plan
         self.rng = random.Random(plan.seed)  # noqa: S311 - how long messages take
@@ -210,7 +210,7 @@ class World(Federation):
         process = self.processes[COORDINATOR] = Process(COORDINATOR)
         try:
             process.context().run(super().start_coordinator)
-        except Killed:  # while it read its store
+        except (Killed, FedError):  # while it read its store, or it could not: started again
             process.dead = True
             self.later(self._die(COORDINATOR, 0.5))
 
@@ -219,7 +219,7 @@ class World(Federation):
         process = self.processes[site] = Process(site)
         try:
             node = process.context().run(self._make_node, site, self.clocks[site])
-        except Killed:
+        except (Killed, FedError):
             process.dead = True
             self.later(self._die(site, 0.5))
             return
@@ -406,7 +406,7 @@ async def _story(world: World) -> str | None:
     await _submitted(world)
     await world.disturb()
     await _until(lambda: world.driver is not None and world.state.phase.final)
-    await _until(lambda: all(_has_release(world, site) for site in SITES))
+    await _until(lambda: all(_has_release(world, site) for site in members(world.state)))
     return problem_of(world)
 
 
@@ -424,8 +424,13 @@ async def _submitted(world: World) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - virtual time costs nothing
         await asyncio.sleep(_POLL_S)
+
+
+def members(run: RunState) -> list[str]:
+    """Return who takes part: a hospital that was away while people enrolled is not among them."""
+    return [site_name(node) for node, decision in run.decisions if decision.accepted]
 
 
 def _has_release(world: World, site: str) -> bool:
@@ -482,7 +487,7 @@ def _one_model(world: World, run: RunState) -> None:
     """Every hospital ends with the very model that the run names."""
     assert run.model is not None
     found = set()
-    for site in SITES:
+    for site in members(run):
         folder = world.plan.site_folder(site) / "state" / "releases" / run.run_id
         found.add((folder / "model.safetensors").read_bytes())
     assert len(found) == 1, "hospitals hold different models"
@@ -503,11 +508,3 @@ def _stored(world: World, run: RunState) -> None:
 def _no_bug(world: World, run: RunState) -> None:
     del run
     assert world.count("internal.error") == 0, "an error that should not be possible was logged"
-
-
-def missing(world: World) -> str:
-    """Return which hospitals hold no release, for people."""
-    return ", ".join(site for site in SITES if not _has_release(world, site))
-
-
-__all__ = ["Outcome", "World", "simulate", "site_name"]

@@ -8,6 +8,7 @@ hospital takes milliseconds, and its order of events depends on nothing outside.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -45,6 +46,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Virtual seconds since the loop was made."""
         return self._now
 
+    def give_time(self, seconds: float) -> None:
+        """Let it go on for so long from now."""
+        self._most_s = self._now + seconds
+
     def _pass(self, timeout: float | None) -> None:
         if timeout is None:
             raise StuckError("everybody waits for somebody else")
@@ -65,6 +70,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return done
 
 
+async def _cancel_all() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
 def run(work: Coroutine[Any, Any, T], most_s: float = 3600.0) -> T:
     """Run `work` in virtual time and return what it returns.
 
@@ -72,11 +84,17 @@ def run(work: Coroutine[Any, Any, T], most_s: float = 3600.0) -> T:
         StuckError: it takes longer than `most_s`, or nothing can happen any more.
     """
     loop = VirtualLoop(most_s)
+    main = loop.create_task(work)
     try:
-        return loop.run_until_complete(work)
+        return loop.run_until_complete(main)
+    except StuckError:
+        loop.give_time(most_s)
+        main.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(main)
+        raise
     finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.give_time(most_s)
+        loop.run_until_complete(_cancel_all())
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
