@@ -15,10 +15,12 @@ import contextvars
 import errno
 import random
 import shutil
+import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 from common import failpoints
@@ -29,6 +31,7 @@ from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
 from common.secagg.messages import UploadEnd
 from coordinator.run_facts import replay
 from coordinator.run_state import RunState, decode_fact
+from hospital_node import worker
 from hospital_node.app import build_node, load_setup
 from hospital_node.config import NodeConfig
 from hospital_node.driver import Node
@@ -42,6 +45,7 @@ ROUNDS: Final = 3
 MOST_S: Final = 1800.0
 """Virtual seconds after which a run counts as stuck; the longest silence is far shorter."""
 _POLL_S: Final = 0.25
+_INLINE: Final = SimpleNamespace(Thread=virtual.InlineThread, Event=threading.Event)
 
 T = TypeVar("T")
 
@@ -99,7 +103,8 @@ class World(Federation):
             setup="10s", built=True, clock=self.clocks[COORDINATOR],
         )  # fmt: skip
         self.faults = plan
-        self.rng = random.Random(plan.seed)  # noqa: S311 - how long messages take
+        self.roads = {site: random.Random(f"{plan.seed} {site}") for site in SITES}  # noqa: S311
+        """How long messages take, by hospital: whose turn comes first at a time says nothing."""
         self.processes: dict[str, Process] = {}
         self.reached: Counter[tuple[str, str]] = Counter()
         self.silent_until: dict[str, float] = {}
@@ -261,7 +266,7 @@ class World(Federation):
     async def _travel(self, site: str) -> None:
         """Take as long as a message does; as long as nothing passes, no message arrives."""
         loop = asyncio.get_running_loop()
-        wait = self.rng.uniform(0.0, self.faults.slowest_s)
+        wait = self.roads[site].uniform(0.0, self.faults.slowest_s)
         wait = max(wait, self.silent_until.get(site, 0.0) - loop.time())
         if wait > 0:
             await asyncio.sleep(wait)
@@ -382,6 +387,7 @@ def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
         one = World(root, plan, template)
         world.append(one)
         failpoints.install(one.reach)
+        worker.threading = _INLINE  # type: ignore[assignment]
         try:
             problem = await _story(one)
             return problem, asyncio.get_running_loop().time()
@@ -394,6 +400,7 @@ def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
         problem, took = str(stuck), MOST_S
     finally:
         failpoints.install(None)
+        worker.threading = threading
     one = world[0]
     voided = one.count("round.voided")
     return Outcome(problem, took, one.crashes, voided, one.words.getvalue())

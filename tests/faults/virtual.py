@@ -70,6 +70,25 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return done
 
 
+class InlineThread:
+    """Stands for `threading.Thread` where a simulated process starts one: done in place."""
+
+    def __init__(self, *, target: Callable[[], None], name: str, daemon: bool) -> None:
+        del name, daemon
+        self._target = target
+
+    def start(self) -> None:
+        """Do all of it."""
+        self._target()
+
+    def is_alive(self) -> bool:
+        """Return False: it is over when it has started."""
+        return False
+
+    def join(self, timeout: float | None = None) -> None:
+        """Return at once."""
+
+
 async def _cancel_all() -> None:
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
