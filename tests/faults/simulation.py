@@ -436,8 +436,9 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 def members(run: RunState) -> list[str]:
-    """Return who takes part: a hospital that was away while people enrolled is not among them."""
-    return [site_name(node) for node, decision in run.decisions if decision.accepted]
+    """Return who took part: a hospital that was away until the end is not among them."""
+    found = {node for record in run.history for node in (*record.survivors, *record.dropped)}
+    return sorted(site_name(node) for node in found)
 
 
 def _has_release(world: World, site: str) -> bool:
