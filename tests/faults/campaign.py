@@ -6,6 +6,7 @@ smaller = shrink(plan)
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -61,9 +63,12 @@ def run_plan(root: Path, plan: Plan) -> Outcome:
     """Run one plan under `root`, and clear up after it."""
     _no_flushing()
     folder = root / "run"
+    gc.collect()  # what an earlier run left behind must not end in the middle of this one
+    gc.disable()
     try:
         return simulate(folder, plan, _template(root))
     finally:
+        gc.enable()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -81,7 +86,8 @@ def run_seeds(seeds: Iterable[int], workers: int) -> Iterator[Found]:
     """Yield how every seed ended, over `workers` processes, in order."""
     order = list(seeds)
     parts = [tuple(order[at : at + _AT_ONCE]) for at in range(0, len(order), _AT_ONCE)]
-    with ProcessPoolExecutor(workers) as pool:
+    os.environ["PYTHONHASHSEED"] = "0"  # of the workers: sets of names in the same order, always
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for part in pool.map(run_some, parts):
             yield from part
 

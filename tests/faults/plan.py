@@ -33,7 +33,7 @@ class Act(StrEnum):
     ERROR = "error"
     """That place fails with ENOSPC, at that reach and the next `times - 1`."""
     LOSE = "lose"
-    """The message that passes that place is lost, its stream lives on."""
+    """The message that passes that place is lost, and its connection breaks."""
     CUT = "cut"
     """The hospital's connection breaks `at` seconds after the submission."""
     SILENCE = "silence"

@@ -138,9 +138,14 @@ class World(Federation):
                     raise Killed
                 case Act.ERROR:
                     raise OSError(errno.ENOSPC, "No space left on device")
-                case Act.LOSE:
+                case Act.LOSE:  # a stream loses a message with all that follows, never one alone
+                    self.later(self._broken(who))
                     return False
         return True
+
+    async def _broken(self, who: str) -> None:
+        for site in SITES if who == COORDINATOR else (who,):
+            await self.cut(site)
 
     async def _die(self, who: str, down_s: float) -> None:
         """The process is gone; its disk is found by the next one, `down_s` later."""
