@@ -10,7 +10,8 @@ coarser, by rules over `LEAST` = 10 rows of all hospitals together:
   be subtracted from each other, those of one partition cannot;
 * survival figures need 10 events; those at a horizon 10 cases and 10 controls (`withheld`);
 * a subgroup's cell is shown with 10 rows of each class, and if what is left of the total is
-  nobody or as large too (`common.subgroups.shown_cells`).
+  nobody or as large too (`common.subgroups.shown_cells`); so is its confusion table, with 10
+  rows said yes and 10 said no to.
 """
 
 from __future__ import annotations
@@ -53,12 +54,22 @@ def published(found: Metrics, threshold: float = 0.5) -> Metrics | None:
         return found
     if min(positives, found.rows - positives) < LEAST:
         return replace(found, positives=None, auroc=None, detail=(), counts=None)
+    if found.counts is None or min(_said(found, threshold)) >= LEAST:
+        return found
+    return _without_table(found)
+
+
+def _said(found: Metrics, threshold: float) -> tuple[float, float]:
+    """Return how many rows the model says no and yes to; 0 where no scores are known."""
     if found.counts is None:
-        return found
+        return 0.0, 0.0
     table = medical.confusion(found.counts, threshold)
-    yes = table.true_positive + table.false_positive
-    if min(yes, found.rows - yes) >= LEAST:
-        return found
+    yes = round(table.true_positive + table.false_positive)
+    return found.rows - yes, yes
+
+
+def _without_table(found: Metrics) -> Metrics:
+    """Return figures without the confusion table and its rates."""
     kept = tuple(
         pair for pair in found.detail
         if pair[0] not in CELLS and not pair[0].startswith(TABLE_RATES)
@@ -152,18 +163,31 @@ def _subgroups(
 def shown_groups(
     study: Study, everybody: Metrics, groups: Sequence[Metrics]
 ) -> list[Metrics | None]:
-    """Return what is published of each of `common.subgroups.cells`, in order."""
+    """Return what is published of each of `common.subgroups.cells`, in order.
+
+    A feature's confusion tables obey the rule of its cells once more, by whom the model says
+    no and yes to: of everybody's table and all but one, the last one's margins would follow.
+    """
     found: list[Metrics | None] = []
     every, total = cells(study), np.array(_classes(study, everybody))
+    threshold = float(study.evaluate.threshold)
+    said = np.array(_said(everybody, threshold))
     for place in range(len(study.evaluate.subgroups)):
         of = [one for cell, one in zip(every, groups, strict=True) if cell.group == place]
         counts = np.array([_classes(study, one) for one in of])
         shown = shown_cells(counts, total, LEAST)
+        by_answer = np.array([_said(one, threshold) for one in of]) * shown[:, None]
+        tables = shown_cells(by_answer, said, LEAST)
         found += [
-            published(one, float(study.evaluate.threshold)) if kept else None
-            for one, kept in zip(of, shown, strict=True)
+            _shown(one, threshold, table=bool(table)) if kept else None
+            for one, kept, table in zip(of, shown, tables, strict=True)
         ]
     return found
+
+
+def _shown(one: Metrics, threshold: float, *, table: bool) -> Metrics | None:
+    kept = published(one, threshold)
+    return kept if table or kept is None else _without_table(kept)
 
 
 def _classes(study: Study, found: Metrics) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ from common.config import Label, Name, Section, Text, problem, validate
 from common.documents import Document, dump_yaml, parse_json, parse_yaml, read_text
 from common.errors import ConfigError
 from common.ids import ConfigHash
-from common.study_evaluation import DEFAULT_METRICS, METRICS, Evaluate, Subgroup
+from common.study_evaluation import DEFAULT_METRICS, METRICS, MOST_CELLS, Evaluate, Subgroup
 from common.study_features import (
     IMAGE_KEYS,
     BinaryTarget,
@@ -310,6 +310,7 @@ class Study(Section):
     def _check_subgroups(self) -> None:
         features = {feature.name: feature for feature in self.features}
         used: set[str] = set()
+        count = 0
         for index, group in enumerate(self.evaluate.subgroups):
             at = ("evaluate", "subgroups", index)
             if group.feature in used:
@@ -335,6 +336,9 @@ class Study(Section):
                 raise problem("needs 'bands', because its feature is a number", *at)
             if not feature.numeric and group.bands is not None:
                 raise problem("belongs to numbers, and this is a category", *at, "bands")
+            count += len(group.bands or ()) + 1 if feature.numeric else len(feature.levels or ())
+            if count > MOST_CELLS:
+                raise problem(f"makes more than {MOST_CELLS} subgroups in all", *at, "feature")
 
     def _check_sites(self) -> None:
         federation = self.federation

@@ -26,6 +26,8 @@ DEFAULT_METRICS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 MOST_BANDS: Final = 16
+MOST_CELLS: Final = 256
+"""Subgroups of all features together: each is judged by 8,000 words of the evaluate round."""
 
 
 class Subgroup(Section):
@@ -60,7 +62,7 @@ class Evaluate(Section):
     metrics: Annotated[tuple[str, ...], Field(max_length=20), AfterValidator(no_repeats)] = ()
     site_metrics: bool = False
     threshold: Annotated[Number, Field(gt=0, lt=1)] = 0.5
-    confidence: Annotated[Number, Field(ge=0.5, lt=1)] = 0.95
+    confidence: Annotated[Number, Field(ge=0.5, le=0.9999)] = 0.95
     subgroups: Annotated[tuple[Subgroup, ...], Field(max_length=16)] = ()
     horizons: Annotated[
         tuple[Annotated[Number, Field(gt=0)], ...], Field(max_length=8), AfterValidator(no_repeats)

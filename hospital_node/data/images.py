@@ -20,7 +20,7 @@ from PIL import Image
 from common.errors import DataError
 from common.study import Feature
 from hospital_node.data.csv import TextTable
-from hospital_node.data.dicom import pydicom
+from hospital_node.data.dicom import is_deflated, pydicom
 
 MOST_PIXELS: Final = 1 << 26
 """Of one file; a header may claim any size, and a reader would make room for it."""
@@ -133,6 +133,7 @@ def _picture(path: Path, grey: bool) -> NDArray[np.float64]:  # noqa: FBT001
 def _dicom(path: Path, grey: bool) -> tuple[NDArray[np.float64], bool]:  # noqa: FBT001
     library = pydicom()
     try:
+        _check_inflated(path)
         values, turned = _rescaled(library.dcmread(path))
     except _Unfit:
         raise
@@ -145,6 +146,11 @@ def _dicom(path: Path, grey: bool) -> tuple[NDArray[np.float64], bool]:  # noqa:
     if not np.isfinite(values).all():
         raise _Unfit("its image has a value that is not finite")
     return values, turned
+
+
+def _check_inflated(path: Path) -> None:
+    if is_deflated(path):
+        raise _Unfit("its DICOM file is deflated as a whole")
 
 
 def _rescaled(data: Any) -> tuple[NDArray[np.float64], bool]:  # noqa: ANN401 - a dataset

@@ -204,7 +204,20 @@ def _write(output: Path, found: list[Patient], explain: int) -> None:
     writer.writerow(["row", "level", "risk", "calibrated", *names, "warnings", "refused"])
     for one in found:
         row, level, risk, calibrated, warnings = _cells(one)
-        causes = [cell for name, value in one.drivers for cell in (name, f"{value:.6g}")]
+        causes = [cell for name, value in one.drivers for cell in (_inert(name), f"{value:.6g}")]
         causes += [""] * (2 * explain - len(causes))
-        writer.writerow([row, level, risk, calibrated, *causes, warnings, one.refused])
+        words = (_inert(warnings), _inert(one.refused))
+        writer.writerow([row, _inert(level), risk, calibrated, *causes, *words])
     files.write_new(output, out.getvalue().encode())
+
+
+def _inert(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula: names of a study are a stranger's.
+
+    Numbers, such as a level of -1, stay as they are.
+    """
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return text

@@ -142,6 +142,28 @@ def test_a_table_with_a_small_margin_is_not_published() -> None:
     assert not names & {"true_positive", "sensitivity", "sensitivity_low", "npv_high"}
 
 
+def by_sex(first: list[float], second: list[float]) -> list[dict[str, object]]:
+    """Return the published cells of sex 0 and 1; every other row of each is sick."""
+    terms = study("evaluate: {subgroups: [{feature: sex}]}\n")
+    p = np.array(first + second)
+    sex = np.array([0.0] * len(first) + [1.0] * len(second))
+    values = np.stack([np.full(len(p), 60.0), sex], axis=1)
+    words, bound = opened(terms, [(values, p, (np.arange(len(p)) % 2).astype(np.float64))])
+    groups = evaluation.pooled_cells(terms, words, bound)
+    body = json.loads(document(terms, evaluation.pooled(terms, words, bound), groups))
+    assert "true_positive" in body["figures"]
+    return [cell["figures"] for cell in body["subgroups"]]
+
+
+def test_a_subgroups_small_table_does_not_follow_from_the_others() -> None:
+    few = by_sex([0.9] * 3 + [0.1] * 57, [0.9] * 40 + [0.1] * 40)
+    for figures in few:
+        assert "auroc" in figures
+        assert not set(figures) & {"true_positive", "sensitivity", "npv_high"}
+    for figures in by_sex([0.9] * 20 + [0.1] * 40, [0.9] * 40 + [0.1] * 40):
+        assert {"true_positive", "sensitivity", "npv_high"} <= set(figures)
+
+
 @pytest.mark.parametrize(
     ("evaluate", "said"),
     [

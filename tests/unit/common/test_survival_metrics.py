@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from common import evaluation, survival_metrics
+from common import evaluation, survival_evaluation, survival_metrics
+from common.errors import Refusal
 from common.evaluation_document import published
 from common.study import Study
 from tests.learning import study
@@ -117,6 +118,18 @@ def test_few_events_few_censored_and_few_cases_at_a_horizon_are_withheld() -> No
     assert almost_all["events"] is None
     assert almost_all["c_index"] == 1.0
     assert shown(np.ones(39))["events"] == 39
+
+
+@pytest.mark.parametrize("name", ["pairs", "influence"])
+def test_more_pairs_than_a_word_counts_are_refused_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    terms, (time, event, risk) = cox_study(), drawn(4)
+    rows = np.column_stack([risk, np.full((60, 2), 0.5)]), np.column_stack([time, event])
+    assert survival_evaluation.contribution(terms, *rows).any()
+    monkeypatch.setitem(survival_evaluation._RANGES, name, 9.0)
+    with pytest.raises(Refusal, match="more pairs"):
+        survival_evaluation.contribution(terms, *rows)
 
 
 def test_auroc_and_brier_at_a_horizon_equal_a_loop_over_pairs() -> None:

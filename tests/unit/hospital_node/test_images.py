@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from common.preprocessing import Preprocessing
 from common.site import load_site
 from common.statistics import without_statistics
 from common.study import Study, canonical_json, parse_study, study_from_canonical
+from hospital_node.data import images as images_module
 from hospital_node.data.load import SiteData, load_table
 from hospital_node.evaluate import predict
 from hospital_node.models import build, flatten
@@ -181,6 +183,65 @@ def test_a_broken_dicom_file_is_refused(tmp_path: Path) -> None:
         read(tmp_path, section, study())
     path.write_bytes(b"no dicom at all")
     with pytest.raises(ConfigError, match="row 2: not a DICOM file"):
+        read(tmp_path, section, study())
+
+
+def test_only_png_jpeg_and_dicom_are_read(tmp_path: Path) -> None:
+    section = write_png(tmp_path, *shapes(2, 0))
+    Image.new("L", (SIDE, SIDE)).save(tmp_path / "pictures" / "001.png", format="GIF")
+    with pytest.raises(DataError, match="row 2: its file is not a whole PNG, JPEG or DICOM"):
+        read(tmp_path, section, study())
+
+
+def test_a_dicom_file_whose_values_are_rescaled_beyond_all_bounds_is_refused(
+    tmp_path: Path,
+) -> None:
+    import pydicom
+
+    section = write_dicom(tmp_path, *shapes(2, 0))
+    path = tmp_path / "scans" / "001.dcm"
+    data = pydicom.dcmread(path)
+    data.RescaleIntercept = "1e400"
+    data.save_as(path)
+    with pytest.raises(DataError, match="row 2: its image has a value that is not finite"):
+        read(tmp_path, section, study())
+
+
+def test_a_dicom_file_that_would_be_unpacked_whole_is_refused(tmp_path: Path) -> None:
+    import pydicom
+
+    images, labels = shapes(2, 0)
+    write_dicom(tmp_path, images, labels)
+    path = tmp_path / "scans" / "001.dcm"
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.save_as(path, enforce_file_format=True)
+    by_itself = "{name: shapes, kind: dicom, path: scans, columns: {disc: ImageComments}}"
+    with pytest.raises(ConfigError, match="row 2: the DICOM file is deflated"):
+        read(tmp_path, by_itself, study())
+    (tmp_path / "rows.csv").write_text("image,disc\n000.dcm,0\n001.dcm,1\n")
+    with pytest.raises(DataError, match="row 2: its DICOM file is deflated"):
+        read(tmp_path, "{name: shapes, kind: csv, path: rows.csv, images: scans}", study())
+
+
+@pytest.mark.parametrize("write", [write_png, write_dicom])
+def test_an_image_of_too_many_pixels_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(images_module, "MOST_PIXELS", SIDE * SIDE - 1)
+    with pytest.raises(DataError, match="row 1: its image is too large"):
+        read(tmp_path, write(tmp_path, *shapes(2, 0)), study())
+
+
+def test_a_dicom_file_of_several_frames_is_refused(tmp_path: Path) -> None:
+    import pydicom
+
+    section = write_dicom(tmp_path, *shapes(2, 0))
+    path = tmp_path / "scans" / "001.dcm"
+    data = pydicom.dcmread(path)
+    data.NumberOfFrames = 2
+    data.save_as(path)
+    with pytest.raises(DataError, match="row 2: its file has several frames"):
         read(tmp_path, section, study())
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from common import models
-from common.errors import DataError
+from common.errors import DataError, Refusal
 from common.features import Encoded
 from common.study import Study
 from hospital_node import losses
-from hospital_node.evaluate import judged, predict, site_metrics
+from hospital_node.evaluate import evaluation_contribution, judged, predict, site_metrics
 from hospital_node.imbalance import balanced_order, class_weights, focal
 from hospital_node.train import train
 from tests.learning import study
@@ -91,6 +91,17 @@ def test_a_cox_model_has_no_bias_and_predicts_the_log_hazard() -> None:
     assert found.shape == (20, 2)
     assert np.all((found[:, 1] >= 0) & (found[:, 1] <= 1))
     assert np.all(np.diff(found[np.argsort(found[:, 0]), 1]) <= 1e-12)
+
+
+@pytest.mark.parametrize("size", [np.float32(3e38), np.float32(1e5)])
+def test_a_model_whose_predictions_are_not_finite_is_not_judged(size: np.float32) -> None:
+    """The first overflows as a log hazard, the second in exp(log hazard) at a horizon."""
+    terms, data = cox(), patients(40)
+    hostile = np.full_like(models.initial(terms), size)
+    for judge in (site_metrics, evaluation_contribution):
+        with np.errstate(all="ignore"), pytest.raises(Refusal) as refused:
+            judge(terms, hostile, data, train=data)
+        assert refused.value.name == "INPUT_NAN"
 
 
 def test_survival_of_the_trained_model_beats_the_untrained_one() -> None:

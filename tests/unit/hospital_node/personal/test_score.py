@@ -25,12 +25,12 @@ from hospital_node import files
 from hospital_node.data.csv import read_csv
 from hospital_node.data.load import SiteData, load
 from hospital_node.evaluate import predict
-from hospital_node.personal import artefact
+from hospital_node.personal import artefact, cli
 from hospital_node.personal.explain import drivers
 from hospital_node.personal.fits import logit
 from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.personal.make import make
-from hospital_node.personal.score import Scorer
+from hospital_node.personal.score import Patient, Scorer
 from hospital_node.personal_state import OwnTensors
 from tests.learning import study
 
@@ -248,6 +248,16 @@ def test_predict_writes_a_row_for_every_patient(
     told = json.loads(capsys.readouterr().out.split("\n", 1)[1])
     assert told["data"]["patients"][0]["risk"] == pytest.approx(float(first["risk"]), rel=1e-5)
     assert main(["node", "predict", "--model", "run-2", *args]) != 0
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1+1", "-cmd", "@SUM(1)"])
+def test_names_of_a_study_are_no_formulas_in_the_written_table(tmp_path: Path, name: str) -> None:
+    one = Patient(1, 0.5, 0.5, level=name, drivers=((name, -0.25),), warnings=(f"{name}: odd",))
+    cli._write(tmp_path / "risks.csv", [one, Patient(2, 0.5, level="-1", refused=name)], 1)
+    first, second = csv.DictReader(io.StringIO((tmp_path / "risks.csv").read_text()))
+    assert first["level"] == first["driver_1"] == second["refused"] == f"'{name}"
+    assert first["warnings"] == f"'{name}: odd"
+    assert (first["contribution_1"], second["level"]) == ("-0.25", "-1")
 
 
 def test_report_says_what_was_chosen_and_why(
