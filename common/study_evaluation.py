@@ -12,8 +12,8 @@ from common.config import Name, Number, Section, no_repeats, problem
 
 METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "binary": ("auroc", "accuracy", "brier", "log_loss"),
-    "multiclass": ("accuracy", "brier", "log_loss"),
-    "continuous": ("mse", "mae", "r2"),
+    "multiclass": ("auroc", "accuracy", "brier", "log_loss"),
+    "continuous": ("rmse", "mae", "r2", "mse"),
     "survival": ("c_index", "auroc", "brier"),
 }
 """Metrics that fit each target; counts are always computed."""

@@ -19,6 +19,7 @@ from common.secagg.header import Rounding, quant_bound
 from common.study import Study, parse_study
 from common.subgroups import cells, members, shown_cells
 from tests.small_study import small_text
+from tests.unit.common.test_evaluation import ranges_of
 
 GROUPS = """\
 evaluate: {subgroups: [{feature: sex}, {feature: age, bands: [50, 65]}]}
@@ -49,9 +50,9 @@ def opened(
     coding = Coding(bound, evaluation.RING_BITS, Rounding.EVEN)
     total = np.zeros(schema.words, np.int64)
     for values, p, y in sites:
-        own = evaluation.contribution(terms, p, y, members(terms, values))
+        own = evaluation.contribution(terms, p, y, members(terms, values), levels=bound)
         words = np.empty(schema.words, np.uint64)
-        VectorEncoder(schema, own, ranges=evaluation.ranges(terms), coding=coding).fill(words, 0)
+        VectorEncoder(schema, own, ranges=ranges_of(terms, bound), coding=coding).fill(words, 0)
         total += words.view(np.int64)
     return total[: schema.parameters], bound
 
@@ -76,9 +77,9 @@ def test_subgroups_of_the_sum_are_those_of_all_rows() -> None:
 def test_a_contribution_that_was_not_told_its_subgroups_is_an_error() -> None:
     values, p, y = rows(50, 1)
     with pytest.raises(InternalError):
-        evaluation.contribution(study(), p, y)
+        evaluation.contribution(study(), p, y, levels=2**52)
     with pytest.raises(InternalError):
-        evaluation.contribution(study(), p, y, members(study(), values)[:2])
+        evaluation.contribution(study(), p, y, members(study(), values)[:2], levels=2**52)
 
 
 @given(

@@ -54,7 +54,9 @@ def test_concordant_and_comparable_pairs_equal_a_loop_over_all(seed: int, rows: 
 
 
 def test_c_index_censoring_and_baseline_equal_lifelines() -> None:
-    lifelines = pytest.importorskip("lifelines", reason="lifelines is not installed")
+    lifelines = pytest.importorskip(
+        "lifelines", reason="lifelines is not installed: make install has it"
+    )
     from lifelines.utils import concordance_index
 
     time, event, risk = drawn(3)
@@ -85,7 +87,9 @@ PATIENTS = st.lists(
 def test_c_is_that_of_lifelines_with_ties_of_times_and_scores(
     patients: list[tuple[int, bool, int]],
 ) -> None:
-    concordance = pytest.importorskip("lifelines.utils").concordance_index
+    concordance = pytest.importorskip(
+        "lifelines.utils", reason="lifelines is not installed: make install has it"
+    ).concordance_index
     time, event, score = (np.array(part, np.float64) for part in zip(*patients, strict=True))
     found, _ = survival_metrics.c_index(survival_metrics.pairs(time, event, score).sums())
     try:
@@ -175,7 +179,10 @@ def test_what_is_opened_from_masked_words_agrees_with_the_exact_figures() -> Non
     scale = np.concatenate(
         [np.full(t.size, r) for t, r in zip(schema.tensors, ranges, strict=True)]
     )
-    words = sum(np.rint(evaluation.contribution(terms, *h) / scale * levels) for h in hospitals)
+    words = sum(
+        np.rint(evaluation.contribution(terms, *h, levels=levels) / scale * levels)
+        for h in hospitals
+    )
     pooled = evaluation.pooled(terms, np.asarray(words).astype(np.int64), levels)
     known = evaluation.of_hospitals(terms, hospitals)
     assert pooled.at_horizons == known.at_horizons
@@ -209,4 +216,4 @@ def test_no_event_no_rows_and_all_censored_have_no_figure() -> None:
     found = evaluation.site_metrics(terms, rows, censored).as_dict(terms)
     assert found["c_index"] is None
     assert found["auroc_at_2"] is None
-    assert not evaluation.contribution(terms, rows[:0], censored[:0]).any()
+    assert not evaluation.contribution(terms, rows[:0], censored[:0], levels=2**52).any()

@@ -178,7 +178,9 @@ def test_each_of_the_two_locks_alone_keeps_a_session_from_writing(tmp_path: Path
 def test_a_database_that_is_down_is_a_reason_without_secrets(
     tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("psycopg", reason="the extra sql is not installed")
+    pytest.importorskip(
+        "psycopg", reason="psycopg (the extra sql) is not installed: make install has it"
+    )
     monkeypatch.setenv("DB", "postgresql://doctor:hunter2@127.0.0.1:1/secretbase")
     with pytest.raises(DataError) as caught:
         read(tmp_path, study, kind="sql", url_env="DB", query="SELECT 1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -49,8 +51,22 @@ def test_the_cox_loss_equals_a_loop_with_ties() -> None:
     assert float(found) == pytest.approx(slow_loss(z, data.target))
 
 
+def test_a_rows_part_of_the_cox_loss_is_its_own_events_and_the_parts_add_up() -> None:
+    data = patients(50, 3)
+    z = torch.tensor(data.features @ np.arange(6) / 5, dtype=torch.float64)
+    rows = losses.cox_rows(z, torch.from_numpy(data.target).double()).numpy()
+    time, event = data.target.T
+    assert not rows[event == 0].any()
+    for row in np.flatnonzero(event):
+        part = np.log(np.exp(z.numpy()[time >= time[row]]).sum()) - float(z[row])
+        assert rows[row] == pytest.approx(part)
+    assert rows.sum() / event.sum() == pytest.approx(slow_loss(z.numpy(), data.target))
+
+
 def test_many_steps_reach_the_fit_of_lifelines() -> None:
-    lifelines = pytest.importorskip("lifelines", reason="lifelines is not installed")
+    lifelines = pytest.importorskip(
+        "lifelines", reason="lifelines is not installed: make install has it"
+    )
     import pandas as pd
 
     data, terms = patients(150, 1), cox(batch=150, steps=1500, lr=0.3)
@@ -98,7 +114,7 @@ def test_a_model_whose_predictions_are_not_finite_is_not_judged(size: np.float32
     """The first overflows as a log hazard, the second in exp(log hazard) at a horizon."""
     terms, data = cox(), patients(40)
     hostile = np.full_like(models.initial(terms), size)
-    for judge in (site_metrics, evaluation_contribution):
+    for judge in (site_metrics, partial(evaluation_contribution, levels=2**52)):
         with np.errstate(all="ignore"), pytest.raises(Refusal) as refused:
             judge(terms, hostile, data, train=data)
         assert refused.value.name == "INPUT_NAN"

@@ -55,11 +55,12 @@ def test_a_genuine_model_verifies_with_the_ca_alone(folder: Path, authority: Aut
     assert model.study == factory.study()
 
 
-def test_a_table_of_coefficients_that_nobody_signed_is_refused(
-    folder: Path, authority: Authority
+@pytest.mark.parametrize("name", ["coefficients", "evaluation"])
+def test_figures_that_nobody_signed_are_refused(
+    folder: Path, authority: Authority, name: str
 ) -> None:
-    """It would be shown as the run's result."""
-    (folder / "coefficients.json").write_text('{"schema": "fedcare.coefficients/v1"}')
+    """They would be shown as the run's result."""
+    (folder / f"{name}.json").write_text(f'{{"schema": "fedcare.{name}/v1"}}')
     with pytest.raises(StateError, match="not one of the manifest's files") as caught:
         verify(folder, authority.ca)
     assert caught.value.name == "MODEL_INVALID"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -32,6 +33,7 @@ from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.personal.make import make
 from hospital_node.personal.score import Patient, Scorer
 from hospital_node.personal_state import OwnTensors
+from hospital_node.worker import Worker
 from tests.learning import study
 
 FEATURES = """
@@ -310,7 +312,7 @@ async def test_a_release_gets_its_model_once_and_a_failure_is_made_good_later(
     tmp_path: Path,
 ) -> None:
     store, work, words = Store(tmp_path), FakeWork(failures=1), io.StringIO()
-    keeper = PersonalKeeper(store, make_log(words, clock=SystemClock()))  # type: ignore[arg-type]
+    keeper = PersonalKeeper(store, Worker(), make_log(words, clock=SystemClock()))  # type: ignore[arg-type]
     run = RunId("r")
 
     async def open_work() -> FakeWork:
@@ -327,6 +329,31 @@ async def test_a_release_gets_its_model_once_and_a_failure_is_made_good_later(
     assert (work.calls, keeper.wanting(run)) == (2, False)
     assert not (tmp_path / "personal" / "r.failed").exists()
     assert "model.personal run=r kind=own" in words.getvalue().splitlines()[-1]
+
+
+async def test_of_several_runs_one_table_is_loaded_at_a_time(tmp_path: Path) -> None:
+    store, words = Store(tmp_path), io.StringIO()
+    keeper = PersonalKeeper(store, Worker(), make_log(words, clock=SystemClock()))  # type: ignore[arg-type]
+    loaded: list[str] = []
+
+    class Slow(FakeWork):
+        def personalise(self, model: Path, own: object, folder: Path) -> str:
+            time.sleep(0.05)
+            assert len(loaded) == 1 + sum(path.is_dir() for path in folder.parent.iterdir())
+            return super().personalise(model, own, folder)
+
+    async def make(name: str) -> None:
+        async def open_work() -> FakeWork:
+            loaded.append(name)
+            return Slow(0)
+
+        (store.release_directory(RunId(name))).mkdir(exist_ok=True)
+        (store.release_directory(RunId(name)) / "manifest.json").write_text("{}")
+        await keeper.make(RunId(name), open_work)  # type: ignore[arg-type]
+
+    await asyncio.gather(*map(make, ("r", "s", "t")))
+    assert loaded == ["r", "s", "t"]
+    assert words.getvalue().count("kind=own") == 3
 
 
 def test_the_layout_of_the_released_model_is_kept(own: Path) -> None:
