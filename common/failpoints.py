@@ -205,6 +205,8 @@ def _act(act: str, name: str) -> bool:
         case "error":
             number = int(getattr(errno, how))
             raise OSError(number, f"{os.strerror(number)} (ordered at {name})")
+        case _:
+            pass
     return kind != "drop"
 
 

@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -87,6 +87,13 @@ class Killed(BaseException):
 
 
 # --- the road -------------------------------------------------------------------------------
+
+
+class Breakable(Link, Protocol):
+    """A link that a test can break."""
+
+    def cut(self) -> None:
+        """Break the connection."""
 
 
 class FaultyLink:
@@ -234,7 +241,7 @@ class Federation:
         self.service: CoordinatorService | None = None
         self.nodes: dict[str, Node] = {}
         self.serving: dict[str, asyncio.Task[None]] = {}
-        self.links: dict[str, FaultyLink] = {}
+        self.links: dict[str, Breakable] = {}
         self.rules: list[Rule] = []
         self.copies = 1
         self.jostle: Callable[[], Awaitable[None]] = _no_delay
@@ -391,9 +398,9 @@ class Federation:
     async def _dial(self, site: str) -> Link:
         if self.service is None:
             raise ConnectError("UNREACHABLE", "nobody listens")
-        inner = MemoryLink(self.service, hospital_id(NAME, site))
-        self.links[site] = FaultyLink(self, site, inner)
-        return self.links[site]
+        link = FaultyLink(self, site, MemoryLink(self.service, hospital_id(NAME, site)))
+        self.links[site] = link
+        return link
 
     def start(self, site: str, kill_at_write: int | None = None) -> None:
         """Start a hospital's node on its folder."""

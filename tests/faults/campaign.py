@@ -49,8 +49,8 @@ def scratch() -> Iterator[Path]:
 @cache
 def _no_flushing() -> None:
     """Keep this process from flushing: a simulated process loses nothing the kernel has."""
-    os.fsync = lambda _: None
-    os.fdatasync = lambda _: None
+    os.fsync = lambda fd: None
+    os.fdatasync = lambda fd: None
 
 
 @cache

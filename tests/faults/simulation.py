@@ -141,6 +141,8 @@ class World(Federation):
                 case Act.LOSE:  # a stream loses a message with all that follows, never one alone
                     self.later(self._broken(who))
                     return False
+                case _:
+                    raise AssertionError(fault)
         return True
 
     async def _broken(self, who: str) -> None:
@@ -200,6 +202,8 @@ class World(Federation):
                     if not self.processes[who].dead:
                         self.processes[who].dead = True
                         self.later(self._die(who, fault.seconds))
+            case _:
+                raise AssertionError(fault)
 
     async def _stopped(self, who: str, down_s: float) -> None:
         if who == COORDINATOR:
@@ -258,8 +262,9 @@ class World(Federation):
         if self.service is None or self.processes[COORDINATOR].dead:
             raise ConnectError("UNREACHABLE", "nobody listens")
         inner = self._there(lambda: MemoryLink(self._serving(), hospital_id(NAME, site)))
-        self.links[site] = _Road(self, site, inner)
-        return self.links[site]
+        road = _Road(self, site, inner)
+        self.links[site] = road
+        return road
 
     def _serving(self) -> Any:  # noqa: ANN401
         assert self.service is not None
@@ -392,7 +397,7 @@ def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
         one = World(root, plan, template)
         world.append(one)
         failpoints.install(one.reach)
-        worker.threading = _INLINE  # type: ignore[assignment]
+        setattr(worker, "threading", _INLINE)  # noqa: B010
         try:
             problem = await _story(one)
             return problem, asyncio.get_running_loop().time()
@@ -405,7 +410,7 @@ def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
         problem, took = str(stuck), MOST_S
     finally:
         failpoints.install(None)
-        worker.threading = threading
+        setattr(worker, "threading", threading)  # noqa: B010
     one = world[0]
     voided = one.count("round.voided")
     return Outcome(problem, took, one.crashes, voided, one.words.getvalue())

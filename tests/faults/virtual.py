@@ -57,7 +57,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if self._now > self._most_s:
             raise StuckError(f"not over after {self._most_s:g} virtual seconds")
 
-    def run_in_executor(  # type: ignore[override]
+    def run_in_executor(
         self, executor: object, func: Callable[..., T], *args: object
     ) -> asyncio.Future[T]:
         """Do it here and now."""

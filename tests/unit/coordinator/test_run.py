@@ -428,7 +428,7 @@ def test_a_set_that_was_signed_is_the_next_cohort_and_is_waited_for() -> None:
     world.connect(2)
     headers = [start.header for start in world.told(world.at(0), RoundStart)]
     assert (headers[1].ids, headers[1].s_min) == (signed, 3)
-    assert world.state.agreed == ()
+    assert not world.state.agreed
     finished(world)
     records = [record for record in world.state.history if record.opened]
     assert records[0].survivors == signed
