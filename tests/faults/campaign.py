@@ -19,6 +19,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
+from tests.faults import virtual
+from tests.faults.cheap import make_cheap, settle
 from tests.faults.plan import BIG, DEADLINE_S, Plan, draw
 from tests.faults.simulation import ROUNDS, Outcome, simulate
 from tests.federation import Federation
@@ -47,29 +49,33 @@ def scratch() -> Iterator[Path]:
 
 
 @cache
-def _no_flushing() -> None:
-    """Keep this process from flushing: a simulated process loses nothing the kernel has."""
-    os.fsync = lambda fd: None
-    os.fdatasync = lambda fd: None
-
-
-@cache
 def _template(root: Path) -> Path:
-    Federation(root / "template", size=BIG, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s")
+    """Return a federation whose coordinator has started once: its store is migrated."""
+    fed = Federation(
+        root / "template", size=BIG, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s"
+    )
+    virtual.run(_started(fed))
     return root / "template"
+
+
+async def _started(fed: Federation) -> None:
+    fed.start_coordinator()
+    await fed.kill_coordinator()
 
 
 def run_plan(root: Path, plan: Plan) -> Outcome:
     """Run one plan under `root`, and clear up after it."""
-    _no_flushing()
+    make_cheap()
     folder = root / "run"
+    template = _template(root)
     gc.collect()  # what an earlier run left behind must not end in the middle of this one
     gc.disable()
     try:
-        return simulate(folder, plan, _template(root))
+        return simulate(folder, plan, template)
     finally:
         gc.enable()
         shutil.rmtree(folder, ignore_errors=True)
+        settle()
 
 
 def run_some(seeds: tuple[int, ...]) -> list[Found]:

@@ -17,7 +17,7 @@ import random
 import shutil
 import threading
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,20 +26,18 @@ from typing import Any, Final, TypeVar
 from common import failpoints
 from common.clock import Clock
 from common.errors import ConnectError, FedError
-from common.ids import hospital_id, site_name
-from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
-from common.secagg.messages import UploadEnd
-from coordinator.run_facts import replay
-from coordinator.run_state import RunState, decode_fact
+from common.ids import hospital_id
 from hospital_node import worker
 from hospital_node.app import build_node, load_setup
 from hospital_node.config import NodeConfig
 from hospital_node.driver import Node
-from hospital_node.link import CoordinatorOut, Link, NodeOut
+from hospital_node.link import Link
 from researcher.memory_link import MemoryLink
 from tests.faults import virtual
+from tests.faults.oracle import members, problem_of
 from tests.faults.plan import COORDINATOR, DEADLINE_S, SITES, Act, Fault, Plan
-from tests.federation import NAME, Federation, Killed, names
+from tests.faults.road import Road, Tape
+from tests.federation import NAME, Federation, Killed
 
 ROUNDS: Final = 3
 MOST_S: Final = 1800.0
@@ -113,6 +111,10 @@ class World(Federation):
         self.receipts: dict[tuple[str, bytes], None] = {}
         """Uploads whose acknowledgement reached the hospital."""
         self.copies = plan.copies
+        self.tapes: dict[str, Tape] = defaultdict(Tape)
+        self.road_of: dict[str, Road] = {}
+        self.refused = 0
+        """Replayed messages that were refused."""
 
     # --- failing ----------------------------------------------------------------------------
 
@@ -258,13 +260,18 @@ class World(Federation):
         self.later(self._die(site, 1.0))
 
     async def _dial(self, site: str) -> Link:
-        await self._travel(site)
+        await self.travel(site)
         if self.service is None or self.processes[COORDINATOR].dead:
             raise ConnectError("UNREACHABLE", "nobody listens")
         inner = self._there(lambda: MemoryLink(self._serving(), hospital_id(NAME, site)))
-        road = _Road(self, site, inner)
-        self.links[site] = road
+        road = Road(self, site, inner, self.processes[site])
+        self.links[site] = self.road_of[site] = road
         return road
+
+    @property
+    def coordinator(self) -> Process:
+        """Return its present process."""
+        return self.processes[COORDINATOR]
 
     def _serving(self) -> Any:  # noqa: ANN401
         assert self.service is not None
@@ -273,111 +280,13 @@ class World(Federation):
     def _there(self, call: Callable[[], T]) -> T:
         return self.processes[COORDINATOR].context().run(call)
 
-    async def _travel(self, site: str) -> None:
+    async def travel(self, site: str) -> None:
         """Take as long as a message does; as long as nothing passes, no message arrives."""
         loop = asyncio.get_running_loop()
         wait = self.roads[site].uniform(0.0, self.faults.slowest_s)
         wait = max(wait, self.silent_until.get(site, 0.0) - loop.time())
         if wait > 0:
             await asyncio.sleep(wait)
-
-
-class _Road:
-    """A link whose far end runs as the coordinator; see `hospital_node.link.Link`."""
-
-    def __init__(self, world: World, site: str, inner: MemoryLink) -> None:
-        self._world = world
-        self._site = site
-        self._inner = inner
-        self._broken = asyncio.Event()
-        self._near = world.processes[site]
-        self._far = world.processes[COORDINATOR]
-
-    def cut(self) -> None:
-        """The connection breaks: every pending and further call fails."""
-        self._broken.set()
-
-    def _check(self) -> None:
-        if self._broken.is_set() or self._far.dead:
-            raise ConnectError("UNREACHABLE", "the connection broke")
-
-    async def _run(self, work: Coroutine[Any, Any, T], process: Process) -> T:
-        """Return what `work` returns where `process` does it; a broken connection ends it."""
-        loop = asyncio.get_running_loop()
-        job = loop.create_task(work, context=process.context())
-        broken = loop.create_task(self._broken.wait())
-        try:
-            await asyncio.wait({job, broken}, return_when=asyncio.FIRST_COMPLETED)
-            if self._broken.is_set() or (job.done() and self._was_killed(job)):
-                raise ConnectError("UNREACHABLE", "the connection broke")
-            return job.result()
-        finally:
-            for each in (job, broken):
-                each.cancel()
-            await asyncio.gather(job, broken, return_exceptions=True)
-
-    @staticmethod
-    def _was_killed(job: asyncio.Task[Any]) -> bool:
-        return not job.cancelled() and isinstance(job.exception(), Killed)
-
-    async def send(self, task: str, message: NodeOut) -> None:
-        """See `Link`."""
-        self._check()
-        await self._world._travel(self._site)
-        self._check()
-        for _ in range(self._world.copies):
-            await self._run(self._inner.send(task, message), self._far)
-
-    async def messages(self) -> AsyncIterator[tuple[str, CoordinatorOut]]:
-        """See `Link`."""
-        stream = self._inner.messages()
-        while True:
-            item = await self._run(_next(stream), self._far)
-            if item is None:
-                return
-            await self._world._travel(self._site)
-            self._check()
-            for _ in range(self._world.copies):
-                yield item
-
-    async def upload(
-        self, start: UploadStart, chunks: AsyncIterator[UploadChunk], end: UploadEnd
-    ) -> UploadAck:
-        """See `Link`."""
-        self._check()
-        world, site = self._world, self._site
-        world.masked[site, end.hd].add(end.ydig)
-
-        async def arriving() -> AsyncIterator[UploadChunk]:
-            while (chunk := await self._run(_next(chunks), self._near)) is not None:
-                await world._travel(site)
-                self._check()
-                yield chunk
-
-        ack = await self._run(self._inner.upload(start, arriving(), end), self._far)
-        await world._travel(site)
-        self._check()
-        world.receipts[site, end.hd] = None
-        return ack
-
-    async def download(self, sha256: Any, offset: int) -> AsyncIterator[DownloadChunk]:  # noqa: ANN401
-        """See `Link`."""
-        self._check()
-        stream = self._inner.download(sha256, offset)
-        while (piece := await self._run(_next(stream), self._far)) is not None:
-            await self._world._travel(self._site)
-            self._check()
-            yield piece
-
-    async def close(self) -> None:
-        """See `Link`."""
-        self.cut()
-        if not self._far.dead:
-            await self._inner.close()
-
-
-async def _next(stream: AsyncIterator[T]) -> T | None:
-    return await anext(stream, None)
 
 
 def _real_unix() -> float:
@@ -445,12 +354,6 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-def members(run: RunState) -> list[str]:
-    """Return who took part: a hospital that was away until the end is not among them."""
-    found = {node for record in run.history for node in (*record.survivors, *record.dropped)}
-    return sorted(site_name(node) for node in found)
-
-
 def _has_release(world: World, site: str) -> bool:
     folder = world.plan.site_folder(site) / "state" / "releases" / str(world.run_id)
     return (folder / "model.safetensors").is_file()
@@ -466,63 +369,3 @@ async def _end(world: World) -> None:
     for job in world._later:
         job.cancel()
     await asyncio.gather(*world._later, return_exceptions=True)
-
-
-# --- what must hold -----------------------------------------------------------------------------
-
-
-def problem_of(world: World) -> str | None:
-    """Return what is wrong after a run that ended, in one line; None if all holds."""
-    run = world.state
-    try:
-        world.check(run)
-        world.check_lines()
-        for check in (_receipts, _one_vector, _one_model, _stored, _no_bug):
-            check(world, run)
-    except AssertionError as failure:
-        return f"{type(failure).__name__}: {failure}" if str(failure) else repr(failure)
-    return None
-
-
-def _receipts(world: World, run: RunState) -> None:
-    """Who holds a receipt for a round that was opened is in its sum."""
-    for record in run.history:
-        held = {site for site, hd in world.receipts if hd == record.hd}
-        assert not record.opened or held <= names(record.survivors), (
-            f"round {record.r}: {sorted(held - names(record.survivors))} hold receipts, "
-            "and are not in the sum"
-        )
-
-
-def _one_vector(world: World, run: RunState) -> None:
-    """A hospital never promised two masked vectors for one header: masks would cancel."""
-    del run
-    twice = {site for (site, _), digests in world.masked.items() if len(digests) > 1}
-    assert not twice, f"{sorted(twice)} signed two vectors for one header"
-
-
-def _one_model(world: World, run: RunState) -> None:
-    """Every hospital ends with the very model that the run names."""
-    assert run.model is not None
-    found = set()
-    for site in members(run):
-        folder = world.plan.site_folder(site) / "state" / "releases" / run.run_id
-        found.add((folder / "model.safetensors").read_bytes())
-    assert len(found) == 1, "hospitals hold different models"
-
-
-def _stored(world: World, run: RunState) -> None:
-    """What the store holds gives the very state that the coordinator has in memory."""
-    service = world.service
-    assert service is not None
-    store = service._shop.store
-    stored = next(one for one in store.runs() if one.run_id == run.run_id)
-    facts = [decode_fact(fact.body) for fact in store.facts(run.run_id) if fact.body]
-    state = replay(service._first_state(stored, run.study), facts)
-    assert state.history == run.history, "the store tells another history"
-    assert state.model == run.model, "the store names another model"
-
-
-def _no_bug(world: World, run: RunState) -> None:
-    del run
-    assert world.count("internal.error") == 0, "an error that should not be possible was logged"

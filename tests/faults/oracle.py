@@ -1,0 +1,76 @@
+"""What must hold after a simulated run, whatever went wrong in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.ids import site_name
+from coordinator.run_facts import replay
+from coordinator.run_state import RunState, decode_fact
+from tests.federation import names
+
+if TYPE_CHECKING:
+    from tests.faults.simulation import World
+
+
+def members(run: RunState) -> list[str]:
+    """Return who took part: a hospital that was away until the end is not among them."""
+    found = {node for record in run.history for node in (*record.survivors, *record.dropped)}
+    return sorted(site_name(node) for node in found)
+
+
+def problem_of(world: World) -> str | None:
+    """Return what is wrong after a run that ended, in one line; None if all holds."""
+    run = world.state
+    try:
+        world.check(run)
+        world.check_lines()
+        for check in (_receipts, _one_vector, _one_model, _stored, _no_bug):
+            check(world, run)
+    except AssertionError as failure:
+        return f"{type(failure).__name__}: {failure}" if str(failure) else repr(failure)
+    return None
+
+
+def _receipts(world: World, run: RunState) -> None:
+    """Who holds a receipt for a round that was opened is in its sum."""
+    for record in run.history:
+        held = {site for site, hd in world.receipts if hd == record.hd}
+        assert not record.opened or held <= names(record.survivors), (
+            f"round {record.r}: {sorted(held - names(record.survivors))} hold receipts, "
+            "and are not in the sum"
+        )
+
+
+def _one_vector(world: World, run: RunState) -> None:
+    """A hospital never promised two masked vectors for one header: masks would cancel."""
+    del run
+    twice = {site for (site, _), digests in world.masked.items() if len(digests) > 1}
+    assert not twice, f"{sorted(twice)} signed two vectors for one header"
+
+
+def _one_model(world: World, run: RunState) -> None:
+    """Every hospital ends with the very model that the run names."""
+    assert run.model is not None
+    found = set()
+    for site in members(run):
+        folder = world.plan.site_folder(site) / "state" / "releases" / run.run_id
+        found.add((folder / "model.safetensors").read_bytes())
+    assert len(found) == 1, "hospitals hold different models"
+
+
+def _stored(world: World, run: RunState) -> None:
+    """What the store holds gives the very state that the coordinator has in memory."""
+    service = world.service
+    assert service is not None
+    store = service._shop.store
+    stored = next(one for one in store.runs() if one.run_id == run.run_id)
+    facts = [decode_fact(fact.body) for fact in store.facts(run.run_id) if fact.body]
+    state = replay(service._first_state(stored, run.study), facts)
+    assert state.history == run.history, "the store tells another history"
+    assert state.model == run.model, "the store names another model"
+
+
+def _no_bug(world: World, run: RunState) -> None:
+    del run
+    assert world.count("internal.error") == 0, "an error that should not be possible was logged"
