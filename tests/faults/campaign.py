@@ -21,8 +21,9 @@ from typing import Final
 
 from tests.faults import virtual
 from tests.faults.cheap import make_cheap, settle
-from tests.faults.plan import BIG, DEADLINE_S, Plan, draw
-from tests.faults.simulation import ROUNDS, Outcome, simulate
+from tests.faults.plan import BIG, DEADLINE_S, NONE, Plan, draw
+from tests.faults.simulation import Outcome, simulate
+from tests.faults.study import ROUNDS, study_text
 from tests.federation import Federation
 
 FAST_FOLDERS: Final = ("/dev/shm", tempfile.gettempdir())  # noqa: S108 - whichever is there
@@ -49,13 +50,15 @@ def scratch() -> Iterator[Path]:
 
 
 @cache
-def _template(root: Path) -> Path:
+def _template(root: Path, dp: str) -> Path:
     """Return a federation whose coordinator has started once: its store is migrated."""
+    folder = root / f"template-{dp}"
     fed = Federation(
-        root / "template", size=BIG, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s"
-    )
+        folder, size=BIG, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
+        study=study_text(BIG, dp),
+    )  # fmt: skip
     virtual.run(_started(fed))
-    return root / "template"
+    return folder
 
 
 async def _started(fed: Federation) -> None:
@@ -67,7 +70,7 @@ def run_plan(root: Path, plan: Plan) -> Outcome:
     """Run one plan under `root`, and clear up after it."""
     make_cheap()
     folder = root / "run"
-    template = _template(root)
+    template = _template(root, plan.dp)
     gc.collect()  # what an earlier run left behind must not end in the middle of this one
     gc.disable()
     try:
@@ -116,5 +119,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, faults=plan.faults[:place] + plan.faults[place + 1 :])
     if plan.copies > 1:
         yield replace(plan, copies=1)
+    if plan.dp != NONE:
+        yield replace(plan, dp=NONE)
     if plan.slowest_s > 0:
         yield replace(plan, slowest_s=0.0)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
-from common.ids import site_name
+from common.ids import hospital_id, site_name
 from coordinator.run_facts import replay
 from coordinator.run_state import RunState, decode_fact
-from tests.federation import names
+from hospital_node.ledger import ledger_path
+from hospital_node.ledger_lines import read_lines
+from tests.faults.plan import SITES
+from tests.federation import NAME, names
 
 if TYPE_CHECKING:
     from tests.faults.simulation import World
+
+_NEVER: Final = frozenset(
+    {
+        "UPLOAD_SIZE", "UPLOAD_DIGEST", "UPLOAD_SIG", "MODEL_HASH", "MODEL_INVALID", "BAD_MESSAGE",
+        "SET_CONFLICT", "RERUN", "DIGEST", "BUDGET", "LEDGER_DAMAGED", "LEDGER_LOST",
+        "LEDGER_ROLLED_BACK", "LEDGER_ANCHOR", "STATE_DAMAGED",
+    }
+)  # fmt: skip
+"""What only a party that does not do what it should brings about."""
 
 
 def members(run: RunState) -> list[str]:
@@ -25,7 +39,7 @@ def problem_of(world: World) -> str | None:
     try:
         world.check(run)
         world.check_lines()
-        for check in (_receipts, _one_vector, _one_model, _stored, _no_bug):
+        for check in _CHECKS:
             check(world, run)
     except AssertionError as failure:
         return f"{type(failure).__name__}: {failure}" if str(failure) else repr(failure)
@@ -34,6 +48,7 @@ def problem_of(world: World) -> str | None:
 
 def _receipts(world: World, run: RunState) -> None:
     """Who holds a receipt for a round that was opened is in its sum."""
+    assert not world.early, f"{sorted(world.early)} got receipts for what was not stored"
     for record in run.history:
         held = {site for site, hd in world.receipts if hd == record.hd}
         assert not record.opened or held <= names(record.survivors), (
@@ -47,6 +62,36 @@ def _one_vector(world: World, run: RunState) -> None:
     del run
     twice = {site for (site, _), digests in world.masked.items() if len(digests) > 1}
     assert not twice, f"{sorted(twice)} signed two vectors for one header"
+
+
+def _one_set(world: World, run: RunState) -> None:
+    """For one header one survivor set was ever proposed or signed."""
+    del run
+    several = {hd.hex()[:8] for hd, sets in world.sets.items() if len(sets) > 1}
+    assert not several, f"more than one survivor set for headers {sorted(several)}"
+
+
+def _charged_once(world: World, run: RunState) -> None:
+    """Every noise that was drawn was charged, once, and no charge was taken back."""
+    del run
+    if not world.study.privacy.dp.on:
+        return
+    for site in SITES:
+        charged = Counter(_charges(world, site))
+        twice = {hd for hd, times in charged.items() if times > 1}
+        assert not twice, f"{site} charged rounds twice"
+        drawn = {hd.hex() for who, hd in world.drawn if who == site}
+        assert drawn <= charged.keys(), f"{site} drew noise that its ledger does not charge"
+        begun = {hd.hex() for who, hd in world.begun if who == site}
+        assert charged.keys() <= begun, f"{site} charged rounds for which it made nothing"
+
+
+def _charges(world: World, site: str) -> list[str]:
+    dataset = world.study.dataset
+    path = ledger_path(world.plan.site_folder(site) / "state" / "ledger", dataset)
+    raw = path.read_bytes() if path.exists() else b""
+    entries, _ = read_lines(raw, hospital_id(NAME, site), dataset, str(path))
+    return [charge.hd for charge in entries.charges]
 
 
 def _one_model(world: World, run: RunState) -> None:
@@ -74,3 +119,11 @@ def _stored(world: World, run: RunState) -> None:
 def _no_bug(world: World, run: RunState) -> None:
     del run
     assert world.count("internal.error") == 0, "an error that should not be possible was logged"
+    for line in map(json.loads, world.words.getvalue().splitlines()):
+        name = line.get("name", line.get("code"))
+        assert name not in _NEVER, f"{name} among honest parties: {line.get('detail')}"
+
+
+_CHECKS: Final = (
+    _receipts, _one_vector, _one_set, _charged_once, _one_model, _stored, _no_bug,
+)  # fmt: skip

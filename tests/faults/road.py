@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from common.errors import ConnectError, FedError
 from common.ids import Sha256
 from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
-from common.secagg.messages import UploadEnd
+from common.secagg.messages import Commit, UploadEnd
 from hospital_node.link import CoordinatorOut, NodeOut
 from researcher.memory_link import MemoryLink
 from tests.federation import Killed
@@ -100,6 +101,8 @@ class Road:
         await self._world.travel(self._site)
         self._check()
         self._world.tapes[self._site].sent.append((task, message))
+        if isinstance(message, Commit):
+            self._world.sets[message.hd].add(message.set_hash)
         for _ in range(self._world.copies):
             await self._run(self._inner.send(task, message), self._far)
 
@@ -110,6 +113,7 @@ class Road:
             item = await self._run(_next(stream), self._far)
             if item is None:
                 return
+            self._world.hears(item[1])
             await self._world.travel(self._site)
             self._check()
             for _ in range(self._world.copies):
@@ -135,20 +139,21 @@ class Road:
                 yield chunk
 
         ack = await self._run(self._inner.upload(start, arriving(), end), self._far)
+        world.acknowledged(site, end)
         await world.travel(site)
         self._check()
         world.tapes[site].uploads.append(tape)
         world.receipts[site, end.hd] = None
         return ack
 
-    async def download(self, sha256: Sha256, offset: int) -> AsyncIterator[DownloadChunk]:
+    async def download(self, sha256: Sha256, offset: int) -> AsyncGenerator[DownloadChunk, None]:
         """See `Link`."""
         self._check()
-        stream = self._inner.download(sha256, offset)
-        while (piece := await self._run(_next(stream), self._far)) is not None:
-            await self._world.travel(self._site)
-            self._check()
-            yield piece
+        async with aclosing(self._inner.download(sha256, offset)) as stream:
+            while (piece := await self._run(_next(stream), self._far)) is not None:
+                await self._world.travel(self._site)
+                self._check()
+                yield piece
 
     async def close(self) -> None:
         """See `Link`."""

@@ -17,29 +17,39 @@ import random
 import shutil
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 from common import failpoints
-from common.clock import Clock
 from common.errors import ConnectError, FedError
-from common.ids import hospital_id
+from common.ids import RunId, hospital_id, site_name
+from common.layouts import round_layout
+from common.secagg.coordinator_facts import UploadAccepted
+from common.secagg.header import Header, RoundKind
+from common.secagg.messages import Propose, UploadEnd
+from common.secagg.transcript import set_hash
+from coordinator.run_state import RoundRecord, RoundStep, decode_fact
 from hospital_node import worker
 from hospital_node.app import build_node, load_setup
 from hospital_node.config import NodeConfig
 from hospital_node.driver import Node
-from hospital_node.link import Link
+from hospital_node.learning import HospitalDesk
+from hospital_node.link import CoordinatorOut, Link
+from hospital_node.work import Work
+from researcher.bench_node import WrappingDesk
 from researcher.memory_link import MemoryLink
 from tests.faults import virtual
+from tests.faults.acts import happen
+from tests.faults.copies import Copy, CopyingWork, copied_sum
 from tests.faults.oracle import members, problem_of
-from tests.faults.plan import COORDINATOR, DEADLINE_S, SITES, Act, Fault, Plan
+from tests.faults.plan import COORDINATOR, DEADLINE_S, SITES, Act, Plan
 from tests.faults.road import Road, Tape
+from tests.faults.study import ROUNDS, study_text
 from tests.federation import NAME, Federation, Killed
 
-ROUNDS: Final = 3
 MOST_S: Final = 1800.0
 """Virtual seconds after which a run counts as stuck; the longest silence is far shorter."""
 _POLL_S: Final = 0.25
@@ -99,6 +109,7 @@ class World(Federation):
         super().__init__(
             root, size=plan.size, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
             setup="10s", built=True, clock=self.clocks[COORDINATOR],
+            study=study_text(plan.size, plan.dp),
         )  # fmt: skip
         self.faults = plan
         self.roads = {site: random.Random(f"{plan.seed} {site}") for site in SITES}  # noqa: S311
@@ -111,6 +122,16 @@ class World(Federation):
         self.receipts: dict[tuple[str, bytes], None] = {}
         """Uploads whose acknowledgement reached the hospital."""
         self.copies = plan.copies
+        self.sets: dict[bytes, set[bytes]] = defaultdict(set)
+        """By header: the survivor sets that were proposed to, or signed by, anybody."""
+        self.stored: set[tuple[str, bytes]] = set()
+        """Uploads that the coordinator's store holds: hospital, digest."""
+        self.early: set[str] = set()
+        """Hospitals that were told of a stored upload before it was stored."""
+        self.begun: set[tuple[str, bytes]] = set()
+        """Inputs that a hospital began to make: hospital, header."""
+        self.drawn: dict[tuple[str, bytes], Copy] = {}
+        """Inputs that came of it, the last one of each."""
         self.tapes: dict[str, Tape] = defaultdict(Tape)
         self.road_of: dict[str, Road] = {}
         self.refused = 0
@@ -181,33 +202,20 @@ class World(Federation):
             process.dead = True  # the service stops, as `watch_over` has it; somebody restarts it
             self.later(self._die(COORDINATOR, 1.0))
 
-    async def disturb(self) -> None:
+    def disturb(self) -> None:
         """Do what the plan has at a time."""
-        timed = [fault for fault in self.faults.faults if not fault.point]
-        for fault in timed:
-            self.later(self._timed(fault))
+        for fault in self.faults.faults:
+            if not fault.point:
+                self.later(happen(self, fault))
 
-    async def _timed(self, fault: Fault) -> None:
-        await asyncio.sleep(fault.at)
-        match fault.act:
-            case Act.CUT:
-                await self.cut(fault.who)
-            case Act.SILENCE:
-                now = asyncio.get_running_loop().time()
-                self.silent_until[fault.who] = now + fault.seconds
-            case Act.JUMP:
-                self.clocks[fault.who].ahead_s += fault.seconds
-            case Act.STOP:
-                await self._stopped(fault.who, fault.seconds)
-            case Act.POWER:
-                for who in (COORDINATOR, *SITES):
-                    if not self.processes[who].dead:
-                        self.processes[who].dead = True
-                        self.later(self._die(who, fault.seconds))
-            case _:
-                raise AssertionError(fault)
+    def strike(self, who: str, down_s: float) -> None:
+        """Kill a process that lives; it is started again `down_s` later."""
+        if not self.processes[who].dead:
+            self.processes[who].dead = True
+            self.later(self._die(who, down_s))
 
-    async def _stopped(self, who: str, down_s: float) -> None:
+    async def stopped(self, who: str, down_s: float) -> None:
+        """Tell a process to stop in order; it is started again `down_s` later."""
         if who == COORDINATOR:
             service, self.service = self.service, None
             if service is not None:
@@ -226,31 +234,81 @@ class World(Federation):
         process = self.processes[COORDINATOR] = Process(COORDINATOR)
         try:
             process.context().run(super().start_coordinator)
+            self._watch_store()
         except (Killed, FedError):  # while it read its store, or it could not: started again
             process.dead = True
             self.later(self._die(COORDINATOR, 0.5))
 
+    def _watch_store(self) -> None:
+        assert self.service is not None
+        store = self.service._shop.store
+        append = store.append
+
+        def watched(run_id: RunId, first: int, bodies: Sequence[bytes], *more: Any) -> None:  # noqa: ANN401
+            append(run_id, first, bodies, *more)
+            for fact in map(decode_fact, bodies):
+                if isinstance(fact, RoundStep) and isinstance(fact.fact, UploadAccepted):
+                    end = fact.fact.end
+                    self.stored.add((site_name(fact.fact.sender), end.ydig))
+
+        store.append = watched  # type: ignore[method-assign]
+
     def start(self, site: str, kill_at_write: int | None = None) -> None:
         del kill_at_write
         process = self.processes[site] = Process(site)
+        folder = self.plan.site_folder(site)
         try:
-            node = process.context().run(self._make_node, site, self.clocks[site])
+            node = process.context().run(self._make_node, site, process, folder)
         except (Killed, FedError):
             process.dead = True
             self.later(self._die(site, 0.5))
             return
-        self.nodes[site] = node
-        self.serving[site] = asyncio.get_running_loop().create_task(
-            node.run(), name=f"node {site}", context=process.context()
-        )
+        self._serve(site, node, process)
         self.serving[site].add_done_callback(lambda job: self._node_ended(site, process, job))
 
-    def _make_node(self, site: str, clock: Clock) -> Node:
-        setup = load_setup(NodeConfig.read(self.plan.site_folder(site) / "node.yaml"), self.clock)
+    def _serve(self, name: str, node: Node, process: Process) -> None:
+        self.nodes[name] = node
+        self.serving[name] = asyncio.get_running_loop().create_task(
+            node.run(), name=f"node {name}", context=process.context()
+        )
+
+    def start_twin(self, site: str, folder: Path) -> str:
+        """Start a second process with the hospital's certificate; return what it is called."""
+        name = folder.name
+        process = self.processes[name] = Process(name)
+        self._serve(name, process.context().run(self._make_node, site, process, folder), process)
+        return name
+
+    async def end_twin(self, name: str) -> None:
+        """Kill it."""
+        self.processes[name].dead = True
+        gone = self._kill(name)
+        if gone is not None:
+            await gone
+
+    def _make_node(self, site: str, process: Process, folder: Path) -> Node:
+        clock = self.clocks[site]
+
+        def desk(*parts: Any) -> WrappingDesk:  # noqa: ANN401
+            return WrappingDesk(HospitalDesk(*parts), lambda work: self._copying(work, process))
+
         made = build_node(
-            setup, lambda: self._dial(site), log=self.log.bind(site=site), clock=clock
+            load_setup(NodeConfig.read(folder / "node.yaml"), clock),
+            lambda: self._dial(site, process),
+            log=self.log.bind(site=site),
+            clock=clock,
+            desk=desk,
         )
         return Node(replace(made._parts, jitter=lambda: 0.05))
+
+    def _copying(self, work: Work, process: Process) -> CopyingWork:
+        def begin(header: Header) -> None:
+            self.begun.add((process.name, header.digest()))
+
+        def made(header: Header, copy: Copy) -> None:
+            self.drawn[process.name, header.digest()] = copy
+
+        return CopyingWork(work, begin, made)
 
     def _node_ended(self, site: str, process: Process, job: asyncio.Task[None]) -> None:
         """A node ends by itself when its disk fails as it starts; a supervisor starts it again."""
@@ -259,19 +317,38 @@ class World(Federation):
         process.dead = True
         self.later(self._die(site, 1.0))
 
-    async def _dial(self, site: str) -> Link:
+    async def _dial(self, site: str, process: Process) -> Link:
         await self.travel(site)
         if self.service is None or self.processes[COORDINATOR].dead:
             raise ConnectError("UNREACHABLE", "nobody listens")
         inner = self._there(lambda: MemoryLink(self._serving(), hospital_id(NAME, site)))
-        road = Road(self, site, inner, self.processes[site])
-        self.links[site] = self.road_of[site] = road
+        road = Road(self, site, inner, process)
+        self.links[process.name] = self.road_of[process.name] = road
         return road
 
     @property
     def coordinator(self) -> Process:
         """Return its present process."""
         return self.processes[COORDINATOR]
+
+    # --- what is seen -------------------------------------------------------------------------
+
+    def hears(self, message: CoordinatorOut) -> None:
+        """A message of the coordinator's is under way."""
+        if isinstance(message, Propose):
+            self.sets[message.hd].add(set_hash(dict(message.digests)))
+
+    def acknowledged(self, site: str, end: UploadEnd) -> None:
+        """An acknowledgement is under way: what it is for has to be stored by now."""
+        if (site, end.ydig) not in self.stored:
+            self.early.add(site)
+
+    def expected(self, record: RoundRecord) -> bytes:
+        """See `Federation`; with noise, of what the survivors really put in."""
+        if not self.study.privacy.dp.on:
+            return super().expected(record)
+        copies = [self.drawn[site_name(node), record.hd] for node in record.survivors]
+        return copied_sum(copies, round_layout(self.study, RoundKind.TRAIN).ring_bits)
 
     def _serving(self) -> Any:  # noqa: ANN401
         assert self.service is not None
@@ -330,7 +407,7 @@ async def _story(world: World) -> str | None:
     for site in SITES:
         world.start(site)
     await _submitted(world)
-    await world.disturb()
+    world.disturb()
     await _until(lambda: world.driver is not None and world.state.phase.final)
     await _until(lambda: all(_has_release(world, site) for site in members(world.state)))
     return problem_of(world)
