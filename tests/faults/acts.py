@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 LEAP_S: Final = 20 * 366 * 86_400.0
 """Beyond the validity of every certificate that the federation has."""
+JUMP_LASTS_S: Final = 90.0
 
 
 async def happen(world: World, fault: Fault) -> None:
@@ -25,7 +26,7 @@ async def happen(world: World, fault: Fault) -> None:
             now = asyncio.get_running_loop().time()
             world.silent_until[fault.who] = now + fault.seconds
         case Act.JUMP:
-            world.clocks[fault.who].ahead_s += fault.seconds
+            await _jump(world, fault.who, fault.seconds, JUMP_LASTS_S)
         case Act.STOP:
             await world.stopped(fault.who, fault.seconds)
         case Act.POWER:
@@ -40,7 +41,7 @@ async def happen(world: World, fault: Fault) -> None:
         case Act.TWIN:
             await _twin(world, fault)
         case Act.LEAP:
-            await _leap(world, fault)
+            await _jump(world, fault.who, LEAP_S, fault.seconds)
         case _:
             raise AssertionError(fault)
 
@@ -65,8 +66,8 @@ async def _twin(world: World, fault: Fault) -> None:
     await world.end_twin(name)
 
 
-async def _leap(world: World, fault: Fault) -> None:
-    clock = world.clocks[fault.who]
-    clock.ahead_s += LEAP_S
-    await asyncio.sleep(fault.seconds)
-    clock.ahead_s -= LEAP_S
+async def _jump(world: World, who: str, by_s: float, lasts_s: float) -> None:
+    """The process' clock of the day is wrong, until somebody sets it right."""
+    world.clocks[who].ahead_s += by_s
+    await asyncio.sleep(lasts_s)
+    world.clocks[who].ahead_s -= by_s

@@ -7,11 +7,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from common.ids import hospital_id, site_name
+from common.views import RunPhase
 from coordinator.run_facts import replay
 from coordinator.run_state import RunState, decode_fact
 from hospital_node.ledger import ledger_path
 from hospital_node.ledger_lines import read_lines
-from tests.faults.plan import SITES
+from tests.faults.plan import SITES, Act
 from tests.federation import NAME, names
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ _NEVER: Final = frozenset(
     }
 )  # fmt: skip
 """What only a party that does not do what it should brings about."""
+_BY: Final = {
+    # A twin knows nothing of what the hospital has spent, and must not be believed.
+    Act.TWIN: {"LEDGER_ROLLED_BACK"},
+}
 
 
 def members(run: RunState) -> list[str]:
@@ -37,13 +42,25 @@ def problem_of(world: World) -> str | None:
     """Return what is wrong after a run that ended, in one line; None if all holds."""
     run = world.state
     try:
-        world.check(run)
+        _sums(world, run)
         world.check_lines()
         for check in _CHECKS:
             check(world, run)
     except AssertionError as failure:
         return f"{type(failure).__name__}: {failure}" if str(failure) else repr(failure)
     return None
+
+
+def _sums(world: World, run: RunState) -> None:
+    """Every opened sum is the survivors', and the run ended well.
+
+    One with noise may end early: each round that fails may be charged to everybody.
+    """
+    if run.phase is RunPhase.FAILED and world.study.privacy.dp.on and "ROUND_VOID" in run.reason:
+        for record in run.history:
+            assert not record.opened or record.sum_sha256 == world.expected(record)
+    else:
+        world.check(run)
 
 
 def _receipts(world: World, run: RunState) -> None:
@@ -96,6 +113,8 @@ def _charges(world: World, site: str) -> list[str]:
 
 def _one_model(world: World, run: RunState) -> None:
     """Every hospital ends with the very model that the run names."""
+    if run.phase is not RunPhase.FINISHED:
+        return
     assert run.model is not None
     found = set()
     for site in members(run):
@@ -119,9 +138,10 @@ def _stored(world: World, run: RunState) -> None:
 def _no_bug(world: World, run: RunState) -> None:
     del run
     assert world.count("internal.error") == 0, "an error that should not be possible was logged"
+    allowed = {name for fault in world.faults.faults for name in _BY.get(fault.act, ())}
     for line in map(json.loads, world.words.getvalue().splitlines()):
         name = line.get("name", line.get("code"))
-        assert name not in _NEVER, f"{name} among honest parties: {line.get('detail')}"
+        assert name not in _NEVER - allowed, f"{name} among honest parties: {line.get('detail')}"
 
 
 _CHECKS: Final = (

@@ -39,7 +39,7 @@ class Act(StrEnum):
     SILENCE = "silence"
     """From `at` on nothing passes between a hospital and the coordinator for `seconds`."""
     JUMP = "jump"
-    """At `at` the process' clock of the day jumps by `seconds`; durations are as before."""
+    """At `at` the process' clock of the day jumps by `seconds`, for a while."""
     STOP = "stop"
     """At `at` the process is told to stop in order; it is started `seconds` later."""
     POWER = "power"
