@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 from common.ids import hospital_id, site_name
@@ -82,10 +82,16 @@ def _one_vector(world: World, run: RunState) -> None:
 
 
 def _one_set(world: World, run: RunState) -> None:
-    """For one header one survivor set was ever proposed or signed."""
+    """For one header one set was ever proposed; without noise, for one model one was signed."""
     del run
     several = {hd.hex()[:8] for hd, sets in world.sets.items() if len(sets) > 1}
     assert not several, f"more than one survivor set for headers {sorted(several)}"
+    if world.study.privacy.dp.on:
+        return
+    by_model = defaultdict(set)
+    for hd in world.signed:
+        by_model[world.models[hd]] |= world.sets[hd]
+    assert all(len(sets) == 1 for sets in by_model.values()), "two sets signed for one model"
 
 
 def _charged_once(world: World, run: RunState) -> None:

@@ -102,7 +102,7 @@ class Road:
         self._check()
         self._world.tapes[self._site].sent.append((task, message))
         if isinstance(message, Commit):
-            self._world.sets[message.hd].add(message.set_hash)
+            self._world.signed.add(message.hd)
         for _ in range(self._world.copies):
             await self._run(self._inner.send(task, message), self._far)
 

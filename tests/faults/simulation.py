@@ -29,8 +29,7 @@ from common.ids import RunId, hospital_id, site_name
 from common.layouts import round_layout
 from common.secagg.coordinator_facts import UploadAccepted
 from common.secagg.header import Header, RoundKind
-from common.secagg.messages import Propose, UploadEnd
-from common.secagg.transcript import set_hash
+from common.secagg.messages import Propose, RoundStart, UploadEnd
 from common.views import RunPhase
 from coordinator.run_state import RoundRecord, RoundStep, decode_fact
 from hospital_node import worker
@@ -125,8 +124,12 @@ class World(Federation):
         self.receipts: dict[tuple[str, bytes], None] = {}
         """Uploads whose acknowledgement reached the hospital."""
         self.copies = plan.copies
-        self.sets: dict[bytes, set[bytes]] = defaultdict(set)
-        """By header: the survivor sets that were proposed to, or signed by, anybody."""
+        self.sets: dict[bytes, set[tuple[NodeId, ...]]] = defaultdict(set)
+        """By header: the survivor sets that were proposed to anybody."""
+        self.signed: set[bytes] = set()
+        """Headers for which somebody signed a set."""
+        self.models: dict[bytes, bytes] = {}
+        """By header: the model that it starts from."""
         self.stored: set[tuple[str, bytes]] = set()
         """Uploads that the coordinator's store holds: hospital, digest."""
         self.early: set[str] = set()
@@ -338,8 +341,12 @@ class World(Federation):
 
     def hears(self, message: CoordinatorOut) -> None:
         """A message of the coordinator's is under way."""
-        if isinstance(message, Propose):
-            self.sets[message.hd].add(set_hash(dict(message.digests)))
+        match message:
+            case Propose():
+                survivors = tuple(node for node, _ in message.digests)
+                self.sets[message.hd].add(survivors)
+            case RoundStart():
+                self.models[message.header.digest()] = message.header.model_sha256
 
     def acknowledged(self, site: str, end: UploadEnd) -> None:
         """An acknowledgement is under way: what it is for has to be stored by now."""
