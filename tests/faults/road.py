@@ -138,8 +138,12 @@ class Road:
                 tape.chunks.append(chunk)
                 yield chunk
 
-        ack = await self._run(self._inner.upload(start, arriving(), end), self._far)
-        world.acknowledged(site, end)
+        async def acknowledged() -> UploadAck:
+            ack = await self._inner.upload(start, arriving(), end)
+            world.acknowledged(site, end)
+            return ack
+
+        ack = await self._run(acknowledged(), self._far)
         await world.travel(site)
         self._check()
         world.tapes[site].uploads.append(tape)

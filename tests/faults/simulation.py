@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 
 from common import failpoints
 from common.errors import ConnectError, FedError
-from common.ids import RunId, hospital_id, site_name
+from common.ids import NodeId, RunId, hospital_id, site_name
 from common.layouts import round_layout
 from common.secagg.coordinator_facts import UploadAccepted
 from common.secagg.header import Header, RoundKind
