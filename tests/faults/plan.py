@@ -89,6 +89,8 @@ class Plan:
     """Parameters of the model."""
     dp: str = NONE
     """The study's mode of differential privacy, one of `NOISES`."""
+    jitter: float = 0.05
+    """What the hospitals draw for their pauses between two tries, 0 to 1."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as it is kept."""

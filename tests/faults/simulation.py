@@ -86,6 +86,10 @@ class Outcome:
     deaths: int
     voided: int
     words: str
+    dials: int
+    """Connections that hospitals asked for, had or not."""
+    disk_bytes: int
+    """What the coordinator and the hospitals hold as it ends."""
 
 
 class _Clock:
@@ -140,6 +144,7 @@ class World(Federation):
         """Inputs that came of it, the last one of each."""
         self.tapes: dict[str, Tape] = defaultdict(Tape)
         self.road_of: dict[str, Road] = {}
+        self.dials = 0
         self.refused = 0
         """Replayed messages that were refused."""
 
@@ -305,7 +310,7 @@ class World(Federation):
             clock=clock,
             desk=desk,
         )
-        return Node(replace(made._parts, jitter=lambda: 0.05))
+        return Node(replace(made._parts, jitter=lambda: self.faults.jitter))
 
     def _copying(self, work: Work, process: Process) -> CopyingWork:
         def begin(header: Header) -> None:
@@ -324,6 +329,7 @@ class World(Federation):
         self.later(self._die(site, 1.0))
 
     async def _dial(self, site: str, process: Process) -> Link:
+        self.dials += 1
         await self.travel(site)
         if self.service is None or self.processes[COORDINATOR].dead:
             raise ConnectError("UNREACHABLE", "nobody listens")
@@ -400,16 +406,18 @@ def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
         finally:
             await _end(one)
 
+    most_s = MOST_S + sum(fault.seconds for fault in plan.faults if fault.act is Act.CRASH)
     try:
-        problem, took = virtual.run(go(), MOST_S)
+        problem, took = virtual.run(go(), most_s)
     except virtual.StuckError as stuck:
-        problem, took = str(stuck), MOST_S
+        problem, took = str(stuck), most_s
     finally:
         failpoints.install(None)
         setattr(worker, "threading", threading)  # noqa: B010
     one = world[0]
     voided = one.count("round.voided")
-    return Outcome(problem, took, one.crashes, voided, one.words.getvalue())
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    return Outcome(problem, took, one.crashes, voided, one.words.getvalue(), one.dials, size)
 
 
 async def _story(world: World) -> str | None:

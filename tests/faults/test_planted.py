@@ -104,9 +104,10 @@ def kept() -> Iterator[Plan]:
 
 
 def voiding() -> Iterator[Plan]:
-    """Return a plan with noise, in which a round fails: two hospitals are silent for long."""
-    silent = (Fault(Act.SILENCE, site, 0.1, 1.5 * DEADLINE_S) for site in ("hungarian", "va"))
-    yield Plan(1, tuple(silent), slowest_s=0.3, dp="hospital")
+    """Return a plan with noise, in which a round fails: two hospitals die as they upload."""
+    down_s = 1.5 * DEADLINE_S
+    gone = (Fault(Act.CRASH, site, 1, down_s, "node.upload") for site in ("hungarian", "va"))
+    yield Plan(1, tuple(gone), dp="hospital")
 
 
 @pytest.mark.parametrize(
