@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.faults import virtual
-from tests.faults.cheap import make_cheap, settle
+from tests.faults.cheap import cheap, settle
 from tests.faults.plan import BIG, DEADLINE_S, NONE, Plan, draw
 from tests.faults.simulation import Outcome, simulate
 from tests.faults.study import ROUNDS, study_text
@@ -68,17 +68,17 @@ async def _started(fed: Federation) -> None:
 
 def run_plan(root: Path, plan: Plan) -> Outcome:
     """Run one plan under `root`, and clear up after it."""
-    make_cheap()
     folder = root / "run"
-    template = _template(root, plan.dp)
-    gc.collect()  # what an earlier run left behind must not end in the middle of this one
-    gc.disable()
-    try:
-        return simulate(folder, plan, template)
-    finally:
-        gc.enable()
-        shutil.rmtree(folder, ignore_errors=True)
-        settle()
+    with cheap():
+        template = _template(root, plan.dp)
+        gc.collect()  # what an earlier run left behind must not end in the middle of this one
+        gc.disable()
+        try:
+            return simulate(folder, plan, template)
+        finally:
+            gc.enable()
+            shutil.rmtree(folder, ignore_errors=True)
+            settle()
 
 
 def run_some(seeds: tuple[int, ...]) -> list[Found]:

@@ -20,7 +20,7 @@ from tests.faults.plan import COORDINATOR, NOISES, SITES, Act, Fault, Plan
 from tests.faults.record import record
 from tests.faults.simulation import Outcome
 
-HOURS = 24
+HOURS = trials(change=3, nightly=24, release=24)
 WHEN = (0.0, 0.4, 0.9, 1.4, 2.1, 3.0, 4.2)
 """Seconds after the submission, from the enrolment to the release of a run that takes 4 s."""
 EACH = trials(change=3, nightly=len(WHEN), release=len(WHEN))
@@ -67,7 +67,7 @@ def test_all_that_ever_passed_passes_again_and_changes_nothing() -> None:
 
 @pytest.mark.fault("F33")
 def test_messages_that_come_twice_and_out_of_turn_change_nothing() -> None:
-    run_all("F33", [Plan(seed, (), slowest_s=2.0, copies=2) for seed in range(2 * EACH)])
+    run_all("F33", [Plan(seed, (), slowest_s=1.0, copies=2) for seed in range(2 * EACH)])
 
 
 @pytest.mark.fault("F35")
