@@ -16,12 +16,13 @@ from functools import cache, lru_cache
 from typing import Any, Final
 
 from common import config
+from common.documents import parse_yaml
 from hospital_node.private import second_accountant
 
 _INSTEAD: Final[tuple[tuple[Any, str, Any], ...]] = (
     (os, "fsync", lambda fd: None),
     (os, "fdatasync", lambda fd: None),
-    (config, "parse_yaml", lru_cache(maxsize=256)(config.parse_yaml)),
+    (config, "parse_yaml", lru_cache(maxsize=256)(parse_yaml)),
     (second_accountant, "check", lru_cache(maxsize=16)(second_accountant.check)),
 )
 

@@ -6,6 +6,7 @@ python -m pytest -p tests.faults.outcomes -m fault tests
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from typing import Final
 
 import pytest
@@ -16,7 +17,9 @@ OUTCOMES: Final = RESULTS.with_name("outcomes.jsonl")
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> object:  # type: ignore[misc]
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Write down what became of a test that is about a fault."""
     report = yield
     marks = [mark.args[0] for mark in item.iter_markers("fault")]

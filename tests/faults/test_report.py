@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from tests.faults.catalogue import FAULTS
 from tests.faults.report import PAGE, REPORT, report_of, table_of, with_table
 
@@ -61,9 +59,10 @@ def test_a_test_that_recorded_nothing_is_one_trial_and_one_that_was_skipped_none
     assert (found["F67"]["trials"], found["F67"]["bound_95"]) == (0, None)
 
 
-def test_a_fault_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ValueError, match="F99"):
-        entries(result("F99", 1))
+def test_a_test_that_failed_behind_its_figure_counts_once() -> None:
+    failed = outcome("F64", "tests/faults/test_a.py::test_a[1]", "failed")
+    assert entries(result("F64", 10), outcomes=(failed,))["F64"]["failures"] == 1
+    assert entries(result("F64", 10, 2), outcomes=(failed,))["F64"]["failures"] == 2
 
 
 def test_the_page_tells_the_report_that_is_there() -> None:
