@@ -327,6 +327,8 @@ class RoundJobs:
             raise ConnectError("UNREACHABLE", "no answer to Resume") from None
         finally:
             self._resuming = None
+            if waiting.done() and not waiting.cancelled():
+                waiting.exception()  # seen, also where the question could not be sent at all
 
     def resumed(self, answer: ResumeState) -> None:
         """Hand in the answer to a `Resume`."""
