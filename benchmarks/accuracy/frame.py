@@ -78,6 +78,8 @@ class Entry:
     results: tuple[Result, ...]
     musts: tuple[Must, ...]
     seconds: float
+    picture: str = ""
+    """An SVG of its own, if it has one."""
 
     def result(self, way: str) -> Result:
         """Return the result of one way of training."""
