@@ -68,8 +68,8 @@ def measure(_given: argparse.Namespace) -> frame.Entry:
         "Many hospitals in one process",
         "python -m benchmarks.accuracy large",
         f"Generated hospitals of {PATIENTS} patients, a network of "
-        f"{layout(study).parameters:,} parameters, {ROUNDS} rounds of one step, no personal models. "
-        "Each number of hospitals is one `fedcare sim` in its own process. Seconds a round are the "
+        f"{layout(study).parameters:,} parameters, {ROUNDS} rounds of one step, no personal "
+        "models. Each number of hospitals is one `fedcare sim` in its own process. Seconds a round are the "
         "coordinator's, median of the training rounds; all of it has setting up, keys, statistics, "
         f"evaluation and the models to compare with as well. {os.cpu_count()} cores.",
         tuple(results),
