@@ -67,11 +67,12 @@ def measure(_given: argparse.Namespace) -> frame.Entry:
         "large",
         "Many hospitals in one process",
         "python -m benchmarks.accuracy large",
-        f"Generated hospitals of {PATIENTS} patients, a network of "
-        f"{layout(study).parameters:,} parameters, {ROUNDS} rounds of one step, no personal "
-        "models. Each number of hospitals is one `fedcare sim` in its own process. Seconds a round are the "
-        "coordinator's, median of the training rounds; all of it has setting up, keys, statistics, "
-        f"evaluation and the models to compare with as well. {os.cpu_count()} cores.",
+        f"Generated hospitals of {PATIENTS} patients, a network of {layout(study).parameters:,} "
+        f"parameters, {ROUNDS} rounds of one step, no personal models. Each number of hospitals is "
+        "one `fedcare sim` in its own process. Seconds a round are the coordinator's, median of "
+        "the training rounds; seconds in all have setting up, keys, statistics, evaluation and "
+        f"the models to compare with as well. {os.cpu_count()} cores, load average "
+        f"{os.getloadavg()[2]:.1f} (one process of it is this), so trust processor seconds more.",
         tuple(results),
         (frame.Must(_way(max(COUNTS)), MEMORY, _MOST_MB, at_most=True),),
         time.monotonic() - began,
