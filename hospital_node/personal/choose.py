@@ -178,7 +178,6 @@ class _Held:
             count = 1 if train.rows >= ONE_FOLD_ROWS else int(fold.max()) + 1
             parts = [(_take(train, fold != k), _take(train, fold == k)) for k in range(count)]
         for fitted, unseen in parts:
-            held.target = np.concatenate([held.target, unseen.target.astype(np.float64)])
             held._unseen.append(unseen)
             held._models.append({})
             kept = own if rows.validation.rows else None
@@ -187,6 +186,7 @@ class _Held:
                 for setting, weights in fit(study, site, fitted, at, family).items():
                     held._models[-1][family, setting] = weights
                     held._add((family, setting), weights, unseen)
+        held.target = np.concatenate([unseen.target for _, unseen in parts]).astype(np.float64)
         return held
 
     def best_setting(self, family: str) -> str:
