@@ -15,7 +15,7 @@ from common.site import load_sites
 from common.study import Study, load_study
 from hospital_node.data.invent.files import Written, generate
 from hospital_node.data.invent.knobs import Knobs
-from researcher.comparison import Assessment, Comparison
+from researcher.comparison import Assessment, Comparison, Figures
 from researcher.personal import PersonalFigures
 from researcher.studies import changed
 
@@ -47,8 +47,10 @@ def test_a_distance_is_that_of_the_released_table_and_a_wrong_one_shows(
 
 
 def assessment(*losses: float) -> Assessment:
-    sites = {f"h{place}": {"log_loss": loss, "auroc": 0.8} for place, loss in enumerate(losses)}
-    return Assessment({}, dict(sites))
+    sites: dict[str, Figures] = {
+        f"h{place}": {"log_loss": loss, "auroc": 0.8} for place, loss in enumerate(losses)
+    }
+    return Assessment({}, sites)
 
 
 def test_gains_are_by_hospital_against_its_own_model() -> None:
