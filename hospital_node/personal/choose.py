@@ -1,9 +1,10 @@
 """Which candidate becomes the hospital's personal model.
 
-A candidate is judged by its loss (in nats; of a number, the squared error) for training
-patients that its local fit did not see: the patients are dealt into folds, each fold is
-predicted by models fitted to the others. Of a model of one layer the average of `own` and
-what cannot be told from the best is kept, unless something is clearly better
+A candidate is judged by its loss (in nats; of a number, the squared error; of a time to an
+event, what the unseen patients add to the negative log partial likelihood among themselves)
+for training patients that its local fit did not see: the patients are dealt into folds, each
+fold is predicted by models fitted to the others. Of a model of one layer the average of `own`
+and what cannot be told from the best is kept, unless something is clearly better
 (`hospital_node.personal.average`); otherwise the smallest mean loss wins. `own` is among the
 candidates, so the choice is never worse than it by this measure. The chosen kind is then
 fitted to all training rows.
@@ -22,19 +23,21 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from common.features import Encoded
 from common.metrics import PROBABILITY_FLOOR
 from common.study import FedBn, Study
 from hospital_node.evaluate import finite, predict
+from hospital_node.losses import cox_rows
 from hospital_node.personal import average
 from hospital_node.personal.average import AVERAGED, OWN
 from hospital_node.personal.fits import Start, Weights, families, fit, logit, platt, start
 from hospital_node.personal_state import Own
 
 LEAST_PATIENTS: Final = 10
-"""With fewer no comparison says anything, and the released model is kept."""
+"""With fewer no comparison says anything, and the released model is kept. Likewise of events."""
 
 ONE_FOLD_ROWS: Final = 2000
 """From here a single fold is precise enough, and the others would cost time only."""
@@ -42,6 +45,10 @@ ONE_FOLD_ROWS: Final = 2000
 CALIBRATION_CLASS: Final = 10
 """Fewest patients of each class for a calibration of the chosen model."""
 
+_MEASURES: Final = {
+    "continuous": "squared error",
+    "survival": "negative log partial likelihood",
+}
 _SEVERAL: Final = 2
 
 
@@ -92,10 +99,10 @@ def choose(
         Refusal: INPUT_NAN.
     """
     whole = start(study, site, rows.train, federated, own)
-    if study.target.type not in ("binary", "multiclass", "continuous"):
-        return _unjudged(study, whole, f"a {study.target.type} study has no comparison yet")
     if np.unique(rows.patient).size < LEAST_PATIENTS:
         return _unjudged(study, whole, "too few patients to compare on")
+    if study.target.type == "survival" and _events(rows).sum() < LEAST_PATIENTS:
+        return _unjudged(study, whole, "too few events to compare on")
     held = _Held.of(study, site, rows, federated, own)
     settings = {family: held.best_setting(family) for family in families(study)}
     losses = {family: held.losses[family, setting] for family, setting in settings.items()}
@@ -134,7 +141,7 @@ def _unjudged(study: Study, at: Start, reason: str) -> Choice:
 
 def _why(study: Study, family: str, best: dict[str, Judged], *, fresh: bool) -> str:
     """Return the reason in one sentence."""
-    measure = "squared error" if study.target.type == "continuous" else "log-loss"
+    measure = _MEASURES.get(study.target.type, "log-loss")
     where = "validation patients" if fresh else "held-out training patients"
     others = [
         f"{best[name].loss:.4f} of {name}"
@@ -157,7 +164,7 @@ Key: TypeAlias = tuple[str, str]
 class _Held:
     """Losses and predictions of every candidate for rows that its fit did not see.
 
-    Parts' rows and what was fitted for them stay, because an average is made of them later.
+    Where an average of the fits can be a candidate, they stay with the rows of their part.
     """
 
     def __init__(self, study: Study) -> None:
@@ -165,8 +172,7 @@ class _Held:
         self.losses: dict[Key, NDArray[np.float64]] = {}
         self.predictions: dict[Key, NDArray[np.float64]] = {}
         self.target: NDArray[np.float64] = np.empty(0)
-        self._unseen: list[Encoded] = []
-        self._models: list[dict[Key, Weights]] = []
+        self._fits: list[tuple[Encoded, dict[Key, Weights]]] = []
 
     @classmethod
     def of(cls, study: Study, site: str, rows: Rows, federated: Weights, own: Own | None) -> _Held:
@@ -177,15 +183,17 @@ class _Held:
             fold = folds(study, site, rows)
             count = 1 if train.rows >= ONE_FOLD_ROWS else int(fold.max()) + 1
             parts = [(_take(train, fold != k), _take(train, fold == k)) for k in range(count)]
+        averaging = average.possible(study)
         for fitted, unseen in parts:
-            held._unseen.append(unseen)
-            held._models.append({})
+            models: dict[Key, Weights] = {}
             kept = own if rows.validation.rows else None
             at = start(study, site, fitted, federated, kept)
             for family in families(study):
                 for setting, weights in fit(study, site, fitted, at, family).items():
-                    held._models[-1][family, setting] = weights
                     held._add((family, setting), weights, unseen)
+                    if averaging:
+                        models[family, setting] = weights
+            held._fits.append((unseen, models))
         held.target = np.concatenate([unseen.target for _, unseen in parts]).astype(np.float64)
         return held
 
@@ -196,7 +204,7 @@ class _Held:
 
     def add_average(self, others: Sequence[Key]) -> None:
         """Judge the average of `own` and the others as the candidate `averaged`."""
-        for unseen, models in zip(self._unseen, self._models, strict=True):
+        for unseen, models in self._fits:
             weights = average.mixed(models[OWN, ""], [models[key] for key in others])
             self._add((AVERAGED, ""), weights, unseen)
 
@@ -218,7 +226,8 @@ def folds(study: Study, site: str, rows: Rows) -> NDArray[np.int64]:
     order = np.random.Generator(np.random.PCG64(seed)).permutation(patients.size)
     if study.target.type != "continuous":
         labels = np.full(patients.size, -np.inf)
-        np.maximum.at(labels, places, rows.train.target.astype(np.float64))
+        shown = _events(rows) if study.target.type == "survival" else rows.train.target
+        np.maximum.at(labels, places, shown.astype(np.float64))
         order = order[np.argsort(labels[order], kind="stable")]
     dealt = np.empty(patients.size, np.int64)
     dealt[order] = np.arange(patients.size) % count
@@ -229,17 +238,29 @@ def folds(study: Study, site: str, rows: Rows) -> NDArray[np.int64]:
 def row_losses(
     study: Study, predictions: NDArray[np.float64], target: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return each row's loss: minus the log of the true class's probability, or (y - f)^2."""
+    """Return each row's loss: minus the log of the true class's probability, or (y - f)^2.
+
+    Of a time to an event the rows are compared with each other (`hospital_node.losses`).
+    """
     match study.target.type:
         case "binary":
             right = np.where(target > 0, predictions, 1.0 - predictions)
         case "multiclass":
             right = predictions[np.arange(len(target)), target.astype(np.int64)]
+        case "survival":
+            eta, seen = torch.from_numpy(predictions), torch.from_numpy(target)
+            compared: NDArray[np.float64] = cox_rows(eta, seen).numpy()
+            return compared
         case _:
             squared: NDArray[np.float64] = (predictions - target) ** 2
             return squared
     losses: NDArray[np.float64] = -np.log(np.clip(right, PROBABILITY_FLOOR, 1.0))
     return losses
+
+
+def _events(rows: Rows) -> NDArray[np.float32]:
+    """Return 1 for each training row of a survival study that had the event, else 0."""
+    return rows.train.target[:, 1]
 
 
 def _calibration(
