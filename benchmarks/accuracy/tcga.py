@@ -158,6 +158,12 @@ def candidates(study: Study) -> Iterator[tuple[str, Study]]:
         name = f"fedavg lr {lr} steps 20 decay {decay} batch 64"
         yield _with(study, name, lr, 20, decay, batch=64)
     yield _with(study, "fedavg lr 0.03 steps 10 decay 0.3", 0.03, 10, 0.3)
+    for steps, decay in itertools.product((40, 80), (0.1, 0.3)):
+        name = f"fedavg lr 0.03 steps {steps} decay {decay} batch 64"
+        yield _with(study, name, 0.03, steps, decay, batch=64)
+    for steps, decay in itertools.product((20, 40), (0.1, 0.3)):
+        name = f"fedavg lr 0.03 steps {steps} decay {decay} batch 64 weights equal"
+        yield name, _equal(_with(study, name, 0.03, steps, decay, batch=64)[1])
     for mu, lr, decay in itertools.product((0.1, 1.0), (0.1, 0.3), (0.1, 0.3)):
         name, one = _with(study, f"fedprox mu {mu} lr {lr} steps 20 decay {decay}", lr, 20, decay)
         yield name, with_strategy(one, FedProx.model_validate({"name": "fedprox", "mu": mu}))
@@ -171,6 +177,11 @@ def _with(
 ) -> tuple[str, Study]:
     changed = {"lr": lr, "local_steps": steps, "weight_decay": decay, "batch": batch}
     return name, study.model_copy(update={"train": study.train.model_copy(update=changed)})
+
+
+def _equal(study: Study) -> Study:
+    federation = study.federation.model_copy(update={"weights": "equal"})
+    return study.model_copy(update={"federation": federation})
 
 
 def with_strategy(study: Study, strategy: Ditto | FedProx | Newton) -> Study:
