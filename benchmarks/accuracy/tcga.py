@@ -11,8 +11,11 @@ held out by one fold, so that one model ranks them; a region's pairs are added u
 and repeats, and then small regions weigh as much as large ones, as in the figure aimed at.
 
 The module as a command measures Ditto: over random splits, stratified likewise, the mean of
-regions of Ditto's personal models less that of FedAvg's model, paired by split. Each split's
-lambda is chosen by the same cross-validation of its own training rows.
+regions of Ditto's personal models less that of FedAvg's model, paired by split. A region's is
+the one that its node keeps after the release: fitted on from the run's own, held near the
+released model. What the last round left behind was held near the model before, which after
+few rounds is still far from the last. Each split's lambda is chosen by the same
+cross-validation of its own training rows.
 """
 
 # ruff: noqa: T201 - a command, and its table is its output
@@ -46,13 +49,14 @@ from common.weights import weight
 from hospital_node.data import tcga
 from hospital_node.data.load import SiteData, load
 from hospital_node.evaluate import predict
-from hospital_node.personal_state import DITTO, Own
+from hospital_node.personal import fits
+from hospital_node.personal_state import Own
 from hospital_node.strategies import Received, local_round
 from researcher.local import site_file, write
 
 STUDY: Final = frame.ROOT / "studies" / "tcga-brca.yaml"
 MUSTS: Final = (frame.Must("federated", frame.C_INDEX, 0.82),)
-LAMBDAS: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+LAMBDAS: Final = (0.3, 1.0, 3.0, 10.0)
 """Ditto's candidates; the larger, the nearer to the federated model."""
 
 _FOLDS: Final = 5
@@ -221,10 +225,9 @@ def cross_validated(study: Study, parts: Sequence[Sites]) -> float:
     """Return the mean over regions of the C-index over all held-out pairs."""
     total = dict.fromkeys(parts[0], np.zeros(5))
     for sites in parts:
-        model, kept = federated(study, sites)
+        model, _ = federated(study, sites)
         for site, (_, held_out) in sites.items():
-            own = kept.get(site, {}).get(DITTO, model)
-            total[site] = total[site] + counted(study, own, held_out)
+            total[site] = total[site] + counted(study, model, held_out)
     return mean_of_regions(total.values())
 
 
@@ -268,14 +271,40 @@ def redrawn(tables: Mapping[str, SiteData], seed: int) -> dict[str, SiteData]:
 
 def gain(study: Study, tables: Mapping[str, SiteData]) -> tuple[float, float]:
     """Return Ditto's mean C-index of regions less FedAvg's on one split, and its lambda."""
-    parts = cuts(study, tables, 1)
-    judged = {one: cross_validated(_ditto(study, one), parts) for one in LAMBDAS}
+    judged = by_strength(study, cuts(study, tables, 1))
     chosen = max(judged, key=judged.__getitem__)
-    sites = rounds.prepare(study, tables)
-    model, kept = federated(_ditto(study, chosen), sites)  # its federated model is FedAvg's
-    own = mean_of_regions(counted(study, kept[s][DITTO], test) for s, (_, test) in sites.items())
+    sites, terms = rounds.prepare(study, tables), _ditto(study, chosen)
+    model, kept = federated(terms, sites)  # its federated model is FedAvg's
+    own = mean_of_regions(
+        counted(study, personal(terms, site, train, model, kept[site]), test)
+        for site, (train, test) in sites.items()
+    )
     shared = mean_of_regions(counted(study, model, test) for _, test in sites.values())
     return own - shared, chosen
+
+
+def by_strength(study: Study, parts: Sequence[Sites]) -> dict[float, float]:
+    """Return the cross-validated mean over regions of Ditto's models, by lambda.
+
+    As when a node compares, fits begin at the federated model, which is the same for all.
+    """
+    total = {one: dict.fromkeys(parts[0], np.zeros(5)) for one in LAMBDAS}
+    for sites in parts:
+        model, _ = federated(study, sites)
+        for one, (site, (train, held_out)) in itertools.product(LAMBDAS, sites.items()):
+            own = personal(_ditto(study, one), site, train, model)
+            total[one][site] = total[one][site] + counted(study, own, held_out)
+    return {one: mean_of_regions(found.values()) for one, found in total.items()}
+
+
+def personal(
+    study: Study, site: str, train: Encoded, model: Model, kept: Own | None = None
+) -> Model:
+    """Return Ditto's model as a region's node ends with it; `kept` is what the run left there."""
+    (found,) = fits.fit(
+        study, site, train, fits.start(study, site, train, model, kept), "ditto"
+    ).values()
+    return found
 
 
 def _ditto(study: Study, strength: float) -> Study:

@@ -1,7 +1,8 @@
 """Which candidate becomes the hospital's personal model.
 
-A candidate is judged by its loss (in nats; of a number, the squared error) for training
-patients that its local fit did not see: the patients are dealt into folds, each fold is
+A candidate is judged by its loss (in nats; of a number, the squared error; of a time to an
+event, the partial likelihood's terms, in nats an event) for training patients that its local
+fit did not see: the patients are dealt into folds, each fold is
 predicted by models fitted to the others, and the smallest mean loss wins. `own` is among
 the candidates, so the choice is never worse than it by this measure. The chosen kind is
 then fitted to all training rows.
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from common.features import Encoded
 from common.metrics import PROBABILITY_FLOOR
 from common.study import FedBn, Study
+from common.survival_metrics import partial_losses
 from hospital_node.evaluate import finite, predict
 from hospital_node.personal.fits import Start, Weights, families, fit, logit, platt, start
 from hospital_node.personal_state import Own
@@ -34,10 +36,17 @@ LEAST_PATIENTS: Final = 10
 ONE_FOLD_ROWS: Final = 2000
 """From here a single fold is precise enough, and the others would cost time only."""
 
+LEAST_EVENTS: Final = 10
+"""Likewise of events, which alone speak in a partial likelihood."""
+
 CALIBRATION_CLASS: Final = 10
 """Fewest patients of each class for a calibration of the chosen model."""
 
 _SEVERAL: Final = 2
+_MEASURES: Final = {
+    "continuous": "squared error",
+    "survival": "negative log partial likelihood an event",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +96,10 @@ def choose(
         Refusal: INPUT_NAN.
     """
     whole = start(study, site, rows.train, federated, own)
-    if study.target.type not in ("binary", "multiclass", "continuous"):
-        return _unjudged(study, whole, f"a {study.target.type} study has no comparison yet")
     if np.unique(rows.patient).size < LEAST_PATIENTS:
         return _unjudged(study, whole, "too few patients to compare on")
+    if study.target.type == "survival" and _events(rows) < LEAST_EVENTS:
+        return _unjudged(study, whole, "too few events to compare on")
     held = _Held.of(study, site, rows, federated, own)
     best: dict[str, Judged] = {}
     for family in families(study):
@@ -111,6 +120,12 @@ def choose(
     )
 
 
+def _events(rows: Rows) -> int:
+    """Return the events among the rows that judge."""
+    judging = rows.validation if rows.validation.rows else rows.train
+    return int((judging.target[:, 1] > 0).sum())
+
+
 def _unjudged(study: Study, at: Start, reason: str) -> Choice:
     family = "fedbn" if isinstance(study.federation.strategy, FedBn) else "federated"
     return Choice(family, "", at.mine, f"The released model is kept: {reason}.", {}, (0.0, 1.0))
@@ -118,7 +133,7 @@ def _unjudged(study: Study, at: Start, reason: str) -> Choice:
 
 def _why(study: Study, family: str, best: dict[str, Judged], *, fresh: bool) -> str:
     """Return the reason in one sentence."""
-    measure = "squared error" if study.target.type == "continuous" else "log-loss"
+    measure = _MEASURES.get(study.target.type, "log-loss")
     where = "validation patients" if fresh else "held-out training patients"
     others = [
         f"{best[name].loss:.4f} of {name}"
@@ -139,7 +154,7 @@ class _Held:
 
     @classmethod
     def of(cls, study: Study, site: str, rows: Rows, federated: Weights, own: Own | None) -> _Held:
-        held, train = cls(), rows.train
+        held, train, targets = cls(), rows.train, list[NDArray[np.float64]]()
         if rows.validation.rows:
             parts = [(train, rows.validation)]
         else:
@@ -148,13 +163,14 @@ class _Held:
             parts = [(_take(train, fold != k), _take(train, fold == k)) for k in range(count)]
         for fitted, unseen in parts:
             target = unseen.target.astype(np.float64)
-            held.target = np.concatenate([held.target, target])
+            targets.append(target)
             kept = own if rows.validation.rows else None
             at = start(study, site, fitted, federated, kept)
             for family in families(study):
                 for setting, weights in fit(study, site, fitted, at, family).items():
                     found = finite(predict(study, weights, unseen.features))
                     held._add((family, setting), found, row_losses(study, found, target))
+        held.target = np.concatenate(targets)
         return held
 
     def _add(
@@ -174,8 +190,8 @@ def folds(study: Study, site: str, rows: Rows) -> NDArray[np.int64]:
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     order = np.random.Generator(np.random.PCG64(seed)).permutation(patients.size)
     if study.target.type != "continuous":
-        labels = np.full(patients.size, -np.inf)
-        np.maximum.at(labels, places, rows.train.target.astype(np.float64))
+        labels, target = np.full(patients.size, -np.inf), rows.train.target.astype(np.float64)
+        np.maximum.at(labels, places, target[:, 1] if study.target.type == "survival" else target)
         order = order[np.argsort(labels[order], kind="stable")]
     dealt = np.empty(patients.size, np.int64)
     dealt[order] = np.arange(patients.size) % count
@@ -186,8 +202,13 @@ def folds(study: Study, site: str, rows: Rows) -> NDArray[np.int64]:
 def row_losses(
     study: Study, predictions: NDArray[np.float64], target: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return each row's loss: minus the log of the true class's probability, or (y - f)^2."""
+    """Return each row's loss: minus the log of the true class's probability, or (y - f)^2.
+
+    Of a survival target, each event's: among these rows, those still at risk then.
+    """
     match study.target.type:
+        case "survival":
+            return partial_losses(target[:, 0], target[:, 1], predictions)
         case "binary":
             right = np.where(target > 0, predictions, 1.0 - predictions)
         case "multiclass":
