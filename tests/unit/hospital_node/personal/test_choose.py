@@ -188,8 +188,8 @@ def test_survival_models_are_judged_by_held_out_events_among_those_at_risk() -> 
         others = np.flatnonzero(fold != k)
         data = Encoded(rows.train.features[others], rows.train.target[others])
         weights = local_only(asked, {"north": data})["north"].astype(np.float64)
-        held = [(*row, float(x @ weights)) for row, x in
-                zip(rows.train.target[fold == k], rows.train.features[fold == k], strict=True)]  # fmt: skip
+        unseen = zip(rows.train.target[fold == k], rows.train.features[fold == k], strict=True)
+        held = [(*row, float(x @ weights)) for row, x in unseen]
         for time, event, risk in held:
             if event:
                 at_risk = [np.exp(other) for later, _, other in held if later >= time]
