@@ -39,8 +39,8 @@ def _alone(study: Study, site: str, data: Encoded) -> NDArray[np.float32]:
     if is_exact(study):
         return _fitted(study, data)
     model = with_own(study, initial(study))
-    for round_no in range(1, study.federation.rounds + 1):
-        model = model + train(study, data, model, site=site, round_no=round_no).delta
+    for _ in range(study.federation.rounds):
+        model = model + train(study, data, model, site=site).delta
     return model
 
 

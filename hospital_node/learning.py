@@ -289,7 +289,7 @@ class StudyWork:
             return noised.statistics_sum(study, train, listed, terms, entropy)
         weights, rows = self._split(model, part)
         if terms.mode is DpMode.HOSPITAL:
-            return noised.hospital_step(study, self._site, rows, weights, header.r, terms, entropy)
+            return noised.hospital_step(study, self._site, rows, weights, terms, entropy)
         table: Table = getattr(self._rows(), part)
         listed = self._books.listed(study, part, table.patient)
         make = noised.evaluation_sum if header.kind is RoundKind.EVALUATE else noised.patient_sum

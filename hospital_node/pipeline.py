@@ -77,7 +77,7 @@ def make_contribution(
     """
     if isinstance(study.model, VectorModel):
         return ContributionSource(whole(site, round_no, len(received.weights)))
-    done = local_round(study, data, received, kept, site=site, round_no=round_no)
+    done = local_round(study, data, received, kept, site=site)
     u = weight(study, site, data.rows)
     return ContributionSource(done.delta, u, (u * done.loss,), done.own)
 

@@ -60,7 +60,6 @@ def train(
     model: NDArray[np.float32],
     *,
     site: str,
-    round_no: int,
     hooks: Hooks = PLAIN,
 ) -> Update:
     """Train the received flat `model` on one hospital's rows for one round.
@@ -78,7 +77,7 @@ def train(
         raise DataError("DATA_LABEL", f"{site} has a count below 0, which a Poisson model cannot")
     module = build(study, model)
     first_loss = mean_loss(study, module, data)
-    steps = take_steps(study, module, data, order_seed(study, site, round_no), hooks)
+    steps = take_steps(study, module, data, order_seed(study, site, model), hooks)
     full = flatten(module, full_layout(study))
     trained = full if full.size == model.size else split_own(study, full)[0]
     delta = trained - model
@@ -171,10 +170,15 @@ def _optimiser(terms: Train, module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), terms.lr, weight_decay=terms.weight_decay)
 
 
-def order_seed(study: Study, site: str, round_no: int) -> int:
-    """Return what the order of a hospital's rows in a round follows from."""
-    text = f"{study.id}/{study.seed}/{site}/{round_no}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+def order_seed(study: Study, site: str, model: NDArray[np.float32]) -> int:
+    """Return what the order of a hospital's rows follows from, where it starts from `model`.
+
+    Not from the round's number: a round that is voided and opened again asks for the same
+    update, so what went wrong in between leaves no trace in the result.
+    """
+    digest = hashlib.sha256(f"{study.id}/{study.seed}/{site}/".encode())
+    digest.update(np.ascontiguousarray(model, "<f4").data)
+    return int.from_bytes(digest.digest()[:8], "big")
 
 
 def _batches(

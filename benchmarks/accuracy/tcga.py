@@ -112,11 +112,11 @@ def federated(study: Study, sites: Sites) -> tuple[Model, dict[str, Own]]:
     model = models.initial(study)
     kept: dict[str, Own] = {site: {} for site in sites}
     shares = {site: weight(study, site, train.rows) for site, (train, _) in sites.items()}
-    for round_no in range(1, study.federation.rounds + 1):
+    for _ in range(study.federation.rounds):
         change = np.zeros(model.size)
         for site, (train, _) in sites.items():
             received = Received(model)
-            done = local_round(study, train, received, kept[site], site=site, round_no=round_no)
+            done = local_round(study, train, received, kept[site], site=site)
             kept[site] = done.own
             change += shares[site] / sum(shares.values()) * done.delta
         model = (model + change).astype(np.float32)

@@ -281,10 +281,8 @@ def _hospital(claim: Claim, fault: Fault, entropy: Entropy, rng: np.random.Gener
     federation = _Federation(claim, fault, entropy)
     nothing = [np.zeros(size, np.int64)] * claim.honest
     rounds = []
-    for number in range(1, claim.rounds + 1):
-        own = contribution.hospital_step(
-            claim.study, "canary", data, weights, number, claim.terms, entropy
-        )
+    for _ in range(claim.rounds):
+        own = contribution.hospital_step(claim.study, "canary", data, weights, claim.terms, entropy)
         with_it = federation.opened([own, *nothing[1:]])[place]
         rounds.append((with_it, federation.opened(nothing)[place]))
     words = np.array(rounds).T

@@ -55,10 +55,10 @@ def _noised(study: Study, sites: Mapping[str, Encoded], entropy: Entropy) -> Mod
     patient = terms.mode is DpMode.PATIENT_DISTRIBUTED
     count = (study.privacy.dp.batch or 1) if patient else len(sites)
     step = noised_mean(terms, count, study.train.lr if patient else 1.0)
-    for number in range(1, study.federation.rounds + 1):
+    for _ in range(study.federation.rounds):
         opened = np.zeros(model.size, np.int64)
         for site, data in sites.items():
-            total = _total(study, site, data, model, number, terms, entropy)
+            total = _total(study, site, data, model, terms, entropy)
             out = np.empty(total.size, np.uint64)
             NoisedSource(total, terms, CoefficientSeed(entropy.take(32))).fill(out, 0)
             opened += out.view(np.int64)
@@ -116,12 +116,11 @@ def _total(
     site: str,
     data: Encoded,
     model: Model,
-    number: int,
     terms: DpTerms,
     entropy: Entropy,
 ) -> NDArray[np.int64]:
     """Return what a hospital adds before its noise; every row is a patient."""
     if terms.mode is DpMode.HOSPITAL:
-        return hospital_step(study, site, data, model, number, terms, entropy)
+        return hospital_step(study, site, data, model, terms, entropy)
     patients = np.arange(data.rows)
     return patient_sum(study, data, patients, model, patients, terms, entropy)

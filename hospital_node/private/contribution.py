@@ -92,7 +92,6 @@ def hospital_step(
     site: str,
     data: Encoded,
     weights: NDArray[np.float32],
-    round_no: int,
     terms: DpTerms,
     entropy: Entropy,
 ) -> NDArray[np.int64]:
@@ -105,7 +104,7 @@ def hospital_step(
         DataError: DATA_EMPTY.
     """
     try:
-        update = train(study, data, weights, site=site, round_no=round_no)
+        update = train(study, data, weights, site=site)
     except Refusal:  # INPUT_NAN
         return np.zeros(weights.size, np.int64)
     rows = update.delta[np.newaxis, :]

@@ -1,6 +1,6 @@
 """What a strategy does at a hospital: pure functions, one module beside each paper's equation.
 
-    done = local_round(study, data, Received(weights, controls, limits), kept, site=, round_no=)
+    done = local_round(study, data, Received(weights, controls, limits), kept, site=)
     done.delta     leaves the hospital, masked
     done.own       stays (`hospital_node.personal_state`), if the round counts
 

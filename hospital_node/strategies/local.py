@@ -44,7 +44,7 @@ class LocalRound:
 
 
 def local_round(
-    study: Study, data: Encoded, received: Received, kept: Own, *, site: str, round_no: int
+    study: Study, data: Encoded, received: Received, kept: Own, *, site: str
 ) -> LocalRound:
     """Train for one round; `kept` is what earlier rounds left at this hospital.
 
@@ -54,26 +54,26 @@ def local_round(
     model = received.weights
 
     def plain() -> Update:
-        return train(study, data, model, site=site, round_no=round_no)
+        return train(study, data, model, site=site)
 
     match study.federation.strategy:
         case FedProx(mu=mu):
             hooks = held_near(build(study, model), mu, study.train.lr)
-            update = train(study, data, model, site=site, round_no=round_no, hooks=hooks)
+            update = train(study, data, model, site=site, hooks=hooks)
             return LocalRound(update.delta, update.loss)
         case Scaffold():
             controlled = scaffold_round(
                 study, data, model, received.control, kept.get(CONTROL), received.limits,
-                site=site, round_no=round_no,
+                site=site,
             )  # fmt: skip
             update = controlled.update
             delta = np.concatenate([update.delta, controlled.change])
             return LocalRound(delta, update.loss, {CONTROL: controlled.control})
         case FedBn():
-            return _fedbn(study, data, model, kept, site, round_no)
+            return _fedbn(study, data, model, kept, site)
         case Ditto():
             update = plain()
-            personal = ditto_step(study, data, model, kept.get(DITTO), site=site, round_no=round_no)
+            personal = ditto_step(study, data, model, kept.get(DITTO), site=site)
             return LocalRound(update.delta, update.loss, {DITTO: personal})
         case _:
             update = plain()
@@ -86,10 +86,9 @@ def _fedbn(
     model: NDArray[np.float32],
     kept: Own,
     site: str,
-    round_no: int,
 ) -> LocalRound:
     """Train all of the model, send all but the normalisation layers (Li et al. 2021)."""
     full = with_own(study, model, kept.get(FEDBN))
-    update = train(study, data, full, site=site, round_no=round_no)
+    update = train(study, data, full, site=site)
     after = split_own(study, full + update.delta)[1]
     return LocalRound(split_own(study, update.delta)[0], update.loss, {FEDBN: after})

@@ -39,7 +39,6 @@ def ditto_step(
     personal: NDArray[np.float32] | None,
     *,
     site: str,
-    round_no: int,
 ) -> NDArray[np.float32]:
     """Return v_k after one round's local steps near the received w; `personal` None: the first.
 
@@ -51,7 +50,7 @@ def ditto_step(
     hooks = held_near(build(study, federated), strength, study.train.lr)
     start = federated if personal is None else personal
     module = build(study, start)
-    take_steps(study, module, data, order_seed(study, site, round_no), hooks)
+    take_steps(study, module, data, order_seed(study, site, federated), hooks)
     return _finite(flatten(module, full_layout(study)))
 
 
@@ -98,7 +97,7 @@ def _refined(
         raise DataError("DATA_EMPTY", "there is no training row to fit a personal model to")
     terms = study.train.model_copy(update={"local_steps": None, "local_epochs": epochs})
     module = build(study, model)
-    take_steps(study, module, data, order_seed(study, site, 0), hooks, terms)
+    take_steps(study, module, data, order_seed(study, site, model), hooks, terms)
     return _finite(flatten(module, full_layout(study)))
 
 

@@ -54,7 +54,6 @@ def scaffold_round(
     limits: Sequence[float],
     *,
     site: str,
-    round_no: int,
 ) -> Controlled:
     """Take one round's corrected steps.
 
@@ -67,7 +66,7 @@ def scaffold_round(
     schema = trained_schema(study)
     mine = np.zeros(schema.parameters, np.float32) if own is None else own
     hooks = Hooks(gradients=_corrected(schema, server - mine))
-    update = train(study, data, model, site=site, round_no=round_no, hooks=hooks)
+    update = train(study, data, model, site=site, hooks=hooks)
     moved = _trained(study, update.delta).astype(np.float64)
     after = mine - server.astype(np.float64) - moved / (update.steps * study.train.lr)
     change = (after - mine).astype(np.float32)

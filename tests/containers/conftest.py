@@ -84,11 +84,25 @@ def keep_logs(project: Project) -> None:
 @pytest.fixture(scope="session")
 def slow_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demonstration's study with rounds of some seconds, so that there is a middle to hit."""
+    return _slow_study(tmp_path_factory, "25s")
+
+
+@pytest.fixture(scope="session")
+def patient_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with time for a hospital to start and train anew, on a loaded machine too.
+
+    Runs of it end in equal models. One that went on without a hospital would not: the others
+    signed the whole set for that very model in the run they are compared with (RERUN).
+    """
+    return _slow_study(tmp_path_factory, "150s")
+
+
+def _slow_study(tmp_path_factory: pytest.TempPathFactory, deadline: str) -> Path:
     study = yaml.safe_load((ROOT / "studies" / "heart-disease.yaml").read_text(encoding="utf-8"))
     study["id"] = "heart-slow"
     study["train"]["local_steps"] = 2500
     study["federation"]["rounds"] = 6
-    study["federation"]["round_deadline"] = "25s"
+    study["federation"]["round_deadline"] = deadline
     path = tmp_path_factory.mktemp("study") / "study.yaml"
     path.write_text(yaml.safe_dump(study), encoding="utf-8")
     path.chmod(0o644)

@@ -74,10 +74,10 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(federation: Federation, slow_study: Path) -> str:
+def undisturbed(federation: Federation, patient_study: Path) -> str:
     """The model's hash when nothing happens."""
     federation.project.wait_healthy("coordinator", *HOSPITALS)
-    return Run(federation.project, slow_study).model_sha256()
+    return Run(federation.project, patient_study).model_sha256()
 
 
 def restarts(project: Project, service: str) -> int:
@@ -90,11 +90,11 @@ def crash(project: Project, service: str) -> None:
 
 
 def test_a_coordinator_that_crashes_in_a_round_comes_back_to_the_same_model(
-    federation: Federation, slow_study: Path, undisturbed: str
+    federation: Federation, patient_study: Path, undisturbed: str
 ) -> None:
     project = federation.project
     before = restarts(project, "coordinator")
-    run = Run(project, slow_study)
+    run = Run(project, patient_study)
     run.middle_of_round(3)
     began = time.monotonic()
     crash(project, "coordinator")
@@ -106,10 +106,10 @@ def test_a_coordinator_that_crashes_in_a_round_comes_back_to_the_same_model(
 
 
 def test_a_coordinator_killed_by_the_engine_goes_on_when_it_is_started(
-    federation: Federation, slow_study: Path, undisturbed: str
+    federation: Federation, patient_study: Path, undisturbed: str
 ) -> None:
     project = federation.project
-    run = Run(project, slow_study)
+    run = Run(project, patient_study)
     run.middle_of_round(4)
     docker("kill", "-s", "KILL", project.container("coordinator"))
     docker("start", project.container("coordinator"))
@@ -118,10 +118,10 @@ def test_a_coordinator_killed_by_the_engine_goes_on_when_it_is_started(
 
 
 def test_a_run_that_a_stop_of_everything_interrupts_goes_on_at_the_next_up(
-    federation: Federation, slow_study: Path, undisturbed: str
+    federation: Federation, patient_study: Path, undisturbed: str
 ) -> None:
     project = federation.project
-    run = Run(project, slow_study)
+    run = Run(project, patient_study)
     run.middle_of_round(3)
     project.compose("stop", "-t", "15", timeout=120)
     project.compose("up", "-d", timeout=180)
@@ -151,17 +151,12 @@ def test_a_hospital_killed_in_a_round_is_named_and_the_round_closes(
     run.model_sha256()
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="seen on a loaded machine: the run goes on and the hospital counts in the round, but "
-    "the model differs from the undisturbed one; the cause is not known yet (CHANGELOG)",
-)
 def test_a_hospital_that_crashes_comes_back_without_a_command_and_still_counts(
-    federation: Federation, slow_study: Path, undisturbed: str
+    federation: Federation, patient_study: Path, undisturbed: str
 ) -> None:
     project = federation.project
     before = restarts(project, "cleveland")
-    run = Run(project, slow_study)
+    run = Run(project, patient_study)
     run.middle_of_round(3)
     crash(project, "cleveland")
     assert run.dropped(3) == []

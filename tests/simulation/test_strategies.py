@@ -105,6 +105,24 @@ async def test_a_node_that_dies_in_a_round_has_the_same_own_tensors_in_the_end(
         assert fed.crashes == 1
 
 
+@pytest.mark.parametrize("strategy", list(MODELS))
+async def test_a_round_that_is_voided_and_opened_again_leaves_no_trace_in_the_result(
+    tmp_path: Path, strategy: str, undisturbed: dict[str, tuple[bytes, bytes]]
+) -> None:
+    """Batches come in the same order, and what the voided round left at a hospital is dropped."""
+    async with federation(tmp_path, strategy, gather="20s", deadline="3s") as fed:
+        for site in ("cleveland", "hungarian"):
+            fed.on_send(site, UploadEnd, fed.kill)
+        await fed.submit()
+        await fed.until(lambda: bool(fed.state.history))
+        assert fed.state.history[0].reason == "NOT_ENOUGH"
+        for site in ("cleveland", "hungarian"):
+            fed.start(site)
+        run = await fed.finish()
+        assert [record.opened for record in run.history] == [False, True, True, True]
+        assert await outcome(fed, run, strategy) == undisturbed[strategy]
+
+
 async def test_a_missed_round_leaves_a_hospitals_control_variate_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -338,10 +338,10 @@ def test_training_lowers_the_loss_and_repeats_to_the_bit(
     constants: Preprocessing = without_statistics(terms)
     data = constants.encode(terms, table)
     model = models.initial(terms)
-    first = train(terms, data, model, site="a", round_no=1)
-    again = train(terms, data, model, site="a", round_no=1)
+    first = train(terms, data, model, site="a")
+    again = train(terms, data, model, site="a")
     assert np.array_equal(first.delta, again.delta)
-    after = train(terms, data, model + first.delta, site="a", round_no=2)
+    after = train(terms, data, model + first.delta, site="a")
     assert after.loss < first.loss
 
 

@@ -68,7 +68,7 @@ def test_a_training_round_gives_the_weighted_mean_of_the_updates() -> None:
     assert loss * models.LOSS_LIMIT / weights == pytest.approx(np.log(2), abs=1e-5)
     assert clipped == 0
 
-    updates = [train(terms, rows, start, site=s, round_no=1).delta for s, rows in data.items()]
+    updates = [train(terms, rows, start, site=s).delta for s, rows in data.items()]
     us = [weight(terms, site, rows) for site, rows in SIZES.items()]
     mean = sum(u * delta.astype(float) for u, delta in zip(us, updates, strict=True)) / sum(us)
     found = start + mean_step(words[: layout.parameters], 1.0, weights)

@@ -52,12 +52,12 @@ def whole(of: Study) -> NDArray[np.float32]:
 def delta_with(mu: float) -> NDArray[np.float32]:
     prox = terms(f"name: fedprox, mu: {mu}")
     start = np.array([0.5, -0.25, 0.1], np.float32)
-    return local_round(prox, rows(30, 1), Received(start), {}, site="a", round_no=1).delta
+    return local_round(prox, rows(30, 1), Received(start), {}, site="a").delta
 
 
 def test_fedprox_with_a_large_mu_stays_put_and_with_a_small_one_is_fedavg() -> None:
     start = np.array([0.5, -0.25, 0.1], np.float32)
-    plain = train(terms(), rows(30, 1), start, site="a", round_no=1).delta
+    plain = train(terms(), rows(30, 1), start, site="a").delta
     assert np.linalg.norm(plain) > 0.05
     assert np.abs(delta_with(1000.0)).max() < 0.02 * np.abs(plain).max()
     assert np.allclose(delta_with(1e-7), plain, atol=1e-6)
@@ -70,7 +70,7 @@ def test_fedprox_ends_where_the_papers_objective_has_no_slope() -> None:
     full = "{lr: 0.3, batch: 30, local_steps: 400}"
     prox, data = terms("name: fedprox, mu: 0.5", steps=full), rows(30, 1)
     start = np.array([0.5, -0.25, 0.1], np.float32)
-    end = start + local_round(prox, data, Received(start), {}, site="a", round_no=1).delta
+    end = start + local_round(prox, data, Received(start), {}, site="a").delta
     wide = np.column_stack([data.features, np.ones(30)]).astype(np.float64)
     errors = 1 / (1 + np.exp(-wide @ end)) - data.target
     assert np.allclose(wide.T @ errors / 30, 0.5 * (start - end), atol=1e-4)
@@ -82,16 +82,15 @@ def test_fedprox_ends_where_the_papers_objective_has_no_slope() -> None:
 def test_ditto_with_a_large_lambda_is_the_federated_model_and_with_a_small_one_is_alone() -> None:
     data, received = rows(40, 2), np.array([1.0, -1.0, 0.5], np.float32)
     kept = {DITTO: np.array([0.2, 0.1, 0.0], np.float32)}
-    near = local_round(
-        terms("name: ditto, lambda: 1000"), data, Received(received), kept, site="a", round_no=2
-    )
+    whole_batch = "{lr: 0.1, batch: 40, local_steps: 5}"  # the order of rows then says nothing
+    held = terms("name: ditto, lambda: 1000", steps=whole_batch)
+    near = local_round(held, data, Received(received), kept, site="a")
     assert np.allclose(near.own[DITTO], received, atol=0.02)
-    free = local_round(
-        terms("name: ditto, lambda: 1.0e-7"), data, Received(received), kept, site="a", round_no=2
-    )
-    alone = kept[DITTO] + train(terms(), data, kept[DITTO], site="a", round_no=2).delta
+    loose = terms("name: ditto, lambda: 1.0e-7", steps=whole_batch)
+    free = local_round(loose, data, Received(received), kept, site="a")
+    alone = kept[DITTO] + train(held, data, kept[DITTO], site="a").delta
     assert np.allclose(free.own[DITTO], alone, atol=1e-6)
-    plain = train(terms(), data, received, site="a", round_no=2).delta
+    plain = train(held, data, received, site="a").delta
     for found in (near, free):  # what is sent is FedAvg's update, whatever the personal model is
         assert np.array_equal(found.delta, plain)
 
@@ -99,15 +98,15 @@ def test_ditto_with_a_large_lambda_is_the_federated_model_and_with_a_small_one_i
 def test_a_first_personal_model_starts_from_the_received_one() -> None:
     data, received = rows(40, 2), np.array([1.0, -1.0, 0.5], np.float32)
     of = terms("name: ditto, lambda: 0.1")
-    first = local_round(of, data, Received(received), {}, site="a", round_no=1).own[DITTO]
-    told = local_round(of, data, Received(received), {DITTO: received}, site="a", round_no=1)
+    first = local_round(of, data, Received(received), {}, site="a").own[DITTO]
+    told = local_round(of, data, Received(received), {DITTO: received}, site="a")
     assert np.array_equal(first, told.own[DITTO])
 
 
 def test_fine_tuning_is_local_epochs_and_refinement_without_lambda_is_fine_tuning() -> None:
     data, model = rows(40, 3), np.array([0.3, 0.3, 0.0], np.float32)
     epochs = terms(steps="{lr: 0.1, batch: 8, local_epochs: 4}")
-    by_round = model + train(epochs, data, model, site="", round_no=0).delta
+    by_round = model + train(epochs, data, model, site="").delta
     tuned = fine_tune(terms(), data, model, 4)
     assert np.allclose(tuned, by_round, atol=1e-6)
     assert np.allclose(ditto_refine(terms(), data, model, 4, 1e-8), tuned, atol=1e-5)
@@ -130,7 +129,7 @@ def test_normalisation_never_leaves_with_fedbn_and_does_with_fedavg() -> None:
     assert "norms.0.running_var" in both
     assert not [name for name in both if "batches" in name]
     received = Received(models.initial(own))
-    found = local_round(own, rows(40, 4), received, {}, site="a", round_no=1)
+    found = local_round(own, rows(40, 4), received, {}, site="a")
     assert found.delta.size == models.layout(own).parameters == received.weights.size
     assert found.own[FEDBN].size == 4 * 5
 
@@ -138,12 +137,12 @@ def test_normalisation_never_leaves_with_fedbn_and_does_with_fedavg() -> None:
 def test_a_hospital_trains_on_from_its_own_normalisation() -> None:
     of, data = terms("name: fedbn", MLP), rows(40, 4)
     received = Received(models.initial(of))
-    first = local_round(of, data, received, {}, site="a", round_no=1)
-    second = local_round(of, data, received, first.own, site="a", round_no=2)
+    first = local_round(of, data, received, {}, site="a")
+    second = local_round(of, data, received, first.own, site="a")
     full = models.with_own(of, received.weights, first.own[FEDBN])
-    update = train(of, data, full, site="a", round_no=2)
+    update = train(of, data, full, site="a")
     assert np.array_equal(second.delta, models.split_own(of, update.delta)[0])
-    other = local_round(of, data, received, {}, site="a", round_no=2)
+    other = local_round(of, data, received, {}, site="a")
     assert not np.array_equal(second.delta, other.delta)
 
 
@@ -166,7 +165,7 @@ def test_a_row_is_predicted_alike_in_any_company_and_as_torch_does(norm: str) ->
 
 def test_a_last_batch_of_a_single_row_trains_by_the_running_statistics() -> None:
     of = terms(model=MLP, steps="{lr: 0.1, batch: 8, local_epochs: 1}")
-    update = train(of, rows(9, 1), models.initial(of), site="a", round_no=1)
+    update = train(of, rows(9, 1), models.initial(of), site="a")
     assert update.steps == 2
     assert np.isfinite(update.delta).all()
 
@@ -229,7 +228,7 @@ def test_scaffold_is_the_papers_algorithm_over_a_slow_federation() -> None:
         found = [
             local_round(
                 linear, data[i], Received(model, server, (32.0, 32.0)), kept[i],
-                site=str(i), round_no=round_no,
+                site=str(i),
             )
             for i in here
         ]  # fmt: skip
@@ -246,7 +245,7 @@ def test_scaffold_is_the_papers_algorithm_over_a_slow_federation() -> None:
 def test_a_clipped_change_is_kept_as_it_was_sent() -> None:
     of = terms("name: scaffold")
     received = Received(np.zeros(3, np.float32), np.zeros(3, np.float32), (1e-3, 10.0))
-    done = local_round(of, rows(30, 5), received, {}, site="a", round_no=1)
+    done = local_round(of, rows(30, 5), received, {}, site="a")
     assert np.abs(done.delta[3:5]).max() > 1e-3  # clipped, and counted, when it is coded
     assert np.abs(done.own[CONTROL][:2]).max() == np.float32(1e-3)
     assert done.own[CONTROL][2] == done.delta[5]

@@ -58,7 +58,7 @@ def test_many_steps_reach_the_fit_of_lifelines() -> None:
     target = data.target.copy()
     target[:, 0] += rng.random(150).astype(np.float32) * 0.01  # no ties: Efron is Breslow
     data = Encoded(data.features, target)
-    found = train(terms, data, models.initial(terms), site="a", round_no=1).delta
+    found = train(terms, data, models.initial(terms), site="a").delta
     frame = pd.DataFrame(np.column_stack([data.features, data.target]).astype(float))
     fitted = lifelines.CoxPHFitter().fit(frame, duration_col=6, event_col=7)
     assert found == pytest.approx(fitted.params_.to_numpy(), abs=2e-3)
@@ -69,8 +69,8 @@ def test_batches_and_hospitals_without_an_event_change_nothing(model: str) -> No
     terms, data = cox(model, batch=4, steps=6), patients(20)
     censored = Encoded(data.features, data.target * np.array([1, 0], np.float32))
     start = models.initial(terms)
-    assert not train(terms, censored, start, site="a", round_no=1).delta.any()
-    assert train(terms, data, start, site="a", round_no=1).delta.any()
+    assert not train(terms, censored, start, site="a").delta.any()
+    assert train(terms, data, start, site="a").delta.any()
 
 
 def test_a_cox_model_has_no_bias_and_predicts_the_log_hazard() -> None:
@@ -96,7 +96,7 @@ def test_a_cox_model_has_no_bias_and_predicts_the_log_hazard() -> None:
 def test_survival_of_the_trained_model_beats_the_untrained_one() -> None:
     terms, data = cox(batch=300, steps=60), patients(300)
     start = models.initial(terms)
-    trained = start + train(terms, data, start, site="a", round_no=1).delta
+    trained = start + train(terms, data, start, site="a").delta
     before, after = (
         site_metrics(terms, m, patients(200, 5), data).as_dict(terms) for m in (start, trained)
     )
@@ -114,12 +114,12 @@ def test_poisson_steps_reach_a_rate_and_refuse_a_negative_count() -> None:
     x = rng.normal(size=(200, 6)).astype(np.float32)
     y = rng.poisson(np.exp(0.5 + 0.4 * x[:, 0])).astype(np.float32)
     start = models.initial(terms)
-    weights = train(terms, Encoded(x, y), start, site="a", round_no=1).delta
+    weights = train(terms, Encoded(x, y), start, site="a").delta
     rate = predict(terms, weights, x)
     assert x.T @ (rate - y) == pytest.approx(np.zeros(6), abs=0.5)  # the score equations
     assert rate.sum() == pytest.approx(y.sum(), rel=1e-3)
     with pytest.raises(DataError, match="DATA_LABEL"):
-        train(terms, Encoded(x, y - 5), start, site="a", round_no=1)
+        train(terms, Encoded(x, y - 5), start, site="a")
 
 
 def rare(rows: int = 1000) -> Encoded:
@@ -132,7 +132,7 @@ def rare(rows: int = 1000) -> Encoded:
 def recall(imbalance: str) -> float:
     terms = study(train=f"{{lr: 0.3, batch: 50, local_steps: 200, imbalance: {imbalance}}}")
     data = rare()
-    model = train(terms, data, models.initial(terms), site="a", round_no=1).delta
+    model = train(terms, data, models.initial(terms), site="a").delta
     return float((predict(terms, model, data.features) > 0.5)[data.target > 0].mean())
 
 
@@ -150,9 +150,7 @@ def test_one_class_alone_trains_and_equal_input_gives_equal_bits(imbalance: str)
     data = rare(40)
     one = Encoded(data.features, np.ones(40, np.float32))
     for part in (data, one):
-        deltas = [
-            train(terms, part, models.initial(terms), site="a", round_no=1).delta for _ in "ab"
-        ]
+        deltas = [train(terms, part, models.initial(terms), site="a").delta for _ in "ab"]
         assert deltas[0].tobytes() == deltas[1].tobytes()
         assert deltas[0].any()
 

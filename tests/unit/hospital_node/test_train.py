@@ -14,7 +14,7 @@ from common.study import Study
 from hospital_node.baselines import centralised, local_only
 from hospital_node.evaluate import finite, predict, site_metrics
 from hospital_node.models import build, flatten
-from hospital_node.train import train
+from hospital_node.train import order_seed, train
 from tests.learning import study
 
 NETWORK = "{kind: mlp, hidden: [5, 4]}"
@@ -40,7 +40,7 @@ def slow_sgd(terms: Study, data: Encoded, steps: int) -> NDArray[np.float64]:
 def test_gradient_steps_equal_a_slow_computation() -> None:
     terms = study(train="{lr: 0.3, batch: 40, local_steps: 12, weight_decay: 0.1}")
     data = rows(40)
-    update = train(terms, data, models.initial(terms), site="a", round_no=1)
+    update = train(terms, data, models.initial(terms), site="a")
     assert update.delta == pytest.approx(slow_sgd(terms, data, 12), abs=1e-5)
     assert update.loss == pytest.approx(np.log(2), abs=1e-6)
     assert update.steps == 12
@@ -51,22 +51,26 @@ def test_gradient_steps_equal_a_slow_computation() -> None:
 def test_equal_input_gives_equal_bits(model: str, optimiser: str) -> None:
     terms = study(model=model, train=f"{{optimiser: {optimiser}, batch: 8, local_epochs: 2}}")
     start = models.initial(terms)
-    first, again = (train(terms, rows(30), start, site="a", round_no=2) for _ in range(2))
+    first, again = (train(terms, rows(30), start, site="a") for _ in range(2))
     assert first.delta.tobytes() == again.delta.tobytes()
     assert first.delta.dtype == np.float32
     assert first.delta.any()
 
 
-@pytest.mark.parametrize(("site", "round_no", "seed"), [("b", 1, 5), ("a", 2, 5), ("a", 1, 6)])
-def test_site_round_and_seed_each_change_the_order_of_rows(
-    site: str, round_no: int, seed: int
+@pytest.mark.parametrize(
+    ("site", "seed", "moved"), [("b", 5, 0.0), ("a", 6, 0.0), ("a", 5, 2.0**-20)]
+)
+def test_site_seed_and_received_model_each_change_the_order_of_rows(
+    site: str, seed: int, moved: float
 ) -> None:
     terms = study()
     start = models.initial(terms)
-    here = train(terms, rows(30), start, site="a", round_no=1)
     other = terms.model_copy(update={"seed": seed})
-    there = train(other, rows(30), start, site=site, round_no=round_no)
-    assert here.delta.tobytes() != there.delta.tobytes()
+    here, again = order_seed(terms, "a", start), order_seed(terms, "a", start.copy())
+    assert here == again
+    assert here != order_seed(other, site, start + np.float32(moved))
+    there = train(other, rows(30), start + np.float32(moved), site=site)
+    assert train(terms, rows(30), start, site="a").delta.tobytes() != there.delta.tobytes()
 
 
 def test_training_leaves_the_received_model_alone() -> None:
@@ -74,7 +78,7 @@ def test_training_leaves_the_received_model_alone() -> None:
     start = models.initial(terms)
     start.flags.writeable = False
     before = start.tobytes()
-    train(terms, rows(20), start, site="a", round_no=1)
+    train(terms, rows(20), start, site="a")
     assert start.tobytes() == before
 
 
@@ -89,7 +93,7 @@ def test_training_leaves_the_received_model_alone() -> None:
 )
 def test_the_number_of_steps(terms: str, steps: int) -> None:
     one = study(train=terms)
-    update = train(one, rows(30), models.initial(one), site="a", round_no=1)
+    update = train(one, rows(30), models.initial(one), site="a")
     assert update.steps == steps
 
 
@@ -99,7 +103,7 @@ def test_one_class_or_one_row_gives_a_finite_update_and_no_nan(sick: float, coun
     terms = study(model=NETWORK)
     data = rows(count, sick=sick)
     start = models.initial(terms)
-    update = train(terms, data, start, site="a", round_no=1)
+    update = train(terms, data, start, site="a")
     assert np.isfinite(update.delta).all()
     found = site_metrics(terms, start + update.delta, data)
     assert found.auroc is None
@@ -109,7 +113,7 @@ def test_one_class_or_one_row_gives_a_finite_update_and_no_nan(sick: float, coun
 def test_no_training_rows_are_refused() -> None:
     terms = study()
     with pytest.raises(DataError, match="DATA_EMPTY"):
-        train(terms, rows(0), models.initial(terms), site="a", round_no=1)
+        train(terms, rows(0), models.initial(terms), site="a")
 
 
 def test_a_diverging_run_is_refused_not_sent() -> None:
@@ -118,7 +122,7 @@ def test_a_diverging_run_is_refused_not_sent() -> None:
         train="{lr: 1000, batch: 8, local_steps: 60}",
     )  # fmt: skip
     with pytest.raises(Refusal, match="INPUT_NAN"):
-        train(terms, rows(30), models.initial(terms), site="a", round_no=1)
+        train(terms, rows(30), models.initial(terms), site="a")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_other_targets_are_learnt(target: str, labels: list[int]) -> None:
     kind = np.digitize(x[:, 0], [-0.4, 0.4])
     data = Encoded(x, np.array(labels, np.float32)[kind])
     start = models.initial(terms)
-    update = train(terms, data, start, site="a", round_no=1)
+    update = train(terms, data, start, site="a")
     found = site_metrics(terms, start + update.delta, data)
     figure = found.accuracy if found.accuracy is not None else found.r2
     assert figure is not None
@@ -189,5 +193,5 @@ def test_baselines_train_as_long_as_the_federation_would() -> None:
 def test_training_runs_on_one_thread() -> None:
     torch.set_num_threads(2)
     terms = study()
-    train(terms, rows(5), models.initial(terms), site="a", round_no=1)
+    train(terms, rows(5), models.initial(terms), site="a")
     assert torch.get_num_threads() == 1

@@ -329,10 +329,9 @@ def federate(asked: Study, rows: Mapping[str, Encoded]) -> NDArray[np.float32]:
     """FedAvg in the clear, on the hospitals' own rounds of training."""
     model = initial(asked)
     shares = {site: weight(asked, site, data.rows) for site, data in rows.items()}
-    for r in range(1, asked.federation.rounds + 1):
+    for _ in range(asked.federation.rounds):
         moves = [
-            shares[site] * train(asked, data, model, site=site, round_no=r).delta
-            for site, data in rows.items()
+            shares[site] * train(asked, data, model, site=site).delta for site, data in rows.items()
         ]
         model = (model + sum(moves) / sum(shares.values())).astype(np.float32)
     return model

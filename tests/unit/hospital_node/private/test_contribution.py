@@ -174,8 +174,8 @@ def test_a_hospitals_update_is_within_delta_int_and_has_its_direction() -> None:
     of = asked()
     data, _ = table()
     bounds = terms(mode=DpMode.HOSPITAL)
-    found = hospital_step(of, "a", data, model(of), 1, bounds, CountingEntropy(b"h"))
-    again = train(of, data, model(of), site="a", round_no=1).delta
+    found = hospital_step(of, "a", data, model(of), bounds, CountingEntropy(b"h"))
+    again = train(of, data, model(of), site="a").delta
     assert 0.98 * 4096 < np.sqrt(norm_squared(found)) <= 4096
     cosine = (found * again).sum() / np.linalg.norm(found) / np.linalg.norm(again)
     assert cosine > 0.999

@@ -94,7 +94,7 @@ def test_a_hospitals_update_is_bounded_where_training_overflows(
     data, _ = rows(0.0, 0.0, mark, mark)
     terms = header_of(private_study(mode="hospital"), 1).dp
     weights, entropy = trap(study, size), CountingEntropy(b"e")
-    found = contribution.hospital_step(study, "a", data, weights, 1, terms, entropy)
+    found = contribution.hospital_step(study, "a", data, weights, terms, entropy)
     assert float(np.linalg.norm(found)) <= terms.delta_int
 
 
