@@ -96,7 +96,13 @@ def measure(given: argparse.Namespace) -> frame.Entry:
         "python -m benchmarks.accuracy heart --data DIR",
         f"UCI Heart Disease, four original files, FLamby's rows and split (486 training and 254 "
         f"test rows), {study.federation.rounds} rounds, {given.seeds} seeds. Columns and terms "
-        "were chosen inside the training rows (`--select`).",
+        "were chosen inside the training rows (`--select`), before their test figures were seen; "
+        "the first candidates of that list differ by less than two orders of the batches do. "
+        "Test figures of two other settings have been seen: of the worst site 0.768 without the "
+        "columns that mark missing values, 0.749 without chol; and of this one with other orders "
+        "of the batches, 0.7703. The worst site is Long Beach, "
+        "whose 45 test rows hold ten healthy patients: over other patients the standard error of "
+        "its AUROC is 0.11 (bootstrap), forty times the distance to the aim.",
         results,
         MUSTS,
         time.monotonic() - began,

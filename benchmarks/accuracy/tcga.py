@@ -84,7 +84,9 @@ def measure(given: argparse.Namespace) -> frame.Entry:
         "TCGA-BRCA, FLamby's rows and split (866 training and 222 test rows; Canada's test rows "
         f"have one event, Europe's two), {study.federation.rounds} rounds, {given.seeds} seeds. "
         "The terms were chosen inside the training rows (`--select --repeats 5`); before that "
-        "rule was fixed, test figures of 37 other settings had been seen.",
+        "rule was fixed, test figures of 37 other settings had been seen. Of 222 test rows 32 had "
+        "the event: over other patients the standard error of the mean of sites is 0.06 "
+        "(bootstrap within regions), ten times the distance to the aim.",
         results,
         MUSTS,
         time.monotonic() - began,
