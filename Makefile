@@ -80,7 +80,7 @@ lock: ## Resolve the locks anew, keeping pins that still fit (UPGRADE=1: the new
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra demo --extra dev --extra ray --extra sql --extra dicom --output-file requirements.lock \
 	    pyproject.toml requirements-build.in requirements-torch.in
 	$(SUBSET) --output-file deploy/coordinator.lock pyproject.toml
-	$(SUBSET) --extra node --output-file deploy/node.lock pyproject.toml requirements-torch.in
+	$(SUBSET) --extra node --extra sql --extra dicom --output-file deploy/node.lock pyproject.toml requirements-torch.in
 	$(SUBSET) --output-file deploy/build.lock requirements-build.in
 	$(SUBSET) --no-deps --output-file deploy/simulation.lock build/lock/simulation.in
 

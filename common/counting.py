@@ -18,13 +18,14 @@ the test stratified by hospital (Mantel 1966), although no hospital's figures ar
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import InternalError
+from common.errors import InternalError, Refusal
 from common.features import Table
 from common.secagg.node_state import RangeRule
 from common.study import Feature, Statistics, Study, SurvivalCurve
@@ -241,8 +242,8 @@ def _times(curve: SurvivalCurve, target: Floats, group: Codes, wide: int) -> dic
     """Return events and losses per step of the grid; see `SurvivalCurve`."""
     step = curve.horizon / curve.bins
     # A hair below, so that a time on the grid does not move up a step by rounding.
-    place = np.ceil(target[:, 0] / step * (1.0 - 1e-12)).astype(np.int64)
-    place = np.minimum(place, curve.bins + 1)
+    steps = np.ceil(target[:, 0] / step * (1.0 - 1e-12))
+    place = np.minimum(steps, curve.bins + 1).astype(np.int64)  # a time may be any float64
     had = (target[:, 1] > 0) & (place <= curve.bins)
     shape = (wide, curve.bins + 1)
     return {
@@ -295,14 +296,35 @@ def opened(study: Study, words: NDArray[np.int64], bound: int) -> Sums:
 
     Raises:
         InternalError: `words` has not the layout's length.
+        Refusal: SUM_RANGE, the counts are none of any patients: a hospital's input was corrupt.
     """
     shape = layout(study)
     if words.shape != (shape.parameters,):
         raise InternalError("a statistics sum is not of the layout")
     first, size = shape.tensors[0].size, shape.tensors[1].size
     moments = words[first : first + size] + words[first + size :] / float(bound)
-    counts = words[:first].astype(np.float64)
-    return Sums(_named(counts, count_shapes(study)), _named(moments, moment_shapes(study)))
+    counts = _named(words[:first].astype(np.float64), count_shapes(study))
+    _check_counts(counts)
+    return Sums(counts, _named(moments, moment_shapes(study)))
+
+
+def _check_counts(counts: Mapping[str, Floats]) -> None:
+    """Refuse tables that no patients make: a count below 0, or other totals than the rows'.
+
+    What hides small cells relies on it: each table counts every patient of its column once.
+    """
+    by_column = counts["rows"]
+    agree = all(bool((table >= 0).all()) for table in counts.values())
+    for name, table in counts.items():
+        if name.startswith("feature."):
+            agree = agree and bool((table.sum(axis=1) == by_column).all())
+        elif name.startswith("cross."):
+            agree = agree and float(table.sum()) == float(by_column.sum())
+    if "events" in counts:
+        ended = counts["events"].sum(axis=1) + counts["lost"].sum(axis=1)
+        agree = agree and bool((ended == by_column).all())
+    if not agree:
+        raise Refusal("SUM_RANGE", "the opened counts do not fit together")
 
 
 def _named(flat: Floats, shapes: dict[str, tuple[int, ...]]) -> dict[str, Floats]:

@@ -197,6 +197,7 @@ _ROWS: Final = (
     ErrorKind("FC-5022", "POLICY_TASK", _NO, _DENY, _RES, "The study's id is not among those that the hospital lists.", "Ask the hospital to add the id to `allow.tasks`."),
     ErrorKind("FC-5023", "POLICY_LAYOUT", _NO, _DENY, _RES, "The model's tensors are none of the layouts that the hospital lists.", "Use a model of a listed layout, or ask the hospital."),
     ErrorKind("FC-5024", "POLICY_PROTOCOL", _NO, _DENY, _RES, "The study's key suite or ring is not allowed at the hospital.", "Use a suite and a ring that the policy lists."),
+    ErrorKind("FC-5025", "POLICY_PROCESSES", _NO, _DENY, _HOSP, "The hospital trains over several processes, and the study's training does not split over them.", "The hospital takes `training` out of its node.yaml, or the study uses a model that splits (docs/scale.md)."),
     # --- rounds and runs --------------------------------------------------------------------------
     ErrorKind("FC-6001", "ROUND_VOID", _DL, Status.DEADLINE_EXCEEDED, _OPER, "A round was voided below its quorum; the model is unchanged.", "See which hospitals were missing; the run goes on when they return."),
     ErrorKind("FC-6002", "RUN_FAILED", _NO, _PRE, _OPER, "A run ended without a model.", "`fedcare run show` says which round failed and why."),
@@ -206,6 +207,7 @@ _ROWS: Final = (
     ErrorKind("FC-6006", "DEADLINE", _DL, Status.DEADLINE_EXCEEDED, _PEER, "An answer did not come in time.", "Try again; if it lasts, look at the coordinator's status."),
     ErrorKind("FC-6007", "ALREADY_EXISTS", _NO, Status.ALREADY_EXISTS, _CALLER, "Something of that name is already there with other contents.", "Choose another id."),
     ErrorKind("FC-6008", "BUSY", _NO, Status.RESOURCE_EXHAUSTED, _CALLER, "The coordinator admits no more of these calls just now.", "Try again after the delay that is named."),
+    ErrorKind("FC-6009", "TRAINING_LOST", _NO, Status.UNAVAILABLE, _HOSP, "The processes that a hospital trains with ended early or took too long.", "The round goes on without the hospital; look at its machines' memory and GPUs, and at `training` in its node.yaml."),
     # --- state on disk and models --------------------------------------------------------------------
     ErrorKind("FC-7001", "STATE_DAMAGED", _IN, Status.DATA_LOSS, _OPER, "State on disk is damaged or was altered.", "Restore it from a backup; nothing is repaired silently."),
     ErrorKind("FC-7002", "STATE_LOCKED", _IN, _PRE, _CALLER, "Another process uses the state directory.", "Stop the other process."),

@@ -1,8 +1,9 @@
 """Metrics of a model at one hospital, and of all hospitals from one masked sum.
 
 `site_metrics` is exact and stays at the hospital. For the pooled figures each hospital
-sends, masked, what adds up: sums of row-wise terms and, for a binary target, a histogram of
-scores per class; the same for each cell of the study's subgroups. `pooled` and
+sends, masked, what adds up: sums of row-wise terms and, for a target of classes, a histogram
+of scores per class (of several levels: `common.multiclass`); of a binary or continuous target
+the same for each cell of the study's subgroups, of the others the sums. `pooled` and
 `pooled_cells` turn the opened sums into the same `Metrics`.
 
 Every test row counts once, so the pooled figures are those over all test rows of all
@@ -19,10 +20,20 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import medical, metrics, recalibration, score_counts, survival_evaluation
+from common import (
+    continuous,
+    medical,
+    metrics,
+    multiclass,
+    recalibration,
+    score_counts,
+    survival_evaluation,
+)
 from common.errors import InternalError
 from common.medical import Estimate
+from common.multiclass import ByLevel
 from common.score_counts import Bins, ScoreCounts
+from common.secagg.node_state import RangeRule
 from common.study import Study
 from common.subgroups import cells
 from common.survival_evaluation import AtHorizon, Rows
@@ -42,8 +53,8 @@ CELL_BINS: Final = 4096
 
 _SUMS: Final = {
     "binary": ("rows", "correct", "brier", "log_loss", "brier_squared", *recalibration.SUMS),
-    "multiclass": ("rows", "correct", "brier", "log_loss"),
-    "continuous": ("rows", "squared", "absolute", "y", "y_squared", "p", "p_squared", "y_p"),
+    "multiclass": ("rows", "correct", "brier", "log_loss", "brier_squared"),
+    "continuous": continuous.SUMS,
 }
 
 
@@ -51,9 +62,9 @@ _SUMS: Final = {
 class Metrics:
     """Figures over test rows; `None` where one has no value or does not fit the target.
 
-    `rows` counts test rows; `positives` of them are
-    sick. `auroc` needs both classes. `brier` lies in [0, 1] (binary) or [0, 2] (multiclass),
-    `log_loss` is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
+    `rows` counts test rows; `positives` of them are sick. `auroc` needs both classes; of several
+    levels it is their mean. `brier` lies in [0, 1] (binary) or [0, 2] (multiclass), `log_loss`
+    is in nats. `mse`, `mae` and `r2` belong to a continuous target; `r2` needs a
     target that varies. `events` and `c_index` belong to a survival target. `noise_sd`: of each
     count's noise, where there is differential privacy (`common.noised_evaluation`); then no
     figure is exact.
@@ -61,6 +72,7 @@ class Metrics:
     `detail`: the further figures by name (docs/evaluation.md), intervals as `name_low` and
     `name_high`. `counts`: rows by score, of a binary target. `at_horizons`: of a survival
     target, the names at each horizon with the rows behind them (`common.survival_evaluation`).
+    `by_level`: of a multiclass target, each level against the rest (`common.multiclass`).
     """
 
     rows: float = 0.0
@@ -78,6 +90,12 @@ class Metrics:
     detail: tuple[tuple[str, float | None], ...] = ()
     counts: ScoreCounts | None = field(default=None, compare=False, repr=False)
     at_horizons: tuple[AtHorizon, ...] = field(default=(), compare=False, repr=False)
+    by_level: ByLevel | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def rmse(self) -> float | None:
+        """The root of `mse`, in the target's unit."""
+        return None if self.mse is None else self.mse**0.5
 
     def as_dict(self, study: Study) -> dict[str, float | None]:
         """Return the figures that fit the study's target, for JSON; whole counts as `int`."""
@@ -91,8 +109,8 @@ class Metrics:
 
 _FIGURES: Final = {
     "binary": ("rows", "positives", "auroc", "accuracy", "brier", "log_loss"),
-    "multiclass": ("rows", "accuracy", "brier", "log_loss"),
-    "continuous": ("rows", "mse", "mae", "r2"),
+    "multiclass": ("rows", "auroc", "accuracy", "brier", "log_loss"),
+    "continuous": ("rows", "rmse", "mae", "r2", "mse"),
     "survival": ("rows", "events", "c_index"),
 }
 CELLS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
@@ -123,9 +141,13 @@ def site_metrics(
     if study.target.type == "survival":
         return of_hospitals(study, [(predictions, target)])
     sums = _row_sums(study, predictions, target).sum(axis=0)
-    if study.target.type != "binary":
-        return _from_sums(study, sums)
-    return _binary(study, sums, score_counts.counted(predictions, target))
+    match study.target.type:
+        case "binary":
+            return _binary(study, sums, score_counts.counted(predictions, target))
+        case "multiclass":
+            return _multiclass(study, sums, multiclass.exact(study, predictions, target))
+        case _:
+            return _from_sums(study, sums)
 
 
 def of_hospitals(study: Study, hospitals: Sequence[Rows]) -> Metrics:
@@ -136,16 +158,20 @@ def of_hospitals(study: Study, hospitals: Sequence[Rows]) -> Metrics:
 def layout(study: Study) -> ParameterSchema:
     """Return the layout of an evaluate round.
 
-    `sums` [names] and, for a binary target, `histogram` [2, BINS]; with subgroups
-    `cell_sums` [cells, names] and `cell_histograms` [cells, 2, CELL_BINS] as well.
+    `sums` [names] and, for a binary target, `histogram` [2, BINS], for a multiclass one the
+    tensors of `common.multiclass.shapes`; with subgroups `cell_sums` [cells, names] and, for a
+    binary target, `cell_histograms` [cells, 2, CELL_BINS] as well.
     """
     if study.target.type == "survival":
         return survival_evaluation.layout(study)
     names, parts = len(_names(study)), len(cells(study))
+    if study.target.type == "continuous":
+        return continuous.layout(parts)
     binary = study.target.type == "binary"
     shapes: dict[str, tuple[int, ...]] = {"sums": (names,)}
     if binary:
         shapes["histogram"] = (2, BINS)
+    shapes |= multiclass.shapes(study)
     if parts:
         shapes["cell_sums"] = (parts, names)
         if binary:
@@ -155,8 +181,12 @@ def layout(study: Study) -> ParameterSchema:
     )
 
 
-def ranges(study: Study) -> tuple[float, ...]:
+def ranges(study: Study) -> tuple[RangeRule, ...]:
     """Return R of each tensor of `layout`."""
+    return continuous.RANGES if study.target.type == "continuous" else _limits(study)
+
+
+def _limits(study: Study) -> tuple[float, ...]:
     if study.target.type == "survival":
         return survival_evaluation.ranges(study)
     return (ROW_LIMIT,) * len(layout(study).tensors)
@@ -167,14 +197,18 @@ def contribution(
     predictions: NDArray[np.float64],
     target: NDArray[np.float64],
     members: NDArray[np.bool_] | None = None,
+    *,
+    levels: int,
 ) -> NDArray[np.float64]:
     """Return a hospital's vector, float64 [layout.parameters]; zeros without test rows.
 
-    Nothing is weighted when it is quantised. `members` bool [cells, rows] says who is in
-    which subgroup (`common.subgroups.members`); only a study without any may leave it out.
+    Nothing is weighted when it is quantised; `levels` is the quantiser's B. `members` bool
+    [cells, rows] says who is in which subgroup (`common.subgroups.members`); only a study
+    without any may leave it out.
 
     Raises:
         InternalError: `members` has not the study's cells.
+        Refusal: INPUT_NAN, sums of a continuous target are too large.
     """
     schema, parts = layout(study), len(cells(study))
     if parts and (members is None or members.shape != (parts, len(target))):
@@ -184,10 +218,15 @@ def contribution(
     if study.target.type == "survival":
         return survival_evaluation.contribution(study, predictions, target)
     terms = _row_sums(study, predictions, target)
+    if study.target.type == "continuous":
+        everybody = np.ones(len(target), np.bool_)
+        parted = [everybody, *(() if members is None else members)]
+        return continuous.contribution(np.stack([terms[one].sum(0) for one in parted]), levels)
     binary = study.target.type == "binary"
     found = [terms.sum(axis=0)]
     if binary:
         found.append(score_counts.histogram_of(predictions, target, _bins(study, BINS)))
+    found += multiclass.contribution(study, predictions, target)
     if members is not None:
         found += [terms[inside].sum(axis=0) for inside in members]
         if binary:
@@ -211,8 +250,8 @@ def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Metrics:
     tensors = _tensors(study, opened, levels)
     if study.target.type == "survival":
         return _survival(survival_evaluation.figures(study, tensors))
-    histogram = tensors.get("histogram")
-    return _pooled(study, tensors["sums"], histogram)
+    by_level = multiclass.pooled(study, tensors)
+    return _pooled(study, tensors["sums"], tensors.get("histogram"), by_level)
 
 
 def pooled_cells(study: Study, opened: NDArray[np.int64], levels: int) -> tuple[Metrics, ...]:
@@ -237,8 +276,11 @@ def _tensors(
     schema = layout(study)
     if opened.shape != (schema.parameters,):
         raise InternalError("an evaluation's sum is not of the layout")
+    if study.target.type == "continuous":
+        sums = continuous.opened(opened, levels)
+        return {"sums": sums[0], "cell_sums": sums[1:]}
     found, start = {}, 0
-    for tensor, limit in zip(schema.tensors, ranges(study), strict=True):
+    for tensor, limit in zip(schema.tensors, _limits(study), strict=True):
         words = opened[start : start + tensor.size].astype(np.float64)
         found[tensor.name] = words.reshape(tensor.shape) * limit / levels
         start += tensor.size
@@ -246,9 +288,16 @@ def _tensors(
 
 
 def _pooled(
-    study: Study, sums: NDArray[np.float64], histogram: NDArray[np.float64] | None
+    study: Study,
+    sums: NDArray[np.float64],
+    histogram: NDArray[np.float64] | None,
+    by_level: ByLevel | None = None,
 ) -> Metrics:
-    if histogram is None or sums[0] <= 0.5:  # noqa: PLR2004 - no row, but for rounding
+    if sums[0] <= 0.5:  # noqa: PLR2004 - no row, but for rounding
+        return _from_sums(study, sums)
+    if study.target.type == "multiclass":
+        return _multiclass(study, sums, by_level)
+    if histogram is None:
         return _from_sums(study, sums)
     bins = _bins(study, histogram.shape[1])
     return _binary(study, sums, score_counts.from_histogram(np.round(histogram, 3), bins))
@@ -293,16 +342,11 @@ def _row_sums(
             levels = np.arange(predictions.shape[1])
             truth = (target[:, None] == levels).astype(np.float64)
             right = (predictions * truth).sum(axis=1)
-            terms = [
-                ones,
-                predictions.argmax(axis=1) == target,
-                ((predictions - truth) ** 2).sum(axis=1),
-                -np.log(np.clip(right, floor, 1 - floor)),
-            ]
+            brier = ((predictions - truth) ** 2).sum(axis=1)
+            loss = -np.log(np.clip(right, floor, 1 - floor))
+            terms = [ones, predictions.argmax(axis=1) == target, brier, loss, brier**2]
         case _:
-            error = predictions - target
-            moments = [target, target**2, predictions, predictions**2, target * predictions]
-            terms = [ones, error**2, np.abs(error), *moments]
+            return continuous.row_terms(predictions, target)
     return np.stack([np.asarray(term, np.float64) for term in terms], axis=1)
 
 
@@ -310,35 +354,21 @@ def _from_sums(study: Study, sums: NDArray[np.float64]) -> Metrics:
     rows, *rest = (float(value) for value in sums)
     if rows <= 0.0:
         return Metrics()
-    mean = [value / rows for value in rest]
     if study.target.type == "continuous":
-        squared, absolute, y, y_squared, *others = mean
-        variance = y_squared - y * y
-        r2 = 1.0 - squared / variance if variance > 1e-12 * y_squared else None
-        detail = _line(study, rows, (y, variance, *others))
-        return Metrics(rows=_whole(rows), mse=squared, mae=absolute, r2=r2, detail=detail)
+        return _continuous(continuous.figures(sums, float(study.evaluate.confidence)))
+    mean = [value / rows for value in rest]
     return Metrics(rows=_whole(rows), accuracy=mean[0], brier=mean[1], log_loss=mean[2])
 
 
-def _line(
-    study: Study, rows: float, moments: tuple[float, ...]
-) -> tuple[tuple[str, float | None], ...]:
-    """Return slope and intercept of the true number on the predicted one (least squares)."""
-    y, y_variance, p, p_squared, y_p = moments
-    variance, together = p_squared - p * p, y_p - y * p
-    if variance <= 1e-12 * p_squared or rows <= 2:  # noqa: PLR2004 - degrees of freedom
-        return _pairs({"calibration_slope": medical.NONE, "calibration_intercept": medical.NONE})
-    slope = together / variance
-    left = max(0.0, y_variance - slope * together) / (rows - 2.0)
-    half = medical.quantile(float(study.evaluate.confidence)) * left**0.5
-    at_slope, at_zero = half * variance**-0.5, half * (1.0 + p * p / variance) ** 0.5
-    intercept = y - slope * p
-    return _pairs(
-        {
-            "calibration_slope": _around(slope, at_slope),
-            "calibration_intercept": _around(intercept, at_zero),
-        }
-    )
+def _continuous(found: continuous.Found) -> Metrics:
+    estimates = {
+        "mae": found.mae,
+        "calibration_slope": found.slope,
+        "calibration_intercept": found.intercept,
+    }
+    pairs = tuple(pair for pair in _pairs(estimates) if pair[0] not in _FIGURES["continuous"])
+    rows, mae = _whole(found.rows), found.mae.value
+    return Metrics(rows=rows, mse=found.mse, mae=mae, r2=found.r2, detail=pairs)
 
 
 def _binary(study: Study, sums: NDArray[np.float64], counts: ScoreCounts) -> Metrics:
@@ -365,6 +395,22 @@ def _binary(study: Study, sums: NDArray[np.float64], counts: ScoreCounts) -> Met
     )
 
 
+def _multiclass(study: Study, sums: NDArray[np.float64], by_level: ByLevel | None) -> Metrics:
+    """Return everything about a model of several levels; `sums` holds rows."""
+    found = _from_sums(study, sums)
+    rows, correct, brier, _, squares = (float(value) for value in sums)
+    confidence = float(study.evaluate.confidence)
+    accuracy = medical.share(correct, rows, confidence)
+    auroc = medical.NONE if by_level is None else by_level.auroc
+    estimates = {
+        "auroc": auroc,
+        "accuracy": Estimate(found.accuracy, accuracy.low, accuracy.high),
+        "brier": _mean(brier, squares, rows, confidence, most=2.0),
+    }
+    pairs = tuple(pair for pair in _pairs(estimates) if pair[0] not in _FIGURES["multiclass"])
+    return replace(found, auroc=auroc.value, detail=pairs, by_level=by_level)
+
+
 def _calibration(
     counts: ScoreCounts, named: dict[str, float], confidence: float
 ) -> dict[str, Estimate]:
@@ -383,14 +429,16 @@ def _calibration(
     }
 
 
-def _mean(total: float, squares: float, rows: float, confidence: float) -> Estimate:
-    """Return the mean of rows' terms in [0, 1] with a normal interval."""
+def _mean(
+    total: float, squares: float, rows: float, confidence: float, most: float = 1.0
+) -> Estimate:
+    """Return the mean of rows' terms in [0, most] with a normal interval."""
     mean = total / rows
     if rows < 2:  # noqa: PLR2004 - no spread
         return Estimate(mean)
     spread = max(0.0, squares / rows - mean * mean) * rows / (rows - 1.0)
     half = medical.quantile(confidence) * (spread / rows) ** 0.5
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return Estimate(mean, max(0.0, mean - half), min(most, mean + half))
 
 
 def _around(value: float, half: float) -> Estimate:

@@ -8,9 +8,12 @@ coarser, by rules over `LEAST` = 10 rows of all hospitals together:
 * scores are published as bands of at least 10 rows each. ROC, precision-recall, calibration
   and decision curves all follow from these very bands: cut points of several curves could
   be subtracted from each other, those of one partition cannot;
+* figures of a level against the rest need 10 rows of each level, or none; the confusion table
+  and what follows from it 10 rows said to be of each level, or none (`withheld`);
 * survival figures need 10 events; those at a horizon 10 cases and 10 controls (`withheld`);
 * a subgroup's cell is shown with 10 rows of each class, and if what is left of the total is
-  nobody or as large too (`common.subgroups.shown_cells`).
+  nobody or as large too (`common.subgroups.shown_cells`); so is its confusion table, with 10
+  rows said yes and 10 said no to.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 
 from common import medical
 from common.evaluation import CELLS, TABLE_RATES, Metrics
+from common.multiclass import ByLevel, LevelFigures
 from common.score_counts import ScoreCounts
 from common.study import Study
 from common.subgroups import cells, shown_cells
@@ -53,12 +57,22 @@ def published(found: Metrics, threshold: float = 0.5) -> Metrics | None:
         return found
     if min(positives, found.rows - positives) < LEAST:
         return replace(found, positives=None, auroc=None, detail=(), counts=None)
+    if found.counts is None or min(_said(found, threshold)) >= LEAST:
+        return found
+    return _without_table(found)
+
+
+def _said(found: Metrics, threshold: float) -> tuple[float, float]:
+    """Return how many rows the model says no and yes to; 0 where no scores are known."""
     if found.counts is None:
-        return found
+        return 0.0, 0.0
     table = medical.confusion(found.counts, threshold)
-    yes = table.true_positive + table.false_positive
-    if min(yes, found.rows - yes) >= LEAST:
-        return found
+    yes = round(table.true_positive + table.false_positive)
+    return found.rows - yes, yes
+
+
+def _without_table(found: Metrics) -> Metrics:
+    """Return figures without the confusion table and its rates."""
     kept = tuple(
         pair for pair in found.detail
         if pair[0] not in CELLS and not pair[0].startswith(TABLE_RATES)
@@ -67,11 +81,15 @@ def published(found: Metrics, threshold: float = 0.5) -> Metrics | None:
 
 
 def withheld(found: Metrics, least: int) -> Metrics:
-    """Return survival figures without those that few patients stand behind; others unchanged.
+    """Return survival and multiclass figures without those that few patients stand behind.
 
     Fewer than `least` events: no figure but the rows. Fewer censored, unless none is: no
-    count of events. Fewer cases or controls at a horizon: no figure there.
+    count of events. Fewer cases or controls at a horizon: no figure there. A level with few
+    rows (but some): nothing by level and no AUROC, for its count would follow from the others'.
+    A level that few rows are said to be of: no confusion table, and no rates.
     """
+    if found.by_level is not None:
+        return _withheld_levels(found, found.by_level, least)
     if found.events is None:
         return found
     if found.events < least:
@@ -82,6 +100,18 @@ def withheld(found: Metrics, least: int) -> Metrics:
     detail = tuple(pair for pair in found.detail if pair[0] not in few)
     events = None if is_small(found.rows - found.events, least) else found.events
     return replace(found, events=events, detail=detail)
+
+
+def _withheld_levels(found: Metrics, by_level: ByLevel, least: int) -> Metrics:
+    if any(is_small(level.rows, least) for level in by_level.levels):
+        return replace(found, auroc=None, detail=(), by_level=None)
+    if any(is_small(level.predicted or 0.0, least) for level in by_level.levels):
+        levels = tuple(
+            replace(level, predicted=None, sensitivity=medical.NONE, ppv=medical.NONE)
+            for level in by_level.levels
+        )
+        return replace(found, by_level=replace(by_level, levels=levels, confusion=()))
+    return found
 
 
 def finite(study: Study, found: Metrics | None) -> dict[str, float]:
@@ -109,6 +139,7 @@ def document(study: Study, everybody: Metrics, groups: Sequence[Metrics]) -> str
         "figures": finite(study, shown),
         "bands": [] if shown.counts is None else _bands(shown.counts, threshold),
         "subgroups": _subgroups(study, everybody, groups),
+        **({} if shown.by_level is None else levels_data(shown.by_level)),
     }
     return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True) + "\n"
 
@@ -128,6 +159,33 @@ def _bands(counts: ScoreCounts, threshold: float) -> list[dict[str, float]]:
             }
         )
     return found
+
+
+def levels_data(found: ByLevel) -> dict[str, object]:
+    """Return `levels` and `confusion` [true][predicted] for files and envelopes."""
+    levels = [
+        {
+            "level": one.level,
+            "rows": round(one.rows),
+            "predicted": None if one.predicted is None else round(one.predicted),
+            "figures": _estimates(one),
+        }
+        for one in found.levels
+    ]
+    return {
+        "levels": levels,
+        "confusion": [[round(cell) for cell in row] for row in found.confusion],
+    }
+
+
+def _estimates(level: LevelFigures) -> dict[str, float]:
+    found = {"auroc": level.auroc, "sensitivity": level.sensitivity, "ppv": level.ppv}
+    pairs = {
+        f"{name}{end}": value
+        for name, one in found.items()
+        for end, value in (("", one.value), ("_low", one.low), ("_high", one.high))
+    }
+    return {name: value for name, value in pairs.items() if value is not None}
 
 
 def band_counts(bands: Sequence[dict[str, float]]) -> ScoreCounts:
@@ -152,18 +210,31 @@ def _subgroups(
 def shown_groups(
     study: Study, everybody: Metrics, groups: Sequence[Metrics]
 ) -> list[Metrics | None]:
-    """Return what is published of each of `common.subgroups.cells`, in order."""
+    """Return what is published of each of `common.subgroups.cells`, in order.
+
+    A feature's confusion tables obey the rule of its cells once more, by whom the model says
+    no and yes to: of everybody's table and all but one, the last one's margins would follow.
+    """
     found: list[Metrics | None] = []
     every, total = cells(study), np.array(_classes(study, everybody))
+    threshold = float(study.evaluate.threshold)
+    said = np.array(_said(everybody, threshold))
     for place in range(len(study.evaluate.subgroups)):
         of = [one for cell, one in zip(every, groups, strict=True) if cell.group == place]
         counts = np.array([_classes(study, one) for one in of])
         shown = shown_cells(counts, total, LEAST)
+        by_answer = np.array([_said(one, threshold) for one in of]) * shown[:, None]
+        tables = shown_cells(by_answer, said, LEAST)
         found += [
-            published(one, float(study.evaluate.threshold)) if kept else None
-            for one, kept in zip(of, shown, strict=True)
+            _shown(one, threshold, table=bool(table)) if kept else None
+            for one, kept, table in zip(of, shown, tables, strict=True)
         ]
     return found
+
+
+def _shown(one: Metrics, threshold: float, *, table: bool) -> Metrics | None:
+    kept = published(one, threshold)
+    return kept if table or kept is None else _without_table(kept)
 
 
 def _classes(study: Study, found: Metrics) -> tuple[float, ...]:

@@ -62,8 +62,8 @@ class Event(Enum):
         "service.stopping",
         "both",
         "info",
-        "site",
-        "The process was asked to stop and finishes open writes.",
+        "site detail",
+        "The process was asked to stop and finishes open writes; says what it does not wait for.",
     )
     SERVICE_STOPPED = (
         "service.stopped",

@@ -22,6 +22,7 @@ from common.errors import InternalError
 from common.features import encoded_columns
 from common.model_file import CONSTANT_PREFIX, CONTROL_PREFIX, is_control
 from common.preprocessing import Preprocessing
+from common.quantise import limb_ranges
 from common.regression import sums
 from common.secagg.dp import DpMode, DpPlan, DpTerms, codes_ranges, delta_int_of
 from common.secagg.header import Rounding, RoundKind
@@ -155,7 +156,6 @@ def round_layout(study: Study, kind: RoundKind) -> RoundLayout:
         case RoundKind.STATISTICS if study.privacy.dp.on:
             return _noised_statistics(study)
         case RoundKind.STATISTICS:
-            # `low` holds what `high` left over; its range follows from the members' number.
             return RoundLayout(kind, statistics.layout(study), statistics.RING_BITS, (1.0, "free"))
         case RoundKind.TRAIN:
             return _train_layout(study)
@@ -175,7 +175,7 @@ def is_exact(study: Study) -> bool:
 
 def _train_layout(study: Study) -> RoundLayout:
     if is_exact(study):
-        ranges: tuple[RangeRule, ...] = (sums.RANGE, "free")  # `low`: what `high` left over
+        ranges: tuple[RangeRule, ...] = (sums.RANGE, "free")
         return RoundLayout(RoundKind.TRAIN, sums.layout(study), sums.RING_BITS, ranges)
     schema = model_schema(study)
     if study.privacy.dp.on:
@@ -316,10 +316,8 @@ def header_ranges(layout: RoundLayout, bound: int, rms: tuple[float, ...]) -> tu
             out.append(float(bound))
         elif rule != "free":
             out.append(float(rule))
-        elif layout.kind is RoundKind.STATISTICS:
-            out.append(statistics.ranges(bound)[place])
-        elif layout.schema.tensors[0].name == "high":
-            out.append(sums.ranges(bound)[place])
+        elif place < len(tensors) and tensors[place].name == "low":  # what `high` left over
+            out.append(limb_ranges(out[-1], bound)[1])
         else:
             last = rms[place] if place < len(rms) else 0.0
             control = place < len(tensors) and is_control(tensors[place].name)

@@ -15,6 +15,7 @@ level `confidence`; a figure without a value, or whose interval has none, says `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -86,17 +87,41 @@ def auroc(counts: ScoreCounts, confidence: float) -> Estimate:
 
     No interval with fewer than two rows of a class, or where its variance is 0 (as at 1).
     """
+    value, error = _delong(counts)
+    if value is None or error is None:
+        return Estimate(value)
+    return _on_logit(value, error, confidence)
+
+
+def mean_auroc(several: Sequence[ScoreCounts], confidence: float) -> Estimate:
+    """Return the plain mean of AUROCs over the same rows; no value unless all have one.
+
+    Its standard error is taken as the mean of theirs, which it cannot exceed.
+    """
+    found = [_delong(counts) for counts in several]
+    values = [value for value, _ in found if value is not None]
+    errors = [error for _, error in found if error is not None]
+    if not found or len(values) < len(found):
+        return NONE
+    value = sum(values) / len(values)
+    if len(errors) < len(found):
+        return Estimate(value)
+    return _on_logit(value, sum(errors) / len(errors), confidence)
+
+
+def _delong(counts: ScoreCounts) -> tuple[float | None, float | None]:
+    """Return the AUROC and its standard error, each None where it has no value."""
     healthy, sick = float(counts.healthy.sum()), float(counts.sick.sum())
     if healthy == 0 or sick == 0:
-        return NONE
+        return None, None
     under = (np.cumsum(counts.healthy) - counts.healthy / 2.0) / healthy
     over = 1.0 - (np.cumsum(counts.sick) - counts.sick / 2.0) / sick
     value = float(counts.sick @ under) / sick
     if min(healthy, sick) < 2:  # noqa: PLR2004
-        return Estimate(value)
+        return value, None
     spread_sick = float(counts.sick @ (under - value) ** 2) / (sick - 1.0)
     spread_healthy = float(counts.healthy @ (over - value) ** 2) / (healthy - 1.0)
-    return _on_logit(value, (spread_sick / sick + spread_healthy / healthy) ** 0.5, confidence)
+    return value, (spread_sick / sick + spread_healthy / healthy) ** 0.5
 
 
 def _on_logit(value: float, error: float, confidence: float) -> Estimate:

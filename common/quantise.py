@@ -54,6 +54,27 @@ class Coding:
         return cls(header.bound, header.w, header.rounding, round_seed)
 
 
+def limbs(value: NDArray[np.float64], reach: float, levels: int) -> NDArray[np.float64]:
+    """Return numbers within +-`reach` as two words each, float64 [2 k]: all `high`, all `low`.
+
+    `low` is what the rounding of `high`, of range `reach`, leaves over; with the range
+    `reach` / B, B = `levels`, both together have a resolution of about `reach` / B^2.
+    """
+    high = np.rint(value * levels / reach) / levels * reach
+    return np.concatenate([value, value - high])
+
+
+def limb_ranges(reach: float, levels: int) -> tuple[float, float]:
+    """Return R of `high` and `low` (section 7.1)."""
+    return reach, reach / levels
+
+
+def from_limbs(words: NDArray[np.int64], reach: float, levels: int) -> NDArray[np.float64]:
+    """Return the sums of opened words, int64 [2 k], that hospitals made by `limbs`."""
+    high, low = words.astype(np.float64).reshape(2, -1)
+    return np.asarray(high * (reach / levels) + low * (reach / levels / levels), np.float64)
+
+
 # --- weights ---------------------------------------------------------------------------
 
 

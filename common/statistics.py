@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from common.errors import DataError, InternalError
 from common.features import Table, encoded_columns, level_count
 from common.preprocessing import Preprocessing
+from common.quantise import from_limbs, limbs
 from common.study import Feature, Study
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
@@ -101,11 +102,6 @@ def layout(study: Study) -> ParameterSchema:
     )
 
 
-def ranges(levels: int) -> tuple[float, float]:
-    """Return R of `high` and `low` for a quantiser with `levels` = B (section 7.2)."""
-    return 1.0, 1.0 / levels
-
-
 def contribution(study: Study, table: Table, weight: float, levels: int) -> NDArray[np.float64]:
     """Return a hospital's vector, float64 [2 k]: `high`, then `low`, already times `weight`.
 
@@ -119,8 +115,7 @@ def contribution(study: Study, table: Table, weight: float, levels: int) -> NDAr
         raise DataError("DATA_EMPTY", "there is no training row to compute statistics from")
     shares = [_shares(block, table.values[:, place]) for place, block in enumerate(_blocks(study))]
     value = np.clip(np.concatenate(shares) * weight, -1.0, 1.0)
-    high = np.rint(value * levels) / levels
-    return np.concatenate([value, value - high])
+    return limbs(value, 1.0, levels)
 
 
 def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Preprocessing:
@@ -135,8 +130,7 @@ def pooled(study: Study, opened: NDArray[np.int64], levels: int) -> Preprocessin
     size = sum(block.size for block in blocks)
     if opened.shape != (2 * size,):
         raise InternalError(f"a statistics sum has {2 * size} words, not {opened.shape}")
-    words = opened.astype(np.float64)
-    sums = words[:size] / levels + words[size:] / levels / levels
+    sums = from_limbs(opened, 1.0, levels)
     found = [_constants(block, sums[block.start : block.start + block.size]) for block in blocks]
     return assemble(study, found)
 

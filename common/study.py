@@ -28,6 +28,7 @@ from common.config import Label, Name, Section, Text, problem, validate
 from common.documents import Document, dump_yaml, parse_json, parse_yaml, read_text
 from common.errors import ConfigError
 from common.ids import ConfigHash
+from common.study_checks import check_columns, check_sites, check_subgroups, check_training
 from common.study_evaluation import DEFAULT_METRICS, METRICS, Evaluate, Subgroup
 from common.study_features import (
     IMAGE_KEYS,
@@ -59,7 +60,6 @@ from common.study_federation import (
 )
 from common.study_images import check_images, complete_images
 from common.study_models import (
-    FITTING_KINDS,
     LATER_MODEL_KINDS,
     MODEL_KINDS,
     CnnModel,
@@ -87,7 +87,7 @@ from common.study_sections import (
     split_form,
 )
 from common.study_statistics import Statistics, SurvivalCurve, check_statistics
-from common.text import listed, nearest, show
+from common.text import show
 
 SCHEMA: Final = "fedcare.study/v1"
 
@@ -237,15 +237,14 @@ class Study(Section):
     @model_validator(mode="after")
     def check(self) -> Self:
         """Run the checks across sections."""
-        self._check_columns()
-        self._check_subgroups()
-        self._check_sites()
+        check_columns(self)
+        check_subgroups(self)
+        check_sites(self)
         check_images(self)
         if self.kind == "statistics":
             self._check_statistics()
         else:
-            self._check_training()
-            self._check_normalise()
+            check_training(self)
         if self.privacy.dp.on:
             check_privacy(self)
         return self
@@ -280,80 +279,6 @@ class Study(Section):
 
         return default_colluders(roster_size)
 
-    def _check_columns(self) -> None:
-        used: dict[str, str] = {feature.name: "a feature" for feature in self.features}
-        others: list[tuple[str, tuple[str, ...]]] = []
-        match self.target:
-            case NoTarget():
-                pass
-            case SurvivalTarget():
-                others += [(self.target.time, ("target", "time"))]
-                others += [(self.target.event, ("target", "event"))]
-            case _:
-                others += [(self.target.name, ("target", "name"))]
-        if self.curve is not None:
-            others += [(self.curve.time, ("statistics", "survival", "time"))]
-            others += [(self.curve.event, ("statistics", "survival", "event"))]
-        if isinstance(self.split, ColumnSplit):
-            others += [(self.split.column, ("split", "column"))]
-        if self.patient_key is not None:
-            others += [(self.patient_key, ("patient_key",))]
-        for column, path in others:
-            if column in used:
-                raise problem(
-                    f"is the column {show(column)}, which is {used[column]} already",
-                    *path,
-                    name="DUPLICATE_KEY",
-                )
-            used[column] = ".".join(path)
-
-    def _check_subgroups(self) -> None:
-        features = {feature.name: feature for feature in self.features}
-        used: set[str] = set()
-        for index, group in enumerate(self.evaluate.subgroups):
-            at = ("evaluate", "subgroups", index)
-            if group.feature in used:
-                raise problem(
-                    f"is {show(group.feature)} again; two ways of cutting one feature tell of "
-                    "the patients between them",
-                    *at, "feature", name="DUPLICATE_KEY",
-                )  # fmt: skip
-            used.add(group.feature)
-            if self.target.type == "survival":
-                raise problem(
-                    "is given, but a survival target's figures are of all patients only",
-                    "evaluate", "subgroups", name="NOT_SUPPORTED",
-                )  # fmt: skip
-            feature = features.get(group.feature)
-            if feature is None:
-                guess = nearest(group.feature, features)
-                hint = f"; did you mean '{guess}'?" if guess else ""
-                raise problem(
-                    f"is {show(group.feature)}, which is not a feature{hint}", *at, "feature"
-                )
-            if feature.numeric and group.bands is None:
-                raise problem("needs 'bands', because its feature is a number", *at)
-            if not feature.numeric and group.bands is not None:
-                raise problem("belongs to numbers, and this is a category", *at, "bands")
-
-    def _check_sites(self) -> None:
-        federation = self.federation
-        colluders = self.privacy.secure_aggregation.colluders
-        if colluders is not None and federation.min_sites < colluders + 2:
-            raise problem(
-                f"is {federation.min_sites}, but with {colluders} colluders it must be at least "
-                f"{colluders + 2}: two honest hospitals must remain in every sum",
-                "federation",
-                "min_sites",
-            )
-        if federation.weight_rule == "public" and len(federation.weights) < federation.min_sites:
-            raise problem(
-                f"names {len(federation.weights)} sites, fewer than min_sites "
-                f"{federation.min_sites}",
-                "federation",
-                "weights",
-            )
-
     def _check_statistics(self) -> None:
         stated = [key for key in _TRAINING_ONLY if key in self.model_fields_set]
         if stated:
@@ -361,95 +286,6 @@ class Study(Section):
         if self.statistics is None:
             raise problem("is missing", "statistics")
         check_statistics(self.features, self.statistics)
-
-    def _check_training(self) -> None:
-        if self.statistics is not None:
-            raise problem("belongs to a study of kind statistics", "statistics")
-        target = self.target.type
-        if target == "none":
-            raise ValueError("is of kind training and needs the key 'target'")
-        if self.model.kind == "none":
-            raise ValueError("is of kind training and needs the key 'model'")
-        if self.model.kind not in FITTING_KINDS[target]:
-            raise problem(
-                f"is {self.model.kind}, which cannot predict a {target} target; "
-                f"one of {listed(FITTING_KINDS[target])} can",
-                "model",
-                "kind",
-            )
-        self._check_strategy(target)
-        self._check_communication()
-        if isinstance(self.split, RandomSplit) and self.split.stratify and target == "continuous":
-            raise problem("must be false for a continuous target", "split", "stratify")
-        if self.evaluate.horizons and target != "survival":
-            raise problem("belongs to a survival target", "evaluate", "horizons")
-        at_times = {"auroc", "brier"} & set(self.evaluate.metrics)
-        if target == "survival" and at_times and not self.evaluate.horizons:
-            text = f"is not given, and {listed(sorted(at_times))} of a survival model needs times"
-            raise problem(text, "evaluate", "horizons")
-        for index, metric in enumerate(self.evaluate.metrics):
-            if metric not in METRICS[target]:
-                guess = nearest(metric, METRICS[target])
-                hint = f"; did you mean '{guess}'?" if guess else ""
-                raise problem(
-                    f"is {show(metric)}, but a {target} target has {listed(METRICS[target])}{hint}",
-                    "evaluate",
-                    "metrics",
-                    index,
-                )
-
-    def _check_strategy(self, target: str) -> None:
-        """Refuse a way of training that the model, the target or the privacy does not have."""
-        strategy, model = self.federation.strategy.name, self.model
-        at = ("federation", "strategy", "name")
-        exact = model.kind in ("logistic", "linear", "poisson", "cox") and target != "multiclass"
-        if strategy == "newton" and not exact:
-            raise problem(
-                "is newton, which fits a logistic (two classes), linear, poisson or cox model", *at
-            )
-        if strategy == "fedbn" and not (
-            isinstance(model, MlpModel | CnnModel) and model.norm == "batch"
-        ):
-            raise problem("is fedbn, which needs a model with batch norm", *at)
-        if strategy == "scaffold" and self.train.optimiser != "sgd":
-            raise problem("is scaffold, whose control variates need train.optimiser sgd", *at)
-        if self.model.kind == "vector" and strategy != "fedavg":
-            raise problem("must be fedavg for a model that learns nothing", *at)
-        if self.privacy.dp.on and strategy != "fedavg":
-            raise problem("must be fedavg with differential privacy", *at)
-        if self.privacy.dp.on and (model.kind == "poisson" or target == "survival"):
-            raise problem("has no form with differential privacy in this version", "model", "kind")
-        if self.train.imbalance != "none" and target not in ("binary", "multiclass"):
-            raise problem("belongs to targets with classes", "train", "imbalance")
-
-    def _check_communication(self) -> None:
-        federation = self.federation
-        exact = federation.strategy.name == "newton"
-        for key, plain in (("upload_bits", 32), ("download", "float32")):
-            if getattr(federation, key) == plain:
-                continue
-            if self.privacy.dp.on:
-                raise problem(f"must be {plain} with differential privacy", "federation", key)
-            if exact:
-                raise problem(f"must be {plain} for exact regression", "federation", key)
-        if federation.upload_bits == NARROW_BITS and self.model.kind == "vector":
-            raise problem("must be 32 for a model that learns nothing", "federation", "upload_bits")
-
-    def _check_normalise(self) -> None:
-        for index, feature in enumerate(self.features):
-            if not feature.numeric:
-                continue
-            if self.normalise == "fixed" and feature.scale is None:
-                raise problem(
-                    "needs 'centre' and 'scale', because normalise is fixed", "features", index
-                )
-            if self.normalise != "fixed" and feature.scale is not None:
-                raise problem(
-                    f"belongs to normalise: fixed, and normalise is {self.normalise}",
-                    "features",
-                    index,
-                    "scale",
-                )
 
 
 # --- reading, completing, hashing -----------------------------------------------------------

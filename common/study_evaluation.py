@@ -12,8 +12,8 @@ from common.config import Name, Number, Section, no_repeats, problem
 
 METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "binary": ("auroc", "accuracy", "brier", "log_loss"),
-    "multiclass": ("accuracy", "brier", "log_loss"),
-    "continuous": ("mse", "mae", "r2"),
+    "multiclass": ("auroc", "accuracy", "brier", "log_loss"),
+    "continuous": ("rmse", "mae", "r2", "mse"),
     "survival": ("c_index", "auroc", "brier"),
 }
 """Metrics that fit each target; counts are always computed."""
@@ -26,6 +26,8 @@ DEFAULT_METRICS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 MOST_BANDS: Final = 16
+MOST_CELLS: Final = 256
+"""Subgroups of all features together: each is judged by 8,000 words of the evaluate round."""
 
 
 class Subgroup(Section):
@@ -60,7 +62,7 @@ class Evaluate(Section):
     metrics: Annotated[tuple[str, ...], Field(max_length=20), AfterValidator(no_repeats)] = ()
     site_metrics: bool = False
     threshold: Annotated[Number, Field(gt=0, lt=1)] = 0.5
-    confidence: Annotated[Number, Field(ge=0.5, lt=1)] = 0.95
+    confidence: Annotated[Number, Field(ge=0.5, le=0.9999)] = 0.95
     subgroups: Annotated[tuple[Subgroup, ...], Field(max_length=16)] = ()
     horizons: Annotated[
         tuple[Annotated[Number, Field(gt=0)], ...], Field(max_length=8), AfterValidator(no_repeats)

@@ -8,7 +8,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    field_validator,
     model_validator,
 )
 
@@ -16,10 +15,16 @@ from common.config import Name, Number, Section, no_repeats, problem
 from common.positive import PositiveRule, parse_positive
 from common.text import show
 
+_SMALLEST: Final = 1e-100
+_LARGEST: Final = 1e100
+"""Widths of a range: what is computed with them and their squares stays a float64."""
+
 
 def _range(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise ValueError(f"must be [low, high] with low below high, not {show(list(value))}")
+    if not _SMALLEST <= value[1] - value[0] <= _LARGEST:
+        raise ValueError(f"must be {_SMALLEST:g} to {_LARGEST:g} wide")
     return value
 
 
@@ -61,6 +66,14 @@ def _code(value: object) -> object:
 
 Code = Annotated[Number | Name, BeforeValidator(_code)]
 """A code that stands for "not measured"."""
+
+
+def _canonical(value: str) -> str:
+    return str(parse_positive(value))
+
+
+Positive = Annotated[str, AfterValidator(_canonical)]
+"""A rule that says which cells are yes, in its one canonical spelling."""
 
 
 class Feature(Section):
@@ -171,13 +184,7 @@ class BinaryTarget(Section):
 
     type: Literal["binary"]
     name: Name
-    positive: str = "== 1"
-
-    @field_validator("positive")
-    @classmethod
-    def canonical(cls, value: str) -> str:
-        """Check the rule and keep its one canonical spelling."""
-        return str(parse_positive(value))
+    positive: Positive = "== 1"
 
     @property
     def rule(self) -> PositiveRule:
@@ -213,13 +220,7 @@ class SurvivalTarget(Section):
     time: Name
     event: Name
     unit: Name | None = None
-    positive: str = "== 1"
-
-    @field_validator("positive")
-    @classmethod
-    def canonical(cls, value: str) -> str:
-        """Check the rule and keep its one canonical spelling."""
-        return str(parse_positive(value))
+    positive: Positive = "== 1"
 
     @property
     def rule(self) -> PositiveRule:

@@ -13,21 +13,25 @@ There is no breakdown by hospital: it would need each hospital's own sums, which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from common.config import Name, Number, Section, no_repeats, problem
 from common.positive import PositiveRule, parse_positive
 from common.study_evaluation import Subgroup
-from common.study_features import Feature
+from common.study_features import Feature, Positive
 from common.text import nearest, show
 
 MOST_GROUPS: Final = 8
 MOST_LEVELS: Final = 100
 """Levels of a category that is counted; more would make tables of almost empty cells."""
+
+MOST_TABLE: Final = 1000
+"""Cells of a cross table: what to hide in it takes time that grows with their square."""
 
 
 def _cut(value: object) -> object:
@@ -47,16 +51,10 @@ class SurvivalCurve(Section):
 
     time: Name
     event: Name
-    positive: str = "== 1"
+    positive: Positive = "== 1"
     unit: Name | None = None
     horizon: Annotated[Number, Field(gt=0)]
     bins: Annotated[int, Field(ge=8, le=4096)] = 512
-
-    @field_validator("positive")
-    @classmethod
-    def canonical(cls, value: str) -> str:
-        """Check the rule and keep its one canonical spelling."""
-        return str(parse_positive(value))
 
     @property
     def rule(self) -> PositiveRule:
@@ -157,6 +155,12 @@ def _check_cuts(known: Mapping[str, Feature], section: Statistics) -> None:
         if bands.setdefault(cut.feature, cut.bands) != cut.bands:
             # Two sets of cut points would tell of the few patients between them.
             raise problem("has other bands elsewhere in this section", *path, "bands")
+    for place, pair in enumerate(section.cross):
+        sides = [len(levels_of(known[cut.feature], cut)) + 1 for cut in pair]  # one: missing
+        if math.prod(sides) > MOST_TABLE:
+            raise problem(
+                f"makes a table of more than {MOST_TABLE} cells", "statistics", "cross", place
+            )
     group = section.group_by
     if group is not None and len(levels_of(known[group.feature], group)) > MOST_GROUPS:
         raise problem(f"makes more than {MOST_GROUPS} groups", "statistics", "group_by")

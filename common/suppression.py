@@ -29,6 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import InternalError
+
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -66,7 +68,10 @@ def sums_of(counts: Floats, parts: Sequence[Sequence[int]], axis: int = 0) -> Fl
 def hidden(table: Floats, least: int) -> Mask:
     """Return the cells of [rows, columns] counts to hide, given that all margins are known.
 
-    Margins are 0 or at least `least`, as `merged` leaves them.
+    Margins are 0 or at least `least`, as `merged` leaves them: then hiding every cell is enough.
+
+    Raises:
+        InternalError: they are not, and no mask is enough.
     """
     mask: Mask = (table > 0) & (table < least)
     open_rows, open_columns = table.sum(axis=1) > 0, table.sum(axis=0) > 0
@@ -100,7 +105,10 @@ def _hide_more(table: Floats, mask: Mask, free: Mask, cell: tuple[int, int], lea
         cost = float(sum(table[corner] for corner in new))
         if new and room >= least and (best is None or cost < best[0]):
             best = cost, new
-    for corner in best[1] if best else _beside(table, mask, free, cell):
+    more = best[1] if best else _beside(table, mask, free, cell)
+    if not more:
+        raise InternalError("a table's margins are too small for any of its cells to be hidden")
+    for corner in more:
         mask[corner] = True
 
 
@@ -133,10 +141,10 @@ def _flow(
     """
     rows, size = table.shape[0], sum(table.shape)
     room = np.zeros((size, size), np.int64)
-    for row, column in np.argwhere(mask):
-        if (int(row), int(column)) != without:
-            room[row, rows + column] = most
-            room[rows + column, row] = int(table[row, column])
+    others = mask.copy()
+    others[without] = False
+    room[:rows, rows:] = np.where(others, most, 0)
+    room[rows:, :rows] = np.where(others, table, 0.0).T
     total = 0
     while total < most:
         way = _way(room, start, end)

@@ -9,7 +9,6 @@
   1999; Uno et al. 2007): 1/G(T-) for an event at T <= t, 1/G(t) for a row seen beyond t,
   0 for a row censored before.
 * `breslow`: the cumulative baseline hazard (Breslow 1972).
-* `partial_losses`: each event's term of the partial likelihood (Cox 1972).
 """
 
 from __future__ import annotations
@@ -134,17 +133,3 @@ def breslow(time: _Floats, event: _Floats, risk: _Floats, at: _Floats) -> _Float
     last = np.searchsorted(-time[order], -time, side="right") - 1
     jumps = np.where(event > 0, 1.0 / at_risk[last], 0.0)
     return np.array([float(jumps[time <= t].sum()) for t in at], np.float64)
-
-
-def partial_losses(time: _Floats, event: _Floats, risk: _Floats) -> _Floats:
-    """Return, per event, minus the log of its share of the hazard of those at risk then, [events].
-
-    `risk` is the log hazard. Those seen at the event's time or later are at risk, ties
-    among events as Breslow (1974); the mean is what training makes smaller.
-    """
-    order = np.argsort(-time, kind="stable")
-    falling, reach = -time[order], np.logaddexp.accumulate(risk[order])
-    sick = event > 0
-    last = np.searchsorted(falling, -time[sick], side="right") - 1
-    found: _Floats = reach[last] - risk[sick]
-    return found

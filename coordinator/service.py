@@ -20,7 +20,7 @@ from common.certificates import verify_study
 from common.errors import ConfigError, FedError, IdentityError, Refusal, RoundError
 from common.events import Event
 from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
-from common.layouts import result_schema, round_kinds
+from common.layouts import is_exact, result_schema, round_kinds, round_layout
 from common.messages import (
     CHUNK_BYTES,
     PROTOCOL_VERSION,
@@ -35,6 +35,7 @@ from common.messages import (
     UploadStart,
     Welcome,
 )
+from common.secagg.header import RoundKind
 from common.secagg.messages import Refused, Resume, UploadEnd
 from common.study import Study, config_hash, study_from_canonical
 from common.version import VERSION
@@ -99,6 +100,26 @@ class Traffic:
 
 MOST_PARAMETERS: Final = 1 << 30
 """Parameters of a model, 4 GiB: the first model of a run is made in memory."""
+
+MOST_WORDS_KEPT: Final = 1 << 26
+"""Words of a sum that is kept whole, 512 MiB: of every round but those that train a model."""
+
+
+def _check_sums_fit(study: Study) -> None:
+    """Refuse a study whose opened sums would not fit into memory, whatever its model's size.
+
+    Raises:
+        ConfigError: BAD_VALUE.
+    """
+    for kind in dict.fromkeys(round_kinds(study)):
+        words = round_layout(study, kind).schema.words
+        streamed = kind is RoundKind.TRAIN and not is_exact(study)
+        if not streamed and words > MOST_WORDS_KEPT:
+            raise ConfigError(
+                "BAD_VALUE",
+                f"a {kind.value} round adds up {words} numbers; the most is {MOST_WORDS_KEPT}",
+                fix="Ask for fewer features, levels, groups or subgroups.",
+            )
 
 
 class CoordinatorService:
@@ -492,6 +513,7 @@ class CoordinatorService:
             raise ConfigError(
                 "BAD_VALUE", f"the model has {parameters} parameters; the most is {MOST_PARAMETERS}"
             )
+        _check_sums_fit(study)
         probe = RunState(RunId("x"), study, ConfigHash(b""), self._federation, self._roster)
         if fewest(probe) > len(self._roster):
             raise ConfigError(

@@ -41,6 +41,7 @@ from hospital_node.config import NodeConfig
 from hospital_node.data.headings import check_tables
 from hospital_node.driver import Node, NodeParts
 from hospital_node.findings import cite
+from hospital_node.launcher import Launcher
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
 from hospital_node.picture import not_ready
@@ -56,7 +57,9 @@ if TYPE_CHECKING:  # loaded where they are needed: grpc to dial, prometheus for 
 
 HEALTH_GRACE_S: Final = 1.0
 
-DeskMaker: TypeAlias = Callable[[Loaded[Policy], Site | None, EventLog, PrivacyBooks], Desk]
+DeskMaker: TypeAlias = Callable[
+    [Loaded[Policy], Site | None, EventLog, PrivacyBooks, Launcher | None], Desk
+]
 """Makes the hospital's desk; `bench` brings one whose training always fails."""
 
 
@@ -189,6 +192,7 @@ def build_node(
 
     Raises:
         StateError: see `hospital_node.store.open_own`.
+        ConfigError: see `Launcher.of`.
     """
     config, policy, identity = setup.config, setup.policy.value, setup.identity
     entropy = entropy or OsEntropy()
@@ -210,7 +214,7 @@ def build_node(
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
         gate=gate_of(approvals, policy.require.approval, clock, log),
         store=store,
-        desk=desk(setup.policy, setup.site, log, books),
+        desk=desk(setup.policy, setup.site, log, books, Launcher.of(config)),
         witnessed=books.witnessed,
         connect=connect,
         log=log,

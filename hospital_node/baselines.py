@@ -18,6 +18,7 @@ from common.layouts import is_exact
 from common.models import initial, with_own
 from common.regression import fit, sums
 from common.study import Study
+from hospital_node.going_on import go_on
 from hospital_node.train import train
 
 
@@ -49,6 +50,7 @@ def _fitted(study: Study, data: Encoded) -> NDArray[np.float32]:
     state = fit.begin(study)
     columns, target = data.features.astype(np.float64), data.target.astype(np.float64)
     for _ in range(study.federation.rounds):
+        go_on()
         found = sums.sums_of(study, columns, target, state.sent.astype(np.float64))
         state = fit.advance(study, state, found)
         if state.converged:

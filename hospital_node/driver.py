@@ -22,7 +22,7 @@ from common.clock import Clock, SystemClock
 from common.entropy import Entropy, OsEntropy
 from common.errors import FedError, InternalError, PolicyRefusal, StateError
 from common.events import Event
-from common.ids import NodeId, site_name
+from common.ids import NodeId, RunId, site_name
 from common.logs import EventLog
 from common.messages import (
     PROTOCOL_VERSION,
@@ -110,6 +110,8 @@ class Node:
         self._tasks: dict[str, Task] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
         self._errands: dict[str, asyncio.Task[None]] = {}
+        self._making: dict[RunId, asyncio.Task[None]] = {}
+        """Own models, which take long and are no errands: they never keep a message waiting."""
         self._last_failure: FedError | None = None
         self._status_at = float("-inf")
         self._witnessed: dict[str, int] = {}
@@ -147,7 +149,7 @@ class Node:
         self._releases = ReleaseKeeper(
             parts.store, parts.release_trust, road, self._worker, parts.log
         )
-        self._personal = PersonalKeeper(parts.store, parts.log)
+        self._personal = PersonalKeeper(parts.store, self._worker, parts.log)
 
     # --- life ---------------------------------------------------------------------------
 
@@ -240,10 +242,13 @@ class Node:
         return await asyncio.to_thread(self._parts.desk.open, run.study)
 
     async def _end(self) -> None:
-        jobs = [*self._serving.values(), *self._errands.values()]
+        jobs = [*self._serving.values(), *self._errands.values(), *self._making.values()]
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
+        if not all(await asyncio.gather(self._worker.close(), self._personal.close())):
+            detail = "work is in a long step; it ends with the process"
+            self._parts.log.warning(Event.SERVICE_STOPPING, detail=detail)
         self._write_status(final=True)
         self._parts.store.close()
 
@@ -451,10 +456,9 @@ class Node:
 
     def _own_model(self, run: DecisionRecord, open_work: Callable[[], Awaitable[Work]]) -> None:
         """Begin the hospital's own model of a release, if it has none; rounds go on meanwhile."""
-        key = f"personal {run.run_id}"
-        if self._personal.wanting(run.run_id) and key not in self._errands:
+        if self._personal.wanting(run.run_id) and run.run_id not in self._making:
             job = self._personal.make(run.run_id, open_work)
-            self._errands[key] = asyncio.create_task(self._logged(job))
+            self._making[run.run_id] = asyncio.create_task(self._logged(job))
 
     async def _release(self, name: str, notice: ReleaseNotice) -> None:
         """A release of a run this hospital took part in; others are none of its business."""

@@ -137,15 +137,17 @@ def evaluation_contribution(
     data: Encoded,
     members: NDArray[np.bool_] | None = None,
     *,
+    levels: int,
     train: Encoded | None = None,
 ) -> NDArray[np.float64]:
     """Return the hospital's vector of an evaluate round (`common.evaluation.layout`).
 
-    `members` bool [cells, rows] says who is in which subgroup of the study; `train` as in
-    `at_horizons`.
+    `members` bool [cells, rows] says who is in which subgroup of the study; `levels` is B;
+    `train` as in `at_horizons`.
 
     Raises:
-        Refusal: INPUT_NAN, a prediction is not finite.
+        Refusal: INPUT_NAN, a prediction is not finite, or sums are too large.
     """
     predictions = judged(study, model, data, train)
-    return evaluation.contribution(study, predictions, data.target.astype(np.float64), members)
+    target = data.target.astype(np.float64)
+    return evaluation.contribution(study, predictions, target, members, levels=levels)

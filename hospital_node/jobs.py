@@ -265,7 +265,9 @@ class RoundJobs:
             return write_masked(path, source, prepared.plan, abandoned)
 
         self._log().info(Event.ROUND_TRAINING, kind=header.kind.value, members=header.n)
-        return make() if work.is_quick(header.kind) else await self._around.worker.run(make)
+        if work.is_quick(header.kind):
+            return make()
+        return await self._around.worker.run(make, abandoned)
 
     async def _check_held(self, wanted: Sha256, model: Path, work: Work) -> None:
         """Read again what an earlier process received for the open round.

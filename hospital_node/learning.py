@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +48,7 @@ from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
 from hospital_node.disclosure import public_detail, shown_figures
 from hospital_node.findings import cite
+from hospital_node.launcher import Launcher
 from hospital_node.personal_state import FEDBN, OwnTensors
 from hospital_node.private.source import NoisedSource, pattern_sum, pattern_update
 from hospital_node.receive import read_model
@@ -70,8 +71,14 @@ class HospitalDesk:
     """See `hospital_node.work.Desk`."""
 
     def __init__(
-        self, policy: Loaded[Policy], site: Site | None, log: EventLog, books: PrivacyBooks
+        self,
+        policy: Loaded[Policy],
+        site: Site | None,
+        log: EventLog,
+        books: PrivacyBooks,
+        launcher: Launcher | None = None,
     ) -> None:
+        self._launcher = launcher
         self._policy = policy
         self._site = site
         self._log = log
@@ -106,6 +113,8 @@ class HospitalDesk:
         return self._work(parsed, accepted=True)
 
     def _work(self, study: Study, *, accepted: bool) -> StudyWork:
+        if self._launcher is not None:
+            self._launcher.check(study)
         policy, data = self._policy.value, self._data(study)
         if study.privacy.dp.mode == "patient-local":
             public_batch(study, policy.site)  # refuses a study without a number for this site
@@ -118,7 +127,7 @@ class HospitalDesk:
             self._books.admit(study, accepted=accepted)
             for terms in layouts.noise_terms(study, members, members):
                 NoiseTable.of(terms.sigma_loc)  # a full cohort's: no round waits for it then
-        return StudyWork(study, policy.site, members, data, self._books, min_cell)
+        return StudyWork(study, policy.site, members, data, self._books, min_cell, self._launcher)
 
     def _data(self, study: Study) -> SiteData | None:
         if not layouts.has_constants(study) and study.kind == "training":
@@ -141,7 +150,9 @@ class StudyWork:
         data: SiteData | None,
         books: PrivacyBooks,
         min_cell: int,
+        launcher: Launcher | None = None,
     ) -> None:
+        self._launcher = launcher
         self._study = study
         self._site = site
         self._members = members
@@ -217,7 +228,9 @@ class StudyWork:
                 mine = with_own(study, weights, own.get(FEDBN))
                 inside = members(study, self._rows().test.values)
                 train = self._baseline_rows(model)
-                source = pipeline.make_evaluation(study, rows, mine, inside, train=train)
+                source = pipeline.make_evaluation(
+                    study, rows, mine, inside, levels=header.bound, train=train
+                )
             case _:
                 raise Refusal("LAYOUT", f"this version has no {header.kind.value} rounds")
         return source.encoder(layout.schema, header.ranges, coding)
@@ -227,6 +240,7 @@ class StudyWork:
     ) -> ContributionSource:
         """Train by the study's strategy; stage what stays here before anything leaves."""
         from hospital_node import pipeline
+        from hospital_node.exchange import TrainingTask
         from hospital_node.strategies import Received
 
         study = self._study
@@ -241,7 +255,12 @@ class StudyWork:
             if is_control(tensor.name)
         ]
         received = Received(weights, control, limits)
-        source = pipeline.make_contribution(study, self._site, rows, received, header.r, own.all())
+        training = TrainingTask.train
+        if self._launcher is not None:
+            training = partial(self._launcher.train, abandoned=abandoned)
+        source = pipeline.make_contribution(
+            study, self._site, rows, received, header.r, own.all(), training
+        )
         if abandoned():
             raise RoundError("RUN_CANCELLED", "the round ended during training")
         own.stage(header.digest(), source.own)

@@ -24,12 +24,28 @@ def cox(eta: Tensor, target: Tensor) -> Tensor:
 
     `target` [rows, 2]: time, and 1 where the event came then.
     """
-    time, event = target[:, 0], target[:, 1] > 0
+    event = target[:, 1] > 0
     if not bool(event.any()):
         return (eta * 0.0).sum()
-    order = torch.argsort(time, descending=True, stable=True)
-    time, event, eta = time[order], event[order], eta[order]
+    order = _latest_first(target)
+    return _against_risk_set(eta[order], target[order, 0])[event[order]].mean()
+
+
+def cox_rows(eta: Tensor, target: Tensor) -> Tensor:
+    """Return each row's part of the negative log partial likelihood, 0 of a censored row."""
+    order = _latest_first(target)
+    found = torch.empty_like(eta)
+    found[order] = _against_risk_set(eta[order], target[order, 0])
+    return torch.where(target[:, 1] > 0, found, 0.0)
+
+
+def _latest_first(target: Tensor) -> Tensor:
+    return torch.argsort(target[:, 0], descending=True, stable=True)
+
+
+def _against_risk_set(eta: Tensor, time: Tensor) -> Tensor:
+    """Return log(sum of e^eta over the row's risk set) - eta of rows whose times fall."""
     # The last row of each time sees everybody of that time in its risk set.
     reach = torch.logcumsumexp(eta, 0)
     last = torch.searchsorted(-time, -time, right=True) - 1
-    return (reach[last] - eta)[event].mean()
+    return reach[last] - eta

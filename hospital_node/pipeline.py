@@ -10,7 +10,7 @@ What the strategy keeps at the hospital is in `source.own` and never in `source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,8 +25,9 @@ from common.study import Study, VectorModel
 from common.vectors import ParameterSchema
 from common.weights import weight
 from hospital_node.evaluate import evaluation_contribution
+from hospital_node.exchange import TrainingTask
 from hospital_node.personal_state import Own
-from hospital_node.strategies import Received, local_round
+from hospital_node.strategies import LocalRound, Received
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +67,25 @@ class ContributionSource:
 
 
 def make_contribution(
-    study: Study, site: str, data: Encoded, received: Received, round_no: int, kept: Own
+    study: Study,
+    site: str,
+    data: Encoded,
+    received: Received,
+    round_no: int,
+    kept: Own,
+    training: Callable[[TrainingTask], LocalRound] = TrainingTask.train,
 ) -> ContributionSource:
     """Return the hospital's contribution to a training round, constants left out.
 
-    `kept` is what earlier rounds left at this hospital (`hospital_node.personal_state`).
+    `kept` is what earlier rounds left at this hospital (`hospital_node.personal_state`);
+    `training` is done in this process unless another way is given (`hospital_node.launcher`).
 
     Raises:
         DataError: DATA_EMPTY. Refusal: INPUT_NAN. ConfigError: no weight for the site.
     """
     if isinstance(study.model, VectorModel):
         return ContributionSource(whole(site, round_no, len(received.weights)))
-    done = local_round(study, data, received, kept, site=site)
+    done = training(TrainingTask(study, data, received, kept, site))
     u = weight(study, site, data.rows)
     return ContributionSource(done.delta, u, (u * done.loss,), done.own)
 
@@ -118,11 +126,13 @@ def make_evaluation(
     model: NDArray[np.float32],
     members: NDArray[np.bool_] | None = None,
     *,
+    levels: int,
     train: Encoded | None = None,
 ) -> ContributionSource:
     """Return the hospital's contribution to an evaluate round; all zeros without test rows.
 
-    `members` says who is in which subgroup (`common.subgroups.members`); `train` are the
-    training rows, for the baseline of survival predictions.
+    `members` says who is in which subgroup (`common.subgroups.members`); `levels` is
+    B; `train` are the training rows, for the baseline of survival predictions.
     """
-    return ContributionSource(evaluation_contribution(study, model, data, members, train=train))
+    own = evaluation_contribution(study, model, data, members, levels=levels, train=train)
+    return ContributionSource(own)

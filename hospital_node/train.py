@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Concatenate, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from common.features import Encoded
 from common.models import LOSS_LIMIT, full_layout, split_own
 from common.study import Study, Train
 from hospital_node import losses
+from hospital_node.going_on import go_on
 from hospital_node.imbalance import balanced_order, class_weights, focal
 from hospital_node.models import build, flatten
 
@@ -52,6 +55,20 @@ class Hooks:
 
 
 PLAIN: Final = Hooks()
+
+MeanLoss: TypeAlias = Callable[..., Tensor]
+"""The mean loss over some rows: of outputs, targets and (`weighted`) the rows' weights."""
+
+Gradient: TypeAlias = Callable[Concatenate[nn.Module, MeanLoss, ...], None]
+"""Leaves a batch's gradient in the module; behind the loss come its features, targets, weights."""
+
+
+def _whole(module: nn.Module, mean: MeanLoss, features: Tensor, *rest: Tensor) -> None:
+    mean(module(features), *rest).backward()  # type: ignore[no-untyped-call]
+
+
+gradient: Final[ContextVar[Gradient]] = ContextVar("gradient", default=_whole)
+"""Where each step takes its gradient from; `hospital_node.distributed` puts another here."""
 
 
 def train(
@@ -105,20 +122,24 @@ def take_steps(
 ) -> int:
     """Train the module in place over the batches that `seed` draws; return their number.
 
-    `terms` are the study's unless others are given.
+    `terms` are the study's unless others are given. Interruptible before each step.
     """
     make_deterministic()
     terms = study.train if terms is None else terms
-    features, target = torch.from_numpy(data.features), torch.from_numpy(data.target)
-    optimiser = _optimiser(terms, module)
+    rows = [torch.from_numpy(data.features), torch.from_numpy(data.target)]
+    if terms.imbalance == "weighted":
+        rows.append(class_weights(rows[1]))
+    mean = partial(_training_loss, study, terms)
+    optimiser, parameters = _optimiser(terms, module), list(module.parameters())
+    take = gradient.get()
     module.train()
     steps = 0
-    weights = class_weights(target) if terms.imbalance == "weighted" else None
     labels = data.target if terms.imbalance == "resampled" else None
     for batch in _batches(terms, data.rows, seed, labels):
-        optimiser.zero_grad()
-        outputs, share = module(features[batch]), None if weights is None else weights[batch]
-        _training_loss(study, terms, outputs, target[batch], share).backward()  # type: ignore[no-untyped-call]
+        go_on()
+        for parameter in parameters:
+            parameter.grad = None  # the optimiser's zero_grad, without its profiling
+        take(module, mean, *(values[batch] for values in rows))
         if hooks.gradients is not None:
             hooks.gradients(module)
         optimiser.step()
@@ -135,7 +156,7 @@ def make_deterministic() -> None:
 
 
 def _training_loss(
-    study: Study, terms: Train, outputs: Tensor, target: Tensor, weights: Tensor | None
+    study: Study, terms: Train, outputs: Tensor, target: Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """Return the mean loss under `train.imbalance`; rows weigh as `weights` says, if given."""
     if weights is None and terms.imbalance != "focal":

@@ -20,6 +20,7 @@ from common.secagg.keys import CoefficientSeed
 from common.site import Site
 from common.vectors import ParameterSchema
 from hospital_node.contribution import WordSource
+from hospital_node.launcher import Launcher
 from hospital_node.learning import HospitalDesk
 from hospital_node.personal_state import OwnTensors
 from hospital_node.work import Desk, PrivacyBooks, Terms, Work
@@ -96,9 +97,13 @@ def serve_wrapped(arguments: Sequence[str], wrapper: Callable[[Path], Wrap]) -> 
     wrap = wrapper(path.absolute().parent)
 
     def desk(
-        policy: Loaded[Policy], site: Site | None, log: EventLog, books: PrivacyBooks
+        policy: Loaded[Policy],
+        site: Site | None,
+        log: EventLog,
+        books: PrivacyBooks,
+        launcher: Launcher | None,
     ) -> WrappingDesk:
-        return WrappingDesk(HospitalDesk(policy, site, log, books), wrap)
+        return WrappingDesk(HospitalDesk(policy, site, log, books, launcher), wrap)
 
     try:
         serve(NodeConfig.read(path), desk)

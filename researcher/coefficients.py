@@ -30,37 +30,55 @@ def read_coefficients(folder: Path) -> dict[str, Any] | None:
     return dict(found)
 
 
+def coefficients_grid(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the table's head and cells as text, a line for each coefficient."""
+    ratio = RATIOS.get(found["family"])
+    head = ["coefficient", "estimate", "std. error", f"{found['confidence']:.0%} interval", "p"]
+    head += [ratio, "its interval"] if ratio else []
+    rows = []
+    for line in found["coefficients"]:
+        cells = [
+            line["name"],
+            _number(line["coefficient"]),
+            _number(line["standard_error"]),
+            _interval(line["low"], line["high"]),
+            p_text(line["p_value"]),
+        ]
+        if ratio:
+            cells += [_number(line["ratio"]), _interval(line["ratio_low"], line["ratio_high"])]
+        rows.append(cells)
+    return head, rows
+
+
+def coefficients_head(found: Mapping[str, Any]) -> str:
+    """Return what was fitted, to how many rows, and whether it converged, in one line."""
+    state = "converged" if found["converged"] else "NOT CONVERGED"
+    return (
+        f"{found['family']} regression of {found['rows']} rows, {state} in {found['rounds']} rounds"
+        f"; log-likelihood {found['log_likelihood']:.6g}, AIC {found['aic']:.6g}"
+    )
+
+
 def coefficients_text(found: Mapping[str, Any]) -> str:
     """Return the table for people: a line for each coefficient."""
     from common.tables import table
-    from common.text import escape
 
-    def number(value: float | None, form: str = ".4g") -> str:
-        return "-" if value is None else format(value, form)
-
-    def interval(low: float | None, high: float | None) -> str:
-        return "-" if low is None or high is None else f"{low:.4g} to {high:.4g}"
-
-    ratio = RATIOS.get(found["family"])
-    rows = []
-    for line in found["coefficients"]:
-        p = line["p_value"]
-        cells = [
-            escape(line["name"]),
-            number(line["coefficient"]),
-            number(line["standard_error"]),
-            interval(line["low"], line["high"]),
-            "-" if p is None else ("<0.001" if p < 0.001 else f"{p:.3f}"),  # noqa: PLR2004
-        ]
-        if ratio:
-            cells += [number(line["ratio"]), interval(line["ratio_low"], line["ratio_high"])]
-        rows.append(tuple(cells))
-    head = ["coefficient", "estimate", "std. error", f"{found['confidence']:.0%} interval", "p"]
-    head += [ratio, "its interval"] if ratio else []
-    state = "converged" if found["converged"] else "NOT CONVERGED"
-    first = (
-        f"{found['family']} regression of {found['rows']} rows, {state} in {found['rounds']} rounds"
-    )
-    first += f"; log-likelihood {found['log_likelihood']:.6g}, AIC {found['aic']:.6g}"
+    head, rows = coefficients_grid(found)
     notes = [f"note: {note}" for note in found["notes"]]
-    return "\n".join([first, table(tuple(head), rows, right=frozenset({1, 2, 4, 5})), *notes])
+    lines = table(head, rows, right=frozenset({1, 2, 4, 5}))
+    return "\n".join([coefficients_head(found), lines, *notes])
+
+
+def p_text(value: float | None) -> str:
+    """Return a p-value as papers print it."""
+    if value is None:
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"  # noqa: PLR2004
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else format(value, ".4g")
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:.4g} to {high:.4g}"

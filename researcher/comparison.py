@@ -30,6 +30,7 @@ from common.study import Study
 from hospital_node.data.load import SiteData
 
 if TYPE_CHECKING:
+    from common.multiclass import ByLevel
     from researcher.personal import PersonalFigures
 
 Figures: TypeAlias = dict[str, float | None]
@@ -92,6 +93,7 @@ class Comparison:
     scores: Mapping[str, Scored]
     subgroups: tuple[SubgroupFigures, ...] = ()
     personal: PersonalFigures | None = None
+    by_level: ByLevel | None = None
 
     def metrics(self) -> dict[str, object]:
         """Return `metrics` of the envelope."""
@@ -99,7 +101,10 @@ class Comparison:
             {"feature": one.feature, "label": one.label, "figures": one.figures}
             for one in self.subgroups
         ]
-        return {**self.federated.data(), "subgroups": groups}
+        from common.evaluation_document import levels_data
+
+        levels = {} if self.by_level is None else levels_data(self.by_level)
+        return {**self.federated.data(), "subgroups": groups, **levels}
 
     def baselines(self) -> dict[str, object]:
         """Return `baselines` of the envelope."""
@@ -153,7 +158,15 @@ def compare(
         centralised=everywhere(together),
         scores=scores,
         subgroups=subgroup_figures(study, scores, sites),
+        by_level=_by_level(study, scores),
     )
+
+
+def _by_level(study: Study, scores: Mapping[str, Scored]) -> ByLevel | None:
+    from common.multiclass import exact
+
+    rows = _together(scores)
+    return exact(study, rows.predictions, rows.target)
 
 
 def subgroup_figures(

@@ -10,21 +10,12 @@ from typing import Final
 from common.study import Study
 from researcher import medical_plots
 from researcher.comparison import Comparison, Figures
-from researcher.figures import with_interval
+from researcher.figures import TITLES, with_interval
 
-_NAMES: Final = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC (average precision)",
-    "brier": "Brier score",
-    "calibration_slope": "calibration slope (1 is best)",
-    "calibration_intercept": "calibration intercept (0 is best)",
-    "observed_expected": "observed / expected",
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "ppv": "positive predictive value",
-    "npv": "negative predictive value",
-}
+_NAMES: Final = (
+    "auroc", "auprc", "brier", "calibration_slope", "calibration_intercept", "observed_expected",
+    "accuracy", "sensitivity", "specificity", "ppv", "npv",
+)  # fmt: skip
 
 _SECTION: Final = Template("""<section>
 <h2>As a paper would report it</h2>
@@ -72,10 +63,10 @@ def _figures(comparison: Comparison, wire: Mapping[str, float]) -> str:
         comparison.centralised.pooled,
     )
     return "".join(
-        f"<tr><td>{title}</td>"
+        f"<tr><td>{TITLES[name]}</td>"
         + "".join(f"<td>{with_interval(column, name)}</td>" for column in columns)
         + "</tr>"
-        for name, title in _NAMES.items()
+        for name in _NAMES
     )
 
 
@@ -95,7 +86,7 @@ def _subgroups(comparison: Comparison, everybody: tuple[str, Figures]) -> str:
         return ""
     rows = [(f"{one.feature} {one.label}", one.figures or {}) for one in comparison.subgroups]
     names = ("auroc", "brier", "calibration_slope", "sensitivity", "specificity")
-    head = "".join(f"<th>{_NAMES[name].split(' (')[0]}</th>" for name in names)
+    head = "".join(f"<th>{TITLES[name].split(' (')[0]}</th>" for name in names)
     body = "".join(
         f"<tr><td>{escape(label)}</td>"
         + "".join(f"<td>{with_interval(figures, name, 2)}</td>" for name in names)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.commands import JsonFlag, Outcome, command, group
 from researcher.connection import Connection, CoordinatorOption, ProxyOption, TlsOption
+
+if TYPE_CHECKING:
+    from researcher.release import VerifiedModel
 
 app = group("Pull, verify and show released models.")
 
@@ -76,24 +79,41 @@ def tables(
     ] = None,
     as_json: JsonFlag = False,
 ) -> Outcome:
-    """Verify a statistics study's release and show its Table 1."""
+    """Verify a release; show its Table 1, figures or coefficients, and write them as a page."""
     del as_json
-    from common.errors import ConfigError
-    from researcher import table_one
-    from researcher.release import read_statistics, verify
+    from researcher.release import verify
 
     release = verify(folder, ca)
-    if release.study.kind != "statistics":
-        raise ConfigError(
-            "BAD_ARGUMENT", f"{folder} holds a model, not a statistics study's tables"
-        )
-    found = read_statistics(folder)
+    return _counted(release, out) if release.study.kind == "statistics" else _trained(release, out)
+
+
+def _counted(release: VerifiedModel, out: Path | None) -> Outcome:
+    from researcher import table_one
+    from researcher.release import read_statistics
+
+    found = read_statistics(release.folder)
     text = table_one.text(found)
     if out is not None:
         from researcher.statistics_page import write_all
 
         text += f"\n\n{write_all(release.study, found, out)} holds the page and the tables"
     return Outcome(found.model_dump(mode="json", by_alias=True), text)
+
+
+def _trained(release: VerifiedModel, out: Path | None) -> Outcome:
+    from researcher.coefficients import coefficients_text, read_coefficients
+    from researcher.evaluation_file import evaluation_text, read_evaluation
+
+    figures, regression = read_evaluation(release.folder), read_coefficients(release.folder)
+    parts = ["no figures: too few test rows, or noised ones, which the card has"]
+    parts = parts if figures is None else [evaluation_text(figures)]
+    parts += [] if regression is None else [coefficients_text(regression)]
+    if out is not None:
+        from researcher.result_page import Result, write_page
+
+        result = Result(figures, regression)
+        parts.append(f"{write_page(release.study, result, out)} holds the page")
+    return Outcome({"evaluation": figures, "regression": regression}, "\n\n".join(parts))
 
 
 @app.command()

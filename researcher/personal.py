@@ -134,24 +134,27 @@ def section(comparison: Comparison) -> str:
         return ""
     names = [
         name
-        for name in ("auroc", "accuracy", "log_loss", "r2")
+        for name in _TITLES
         if any(figures.get(name) is not None for figures in _by_site(comparison))
     ]
     tables = {name: rows(comparison, name) for name in names}
     heads = "".join(f'<th colspan="3">{_TITLES[name]}</th>' for name in names)
     subs = "<th>own model</th><th>federated</th><th>local only</th>" * len(names)
     body = []
-    for place, (site, chosen, *_rest) in enumerate(tables[names[0]]):
-        why = escape(comparison.personal.why.get(site, ""))
+    chosen_by = [*comparison.personal.chosen.items(), ("mean of hospitals", "")]
+    for place, (site, chosen) in enumerate(chosen_by):
         cells = "".join(
             f"<td{' class=fed' if k == 0 else ''}>{_NONE if value == '-' else value}</td>"
             for name in names
             for k, value in enumerate(tables[name][place][2:])
         )
         last = "" if chosen else ' class="sum"'
-        shown = f'<td title="{why}">{escape(chosen)}</td>'
+        shown = f"<td>{escape(chosen)}</td>"
         body.append(f"<tr{last}><td>{escape(site)}</td>{shown}{cells}</tr>")
-    return _SECTION.format(heads=heads, subs=subs, body="\n".join(body))
+    reasons = [
+        f"<li>{escape(site)}: {escape(why)}</li>" for site, why in comparison.personal.why.items()
+    ]
+    return _SECTION.format(heads=heads, subs=subs, body="\n".join(body), reasons="\n".join(reasons))
 
 
 def _by_site(comparison: Comparison) -> list[dict[str, Any]]:
@@ -160,6 +163,7 @@ def _by_site(comparison: Comparison) -> list[dict[str, Any]]:
 
 _TITLES: Final = {
     "auroc": "AUROC",
+    "c_index": "C-index",
     "accuracy": "accuracy",
     "log_loss": "log-loss (less is better)",
     "r2": "R&sup2;",
@@ -178,4 +182,7 @@ patients, which had no part in the choice.</p>
 <tbody>
 {body}
 </tbody></table></div>
+<ul>
+{reasons}
+</ul>
 </section>"""

@@ -29,9 +29,13 @@ GREY: Final = "#98a4ae"
 PALE: Final = "#dfe5ea"
 ACCENT: Final = "#0f4c5c"
 
+_INKS: Final = {INK: "ink", GREY: "grey", PALE: "pale", ACCENT: "accent"}
+"""Colours that a page may set anew, as `--ink` and so on, for readers who like it dark."""
+
 _STYLE: Final[Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fedcare",
+    "text.parse_math": False,  # a level or a feature may hold a $
     "font.family": "sans-serif",
     "font.size": 10.5,
     "axes.edgecolor": GREY,
@@ -75,6 +79,8 @@ def svg(draw: Any, width: float, height: float) -> str:  # noqa: ANN401 - a draw
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for colour, name in _INKS.items():
+        text = text.replace(f": {colour}", f": var(--{name}, {colour})")
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1)
 
 

@@ -26,11 +26,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from common.certificates import to_der, verify_manifest
 from common.errors import ConfigError, FedError, StateError
@@ -40,6 +40,7 @@ from common.layouts import has_constants, model_schema, split_model
 from common.manifest import (
     CHAIN_FILE,
     COEFFICIENTS_FILE,
+    EVALUATION_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     PREPROCESSING_FILE,
@@ -52,6 +53,7 @@ from common.manifest import (
 )
 from common.study import Study, config_hash, study_from_canonical
 from researcher.coefficients import read_coefficients
+from researcher.evaluation_file import read_evaluation
 from researcher.figures import listed
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
 _MAX_SMALL: Final = 1 << 20
 MAX_STATISTICS: Final = 4 << 20
 _PIECE: Final = 1 << 20
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +115,10 @@ def verify(folder: Path, ca: Path) -> VerifiedModel:
     )
     for entry in manifest.files:
         _check_file(folder / entry.name, entry)
-    unsigned = folder / COEFFICIENTS_FILE
-    if unsigned.exists() and COEFFICIENTS_FILE not in {entry.name for entry in manifest.files}:
-        raise StateError("MODEL_INVALID", f"{unsigned} is not one of the manifest's files")
+    listed_files = {entry.name for entry in manifest.files}
+    for name in {COEFFICIENTS_FILE, EVALUATION_FILE} - listed_files:
+        if (folder / name).exists():
+            raise StateError("MODEL_INVALID", f"{folder / name} is not one of the manifest's files")
     study = _check_study(folder, manifest)
     if study.kind == "statistics":
         _check_statistics(folder, manifest, study)
@@ -121,6 +126,7 @@ def verify(folder: Path, ca: Path) -> VerifiedModel:
         _check_model(folder, manifest, study)
     _check_rounds(manifest)
     read_coefficients(folder)
+    read_evaluation(folder)
     return VerifiedModel(folder, manifest, study, signer.uri)
 
 
@@ -302,15 +308,17 @@ async def pull(client: Source, run_id: str, out: Path, ca: Path) -> VerifiedMode
     return VerifiedModel(out, verified.manifest, verified.study, verified.signer)
 
 
-async def read_counted(client: Source, run_id: str, ca: Path) -> StatisticsFile:
-    """Fetch a statistics study's release, verify it, and return what it says; keep nothing.
+async def read_released(
+    client: Source, run_id: str, ca: Path, read: Callable[[Path], Found]
+) -> Found:
+    """Fetch a run's release, verify it, and return what `read` finds in it; keep nothing.
 
     Raises:
-        FedError: as `pull`.
+        FedError: as `pull` and `read`.
     """
     with tempfile.TemporaryDirectory(prefix="fedcare-run-") as folder:
         release = await pull(client, run_id, Path(folder) / "release", ca)
-        return read_statistics(release.folder)
+        return read(release.folder)
 
 
 def require_empty(folder: Path) -> Path:

@@ -10,6 +10,9 @@ from common.commands import JsonFlag, Outcome, command, group
 from researcher.connection import Connection, CoordinatorOption, ProxyOption, TlsOption
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from common.study import Study
     from common.views import RunView
     from researcher.client import Client
 
@@ -80,12 +83,10 @@ def show(
     proxy: ProxyOption = None,
     as_json: JsonFlag = False,
 ) -> Outcome:
-    """Show a run: what each hospital does, every round so far, pooled figures."""
+    """Show a run: what each hospital does, every round so far, figures, the result's tables."""
     del as_json
     from common.study import study_from_canonical
-    from researcher import table_one
-    from researcher.release import read_counted
-    from researcher.show import counted, run_data, run_text
+    from researcher.show import run_data, run_text
     from researcher.traffic import communication, communication_text
 
     async def ask(client: Client) -> tuple[RunView, bytes]:
@@ -95,13 +96,33 @@ def show(
     connection = Connection(coordinator, tls, proxy)
     view, raw = connection.ask(ask)
     study = study_from_canonical(raw)
-    data = {**run_data(view), "communication": communication(study)}
-    text = f"{run_text(view)}\n{communication_text(study)}"
+    more, words = _tables(connection, view, study, tls / "ca.crt")
+    data = {**run_data(view), "communication": communication(study), **more}
+    return Outcome(data, f"{run_text(view)}\n{communication_text(study)}{words}")
+
+
+def _tables(
+    connection: Connection, view: RunView, study: Study, ca: Path
+) -> tuple[dict[str, object], str]:
+    """Return a finished run's published tables, out of its verified release: data and text."""
+    from common.study import Newton
+    from common.views import RunPhase
+    from researcher import table_one
+    from researcher.coefficients import coefficients_text, read_coefficients
+    from researcher.release import read_released, read_statistics
+    from researcher.show import counted
+
+    if view.state is not RunPhase.FINISHED:
+        return {}, ""
+    run = view.run_id
     if counted(view):
-        found = connection.ask(lambda client: read_counted(client, run, tls / "ca.crt"))
-        data["statistics"] = found.model_dump(mode="json", by_alias=True)
-        text += f"\n\n{table_one.text(found)}"
-    return Outcome(data, text)
+        found = connection.ask(lambda client: read_released(client, run, ca, read_statistics))
+        data = found.model_dump(mode="json", by_alias=True)
+        return {"statistics": data}, f"\n\n{table_one.text(found)}"
+    if not isinstance(study.federation.strategy, Newton):
+        return {}, ""
+    table = connection.ask(lambda client: read_released(client, run, ca, read_coefficients))
+    return {"regression": table}, "" if table is None else f"\n\n{coefficients_text(table)}"
 
 
 @app.command("list")

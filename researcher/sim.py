@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from common.clock import SystemClock
 from common.errors import ConfigError, RoundError
@@ -34,6 +34,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.service import CoordinatorService
 from researcher.coefficients import read_coefficients
 from researcher.engines import Around, Engine, Watch, local_engine
+from researcher.evaluation_file import read_evaluation
 from researcher.leave_one_out import LeftOut, check_enough, leave_one_out
 from researcher.local import FederationPlan, SitePlan, build, free_address
 from researcher.personal import collect, judged, made
@@ -56,10 +57,12 @@ _REASON: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class SimResult:
-    """What the command prints."""
+    """What the command prints; `evaluation` and `regression` stand in the release."""
 
     data: Mapping[str, object]
     comparison: Comparison
+    evaluation: Mapping[str, Any] | None = None
+    regression: Mapping[str, Any] | None = None
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -107,7 +110,7 @@ def simulate(
         view, model = asyncio.run(_run(plan, plan.folder.parent / "model", screen, engine))
         screen.step("comparing with each hospital alone and with all rows in one place")
         comparison = _compare(model, data_of, collect(plan, view.run_id))
-        regression = read_coefficients(model.folder)
+        regression, figures = read_coefficients(model.folder), read_evaluation(model.folder)
         charged = privacy_data(plan)
 
     def judge(others: Sequence[Site], site: Site) -> Figures:
@@ -117,7 +120,7 @@ def simulate(
     data = _data(study, view, model, comparison, began)
     left_out = {"leave_one_out": [one.data() for one in out]} if leave_out else {}
     data = {**data, "dp": charged, "regression": regression, **left_out}
-    return SimResult(data, comparison, out)
+    return SimResult(data, comparison, figures, regression, out)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.commands import JsonFlag, Outcome, command, single
-from common.errors import ConfigError
 from researcher.connection import SeedOption
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Statistics: a new folder for page and tables."),
+    typer.Option("--out", metavar="DIR", help="A new folder for the result as a page."),
 ]
 
 
@@ -57,6 +56,7 @@ def sim(
     from common.site import load_site
     from common.study import load_study
     from researcher.progress import display
+    from researcher.release import require_empty
     from researcher.studies import with_seed
 
     chosen = with_seed(load_study(study), seed)
@@ -67,12 +67,18 @@ def sim(
     if chosen.kind == "statistics":
         return _counted(chosen, sites, out, began, where)
     if out is not None:
-        raise ConfigError("BAD_ARGUMENT", "--out belongs to studies of kind statistics")
+        require_empty(out)  # before minutes of work
     from researcher.sim import simulate
 
     with display(f"simulation of {chosen.id}") as screen:
         result = simulate(chosen, sites, screen, began, where, leave_out=leave_one_out)
-    return Outcome(result.data, _text(chosen, result))
+    text = _text(chosen, result)
+    if out is not None:
+        from researcher.result_page import Result, write_page
+
+        page = Result(result.evaluation, result.regression, result.comparison)
+        text += f"\n\n{write_page(chosen, page, out)} holds the page"
+    return Outcome(result.data, text)
 
 
 def _counted(
@@ -107,9 +113,9 @@ def _text(study: Study, result: SimResult) -> str:
         parts += ["", name, table(head, rows, right=frozenset({1, 2, 3, 4}))]
     parts += [NOTE, "", *_left_out(study, result)]
     parts += own_models(result.comparison)
-    regression = result.data["regression"]
-    if isinstance(regression, dict):
-        parts += [coefficients_text(regression), ""]
+    parts += by_level(result.comparison)
+    if result.regression is not None:
+        parts += [coefficients_text(result.regression), ""]
     parts += _promise(result)
     parts += [f"warning: {note}" for note in warnings(study)]
     parts += [f"model sha256 {result.data['model_sha256']}, {result.data['seconds']:.1f} s"]
@@ -135,6 +141,25 @@ def _left_out(study: Study, result: SimResult) -> list[str]:
         for one in result.left_out
     ]
     return [name, table(head, rows, right=frozenset({1})), ""]
+
+
+def by_level(comparison: Comparison) -> list[str]:
+    """Return the federated model's figures of each level of a multiclass target."""
+    from common.evaluation_document import levels_data
+    from common.tables import table
+    from researcher.evaluation_file import confusion_grid, levels_grid
+
+    if comparison.by_level is None:
+        return []
+    found = levels_data(comparison.by_level)
+    right = frozenset(range(1, len(comparison.by_level.levels) + 1))
+    return [
+        "federated model, each level against the rest, all test patients",
+        table(*levels_grid(found)),
+        "",
+        table(*confusion_grid(found), right=right),
+        "",
+    ]
 
 
 def own_models(comparison: Comparison) -> list[str]:

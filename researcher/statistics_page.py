@@ -5,16 +5,15 @@ Everything on it stands in `statistics.json`; the content security policy lets n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Final
 
 from common.statistics_file import NumberEntry, StatisticsFile, SurvivalEntry
 from common.study import Study
 from researcher import table_one
-from researcher.plots import ACCENT, COLOURS, GREY, INK, svg
+from researcher.page import framed, plain_table, write_files
+from researcher.plots import ACCENT, COLOURS, GREY, INK, PALE, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,52 +22,6 @@ PAGE_FILE: Final = "statistics.html"
 MARKDOWN_FILE: Final = "table1.md"
 _STATISTICS_FILE: Final = "statistics.json"
 
-_PAGE: Final = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>FedCare: $title</title>
-<style>
-:root { --ink: #1d2b36; --soft: #5b6b78; --line: #e3e8ec; --tint: #f5f8f9; --accent: #0f4c5c; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--tint); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
-header { background: var(--accent); color: #fff; padding: 32px 0; }
-header > div, main { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
-header p { margin: 8px 0 0; color: #dcebef; }
-h1 { font-size: 28px; margin: 0; font-weight: 650; }
-h2 { font-size: 20px; margin: 0 0 12px; font-weight: 650; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
-  padding: 24px 28px; margin: 20px 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 15px; }
-.one { width: 100%; border-bottom: 1.5px solid var(--ink); }
-.scroll { overflow-x: auto; }
-td, th { padding: 4px 10px; text-align: right; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; padding-left: 4px; }
-thead th { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--ink);
-  font-weight: 600; padding: 7px 10px; }
-tr.head td { font-weight: 600; padding-top: 10px; }
-tr.in td:first-child { padding-left: 24px; }
-section p { color: var(--soft); font-size: 14px; margin: 12px 0 0; max-width: 860px; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 20px; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-family: inherit !important; }
-.curve { max-width: 760px; }
-footer { color: var(--soft); font-size: 13px; padding-bottom: 40px; }
-@media print { body { background: #fff; } section { break-inside: avoid; border: 0; } }
-</style>
-</head>
-<body>
-<header><div><h1>$title</h1><p>$lead</p></div></header>
-<main>$body
-<footer>Study $study, sha256:$digest. From one masked sum over the hospitals; no hospital's own
-figures were seen by anybody, so none are shown.</footer></main>
-</body>
-</html>
-""")
-
 
 def write_all(study: Study, found: StatisticsFile, folder: Path) -> Path:
     """Write the page, the Markdown tables and the figures' file into a new folder.
@@ -76,22 +29,14 @@ def write_all(study: Study, found: StatisticsFile, folder: Path) -> Path:
     Raises:
         ConfigError: OUTPUT_EXISTS. StateError: DISK. ConfigError: NOT_INSTALLED, matplotlib.
     """
-    from common.errors import StateError
-    from researcher.release import require_empty
-
-    folder = require_empty(folder)
-    files = {
-        PAGE_FILE: html(study, found).encode(),
-        MARKDOWN_FILE: table_one.markdown(found).encode(),
-        _STATISTICS_FILE: found.to_json(),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-    except OSError as error:
-        raise StateError("DISK", f"{folder}: {error.strerror}") from None
-    return folder
+    return write_files(
+        folder,
+        {
+            PAGE_FILE: html(study, found).encode(),
+            MARKDOWN_FILE: table_one.markdown(found).encode(),
+            _STATISTICS_FILE: found.to_json(),
+        },
+    )
 
 
 def html(study: Study, found: StatisticsFile) -> str:
@@ -101,13 +46,11 @@ def html(study: Study, found: StatisticsFile) -> str:
     else:
         parts = (_table(found), _curves(found), _histograms(found), _cross(found))
         body, lead = "".join(parts), f"{found.columns[0].n} patients of all hospitals together."
-    return _PAGE.substitute(
-        title=escape(study.title or study.id),
-        lead=lead,
-        body=body,
-        study=escape(found.study),
-        digest=escape(found.config_hash),
+    footer = (
+        f"Study {found.study}, sha256:{found.config_hash}. From one masked sum over the hospitals; "
+        "no hospital's own figures were seen by anybody, so none are shown."
     )
+    return framed(study.title or study.id, lead, body, footer)
 
 
 def _table(found: StatisticsFile) -> str:
@@ -125,21 +68,10 @@ def _table(found: StatisticsFile) -> str:
     )
 
 
-def _plain(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>'
-        "</table></div>"
-    )
-
-
 def _cross(found: StatisticsFile) -> str:
     return "".join(
         f"<section><h2>{escape(one.rows)} by {escape(one.columns)}</h2>"
-        f"{_plain(*table_one.cross_grid(one))}</section>"
+        f"{plain_table(*table_one.cross_grid(one))}</section>"
         for one in found.cross
     )
 
@@ -173,7 +105,7 @@ def _histogram(entry: NumberEntry) -> str:
                 width=bar.high - bar.low,
                 align="edge",
                 color=COLOURS[0] if shown else "none",
-                edgecolor="white" if shown else GREY,
+                edgecolor=PALE if shown else GREY,
                 linewidth=0.8,
             )
         axes.set_xlabel(f"{entry.name}{unit}")
@@ -197,7 +129,7 @@ def _curves(found: StatisticsFile) -> str:
         "<p>Kaplan-Meier estimates with 95&nbsp;% intervals. Dots: the published times, where the "
         f"curve is exact; it steps only once {found.min_cell} events came since the one before "
         "and stops where too few would be left.</p></section>"
-        f"<section><h2>Survival in numbers</h2>{_plain(head, body)}</section>"
+        f"<section><h2>Survival in numbers</h2>{plain_table(head, body)}</section>"
     )
 
 

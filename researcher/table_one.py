@@ -221,17 +221,28 @@ def markdown(found: StatisticsFile) -> str:
     for cross in found.cross:
         head, body = cross_grid(cross)
         parts += ["", f"**{_cell(cross.rows)} by {_cell(cross.columns)}**", ""]
-        parts += _pipes([head[0].replace("\\", "/"), *head[1:]], body)
+        parts += _pipes([head[0].replace("\\", "/"), *head[1:]], _cells(body))
     if found.survival is not None:
         head, body = curve_grid(found, found.survival)
-        parts += ["", f"**Survival, {_cell(found.survival.time)}**", "", *_pipes(head, body), ""]
+        parts += [
+            "",
+            f"**Survival, {_cell(found.survival.time)}**",
+            "",
+            *_pipes(head, _cells(body)),
+            "",
+        ]
         parts += test_words(found.survival)
     return "\n".join(parts) + "\n"
 
 
 def _pipes(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table; `rows` are Markdown already (`_cell`), `head` is text."""
     rule = [":---", *["---:"] * (len(head) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (list(map(_cell, head)), rule, *rows)]
+
+
+def _cells(body: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[_cell(cell) for cell in row] for row in body]
 
 
 def _cell(value: str) -> str:

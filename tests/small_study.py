@@ -44,9 +44,13 @@ def small_study(
     return parse_study(small_text(rounds, min_sites, deadline=deadline, local_steps=local_steps))
 
 
-def write_table(path: Path, seed: int) -> Path:
-    """Write a hospital's table of 40 patients, who are sick when they are over 60."""
+def write_table(path: Path, seed: int, noise: float = 0.0) -> Path:
+    """Write a hospital's table of 40 patients, who are sick when they are over 60.
+
+    With `noise`, a standard deviation in years, there is a regression to fit.
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
-    rows = [f"{age:.1f},{int(age > 60)}" for age in rng.normal(60, 10, 40)]
+    ages = rng.normal(60, 10, 40)
+    rows = [f"{age:.1f},{int(age + rng.normal(0, noise) > 60)}" for age in ages]
     path.write_text("\n".join(["age,sick", *rows, ""]), encoding="utf-8")
     return path

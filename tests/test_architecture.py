@@ -82,9 +82,32 @@ def relative(path: Path) -> str:
 def tracked_files() -> list[Path]:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
+        pytest.skip("not a git checkout: needs a clone and git")
     listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+
+
+# ---------------------------------------------------------------- what tests may leave out
+
+
+def left_out(source: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, call, reason) of every test that may be skipped."""
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if (call := node.func.attr) not in ("skip", "skipif", "importorskip"):
+            continue
+        given = [word.value for word in node.keywords if word.arg == "reason"]
+        given += node.args[:1] if call == "skip" else []
+        yield node.lineno, call, ast.unparse(given[0]) if given else ""
+
+
+def test_a_test_that_is_left_out_says_what_is_missing_and_how_to_get_it() -> None:
+    how = re.compile(r"install|needs|no FEDCARE_")
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for line, call, reason in left_out(path.read_text("utf-8")):
+            said = how.search(reason) if call != "skip" else reason
+            assert said, f"{relative(path)}:{line}: {call} without a reason that helps"
 
 
 # ---------------------------------------------------------------- what code may use

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from common import metrics, models, statistics
 from common.evaluation import Metrics
 from common.features import Encoded, Table
-from common.quantise import Coding
+from common.quantise import Coding, limb_ranges
 from common.secagg.header import Rounding, quant_bound
 from common.study import Study, load_study
 from common.vectors import ParameterSchema
@@ -74,7 +74,7 @@ def prepare(study: Study, tables: Mapping[str, SiteData]) -> dict[str, tuple[Enc
     coding = Coding(quant_bound(len(tables), statistics.RING_BITS), 64, Rounding.EVEN)
     schema = statistics.layout(study)
     sources = [make_statistics(study, s, t.train, coding.bound) for s, t in tables.items()]
-    opened = open_sum(sources, schema, statistics.ranges(coding.bound), coding)
+    opened = open_sum(sources, schema, limb_ranges(1.0, coding.bound), coding)
     constants = statistics.pooled(study, opened[: schema.parameters], coding.bound)
     return {
         site: (constants.encode(study, data.train), constants.encode(study, data.test))

@@ -208,10 +208,7 @@ def views(model: str, batch: int, seed: int) -> Iterator[tuple[str, Result]]:
 
 
 def _round(who: Victims) -> Kept:
-    # A node that was stopped may still be writing its own model in a thread that nobody waits for.
-    with tempfile.TemporaryDirectory(
-        prefix="fedcare-attack-", ignore_cleanup_errors=True
-    ) as folder:
+    with tempfile.TemporaryDirectory(prefix="fedcare-attack-") as folder:
         return Federation(Path(folder), who.study, who.tables).run(tuple(who.tables))[0]
 
 

@@ -104,10 +104,7 @@ def run_row(min_sites: int, colluders: int, rounds: int) -> tuple[Cell, ...]:
         },
     )  # fmt: skip
     tables = {s: [{**r, "split": "train"} for r in rows] for s, rows in complete_rows().items()}
-    # A node that was stopped may still be writing its own model in a thread that nobody waits for.
-    with tempfile.TemporaryDirectory(
-        prefix="fedcare-attack-", ignore_cleanup_errors=True
-    ) as folder:
+    with tempfile.TemporaryDirectory(prefix="fedcare-attack-") as folder:
         kept = Federation(Path(folder), study, tables).run(tuple(tables))
     noise = np.concatenate([each.opened[: constant_count(study)] for each in kept])
     terms = kept[0].header.dp

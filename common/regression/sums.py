@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from common.errors import InternalError, Refusal
 from common.features import encoded_columns
+from common.quantise import from_limbs, limbs
 from common.study import Study
 from common.vectors import ParameterSchema, TensorSpec, TensorType
 
@@ -86,11 +87,6 @@ def layout(study: Study) -> ParameterSchema:
     )
 
 
-def ranges(levels: int) -> tuple[float, float]:
-    """Return R of `high` and `low` for a quantiser with `levels` = B (section 7.2)."""
-    return RANGE, RANGE / levels
-
-
 def contribution(sums: Sums, levels: int) -> Floats:
     """Return a hospital's vector, float64 [2 k]: `high`, then `low`.
 
@@ -108,8 +104,7 @@ def contribution(sums: Sums, levels: int) -> Floats:
             "the sums of the regression are not finite or exceed 2^40: a coefficient runs away "
             "(set federation.strategy.ridge), or features need normalise: federated",
         )
-    high = np.rint(value * levels / RANGE) / levels * RANGE
-    return np.concatenate([value, value - high])
+    return limbs(value, RANGE, levels)
 
 
 def opened(study: Study, words: NDArray[np.int64], levels: int) -> Sums:
@@ -122,8 +117,7 @@ def opened(study: Study, words: NDArray[np.int64], levels: int) -> Sums:
     count = layout(study).tensors[0].size
     if words.shape != (2 * count,):
         raise InternalError("a regression's sum is not of the layout")
-    wide = words.astype(np.float64)
-    value = wide[:count] * (RANGE / levels) + wide[count:] * (RANGE / levels / levels)
+    value = from_limbs(words, RANGE, levels)
     hessian = np.zeros((p, p))
     hessian[np.triu_indices(p)] = value[1 + p : -_COUNTS]
     hessian = hessian + np.triu(hessian, 1).T

@@ -76,6 +76,15 @@ def pydicom() -> Any:  # noqa: ANN401 - a module
     return library
 
 
+def is_deflated(path: Path) -> bool:
+    """Whether all of a file is compressed; its reader would unpack it, however large it becomes."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    return bool(syntax == DeflatedExplicitVRLittleEndian)
+
+
 def _check_keywords(name: str, keywords: list[str]) -> None:
     pydicom()
     from pydicom.datadict import tag_for_keyword
@@ -86,10 +95,15 @@ def _check_keywords(name: str, keywords: list[str]) -> None:
 
 
 def _tags(path: Path, keywords: list[str], where: str) -> Any:  # noqa: ANN401 - a dataset
+    tags = None
     try:
-        return pydicom().dcmread(path, stop_before_pixels=True, specific_tags=keywords)
+        if not is_deflated(path):
+            tags = pydicom().dcmread(path, stop_before_pixels=True, specific_tags=keywords)
     except Exception:  # noqa: BLE001 - whatever a broken file makes it raise may quote the file
         raise ConfigError("FILE_SYNTAX", f"{where}: not a DICOM file") from None
+    if tags is None:
+        raise ConfigError("FILE_SYNTAX", f"{where}: the DICOM file is deflated as a whole")
+    return tags
 
 
 def _text(value: object, where: str, keyword: str) -> str:

@@ -8,6 +8,7 @@ entered in error or never happened is left out. Messages name file and line, nev
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, assert_never
@@ -118,7 +119,8 @@ def _resources(table: FhirTable, wanted: set[str]) -> Iterator[tuple[str, _Resou
                         continue  # another type; reading it would take most of the time
                     where = f"{path.name}, line {number}"
                     resource = _parsed(line, where)
-                    if resource.get("resourceType") in wanted:
+                    kind = resource.get("resourceType")
+                    if isinstance(kind, str) and kind in wanted:
                         yield where, resource
         except (OSError, UnicodeDecodeError):
             raise ConfigError("FILE_SYNTAX", f"{path.name} is not readable UTF-8 text") from None
@@ -127,6 +129,8 @@ def _resources(table: FhirTable, wanted: set[str]) -> Iterator[tuple[str, _Resou
 def _parsed(line: str, where: str) -> _Resource:
     try:
         found = json.loads(line)
+        if "\\ud" in line.lower():  # half a character, which no column of text can hold
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):  # its message quotes the line
         found = None
     if not isinstance(found, dict):
@@ -192,7 +196,7 @@ def _wrong(resource: _Resource) -> bool:
     """Whether the resource says itself that it does not hold."""
     status = resource.get("verificationStatus")
     codes = {code.rsplit("|", maxsplit=1)[-1] for code in _coded(status)}
-    return resource.get("status") in _NOT_SO or bool(codes & _NOT_SO)
+    return str(resource.get("status")) in _NOT_SO or bool(codes & _NOT_SO)
 
 
 def _value(part: _Resource) -> tuple[float | None, str, str]:
@@ -203,16 +207,24 @@ def _value(part: _Resource) -> tuple[float | None, str, str]:
         if isinstance(number, bool) or not isinstance(number, int | float):
             return None, "", ""
         unit = quantity.get("code") or quantity.get("unit") or ""
-        return float(number), str(number), str(unit)
+        return _float(number), str(number), str(unit)
     if isinstance(part.get("valueBoolean"), bool):
         return None, str(int(part["valueBoolean"])), ""
     if isinstance(part.get("valueInteger"), int):
-        return float(part["valueInteger"]), str(part["valueInteger"]), ""
+        return _float(part["valueInteger"]), str(part["valueInteger"]), ""
     codes = list(_coded(part.get("valueCodeableConcept")))
     if codes:
         return None, codes[0].rsplit("|", maxsplit=1)[-1], ""
     words = part.get("valueString")
     return None, words.strip() if isinstance(words, str) else "", ""
+
+
+def _float(number: float) -> float:
+    """Return a JSON number; one beyond float64 is infinite, which the data contract refuses."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _of_patient(patient: _Resource, spec: FhirPatient) -> str:

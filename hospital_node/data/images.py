@@ -20,7 +20,7 @@ from PIL import Image
 from common.errors import DataError
 from common.study import Feature
 from hospital_node.data.csv import TextTable
-from hospital_node.data.dicom import pydicom
+from hospital_node.data.dicom import is_deflated, pydicom
 
 MOST_PIXELS: Final = 1 << 26
 """Of one file; a header may claim any size, and a reader would make room for it."""
@@ -33,8 +33,18 @@ _DEEP: Final = frozenset({"I", "F", "I;16", "I;16B", "I;16L"})
 Floats = NDArray[np.float32]
 
 
+_CONVERT: Final = (
+    "Convert such files (`gdcmconv --raw`, or `dcmdjpeg`), or install a decoder that pydicom "
+    "finds by itself: `pip install python-gdcm`."
+)
+
+
 class _Unfit(Exception):
-    """Why a file cannot be used, as the rest of a sentence about its row."""
+    """Why a file cannot be used, as the rest of a sentence about its row, and the fix if any."""
+
+    def __init__(self, why: str, fix: str | None = None) -> None:
+        super().__init__(why)
+        self.fix = fix
 
 
 def read_images(feature: Feature, text: TextTable, used: NDArray[np.int64]) -> Floats:
@@ -62,9 +72,8 @@ def read_images(feature: Feature, text: TextTable, used: NDArray[np.int64]) -> F
         try:
             found[place] = _pixels(feature, folder, name)
         except _Unfit as why:
-            raise DataError(
-                "DATA_VALUE", f"{text.name}, column '{feature.name}', row {row + 1}: {why}"
-            ) from None
+            where = f"{text.name}, column '{feature.name}', row {row + 1}"
+            raise DataError("DATA_VALUE", f"{where}: {why}", fix=why.fix) from None
     return found
 
 
@@ -133,13 +142,12 @@ def _picture(path: Path, grey: bool) -> NDArray[np.float64]:  # noqa: FBT001
 def _dicom(path: Path, grey: bool) -> tuple[NDArray[np.float64], bool]:  # noqa: FBT001
     library = pydicom()
     try:
+        _check_inflated(path)
         values, turned = _rescaled(library.dcmread(path))
     except _Unfit:
         raise
     except Exception:  # noqa: BLE001 - a broken file makes decoders raise anything
-        raise _Unfit(
-            "its DICOM file is broken, without pixels, or compressed as nothing here can read"
-        ) from None
+        raise _Unfit("its DICOM file is broken or without pixels") from None
     if values.ndim == _COLOUR and grey:
         raise _Unfit("its DICOM file is in colour, and the study's images have one channel")
     if not np.isfinite(values).all():
@@ -147,15 +155,36 @@ def _dicom(path: Path, grey: bool) -> tuple[NDArray[np.float64], bool]:  # noqa:
     return values, turned
 
 
+def _check_inflated(path: Path) -> None:
+    if is_deflated(path):
+        raise _Unfit("its DICOM file is deflated as a whole")
+
+
 def _rescaled(data: Any) -> tuple[NDArray[np.float64], bool]:  # noqa: ANN401 - a dataset
     """Return slope * stored + intercept, and whether low means white."""
     if int(data.get("NumberOfFrames") or 1) != 1:
         raise _Unfit("its file has several frames")
     _check_size(int(data.Columns), int(data.Rows))
+    _check_syntax(data.file_meta.TransferSyntaxUID)
     slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
     values = np.asarray(data.pixel_array, np.float64) * float(1 if slope is None else slope)
     turned = data.get("PhotometricInterpretation") == "MONOCHROME1"
     return values + float(0 if intercept is None else intercept), turned
+
+
+def _check_syntax(uid: Any) -> None:  # noqa: ANN401 - a UID
+    """Refuse what no decoder of this installation reads, by the name that DICOM has for it."""
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import AllTransferSyntaxes
+
+    try:
+        readable = get_decoder(uid).is_available
+    except NotImplementedError:
+        readable = False
+    if not readable:
+        how = f"as {uid.name} ({uid})" if uid in AllTransferSyntaxes else "in no way DICOM knows"
+        why = f"its DICOM file is compressed {how}, which no decoder installed here reads"
+        raise _Unfit(why, _CONVERT)
 
 
 def _check_size(width: int, height: int) -> None:

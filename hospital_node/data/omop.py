@@ -70,7 +70,7 @@ def read_omop(table: OmopTable, units: Mapping[str, str]) -> Raw:
         for column, feature in table.features.items():
             wanted = Wanted(name, column, units.get(column), feature.analyte)
             if feature.domain == "person":
-                found = _of_person(connection, table, feature)
+                found = _of_person(connection, table, feature, wanted.where)
             else:
                 found = _of_events(connection, table, feature, wanted, cohort)
             cells = cohort.join(found, on=found.columns[0], how="left", maintain_order="left")
@@ -94,7 +94,7 @@ def _cohort(connection: Connection, table: OmopTable, name: str) -> pl.DataFrame
 
     result = connection.execute(_cohort_query(table).select())
     try:
-        rows = [(text(row.person_id), text(row.index_date)[:10]) for row in result]
+        rows = [(_word(row.person_id, name), _word(row.index_date, name)[:10]) for row in result]
     except (AttributeError, NoSuchColumnError):
         raise DataError(
             "DATA_COLUMN", f"{name}: the cohort's SELECT needs person_id and index_date"
@@ -134,7 +134,16 @@ def _in_cohort(table: OmopTable, person: Any) -> Any:  # noqa: ANN401 - Core's o
     return person.in_(sqlalchemy.select(_cohort_query(table).c.person_id))
 
 
-def _of_person(connection: Connection, table: OmopTable, feature: OmopFeature) -> pl.DataFrame:
+def _word(value: object, where: str) -> str:
+    try:
+        return text(value)
+    except TypeError:
+        raise DataError("DATA_VALUE", f"{where}: holds no plain values") from None
+
+
+def _of_person(
+    connection: Connection, table: OmopTable, feature: OmopFeature, where: str
+) -> pl.DataFrame:
     """Return each person's field: a concept id, or the day of birth for the age.
 
     A month or day that is not known is the middle of the year or month.
@@ -146,12 +155,21 @@ def _of_person(connection: Connection, table: OmopTable, feature: OmopFeature) -
     rows = []
     for row in connection.execute(query):
         if feature.field == "age":
-            year, month, day = row.year_of_birth, row.month_of_birth, row.day_of_birth
-            cell = f"{int(year):04d}-{int(month or 7):02d}-{int(day or (15 if month else 1)):02d}"
+            cell = _born(row.year_of_birth, row.month_of_birth, row.day_of_birth, where)
         else:
-            cell = text(getattr(row, str(feature.field)))
-        rows.append((text(row.person_id), cell))
+            cell = _word(getattr(row, str(feature.field)), where)
+        rows.append((_word(row.person_id, where), cell))
     return pl.DataFrame(rows, schema={"person_id": pl.String, "cell": pl.String}, orient="row")
+
+
+def _born(year: Any, month: Any, day: Any, where: str) -> str:  # noqa: ANN401 - a database's values
+    """Return the day of birth, empty where the year is not known."""
+    if year is None:
+        return ""
+    try:
+        return f"{int(year):04d}-{int(month or 7):02d}-{int(day or (15 if month else 1)):02d}"
+    except (ValueError, TypeError):  # its message quotes the value
+        raise DataError("DATA_VALUE", f"{where}: a day of birth is no number") from None
 
 
 def _of_events(
@@ -210,9 +228,13 @@ def _event(row: Any, wanted: Wanted, feature: OmopFeature) -> tuple[object, ...]
     words = (getattr(row, key, None) for key in ("value_as_string", "value_as_concept_id"))
     cell = number if number is not None else next((word for word in words if word), None)
     unit = _unit(row, wanted, feature) if number is not None else ""
-    exact = None if number is None else float(number)
-    place = text(row.place).rjust(20, "0")
-    return (text(row.person_id), text(row.day)[:10], place, exact, text(cell), unit)
+    try:
+        exact = None if number is None else float(number)
+    except (ValueError, TypeError):  # its message quotes the value
+        raise DataError("DATA_VALUE", f"{wanted.where}: value_as_number is no number") from None
+    place, cell = _word(row.place, wanted.where).rjust(20, "0"), _word(cell, wanted.where)
+    person, day = _word(row.person_id, wanted.where), _word(row.day, wanted.where)[:10]
+    return (person, day, place, exact, cell, unit)
 
 
 def _unit(row: Any, wanted: Wanted, feature: OmopFeature) -> str:  # noqa: ANN401

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
 from common.errors import ConfigError, DataError
 from common.text import show
 from hospital_node.data.csv import Raw
+
+_BROKEN: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+"""A damaged file makes the reader panic at times, which is no `Exception`."""
 
 
 def read_names(path: Path) -> list[str]:
@@ -26,7 +30,7 @@ def read_names(path: Path) -> list[str]:
         return [name.strip() for name in pl.read_parquet_schema(path)]
     except OSError as failure:
         raise _unreadable(path, failure) from None
-    except pl.exceptions.PolarsError:
+    except _BROKEN:
         raise ConfigError("FILE_SYNTAX", f"{path.name} is not a Parquet file") from None
 
 
@@ -42,7 +46,7 @@ def read_parquet(path: Path) -> Raw:
         frame = pl.read_parquet(path)
     except OSError as failure:
         raise _unreadable(path, failure) from None
-    except pl.exceptions.PolarsError:  # it may quote what it could not read
+    except _BROKEN:  # it may quote what it could not read
         raise ConfigError("FILE_SYNTAX", f"{path.name} is not a Parquet file") from None
     if frame.height == 0:
         raise DataError("DATA_EMPTY", f"{path.name} has columns but no rows")

@@ -17,6 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from hospital_node.going_on import go_on
 from hospital_node.models.perceptron import EPSILON, BatchNorm, Perceptron
 
 TILE_ROWS: Final = 256
@@ -28,8 +29,9 @@ _LEAST: Final = 2.0**-400
 
 
 def tiles(rows: int) -> Iterator[slice]:
-    """Yield the places of the rows of each tile; the last tile may lack some."""
+    """Yield the places of the rows of each tile; the last may lack some. Interruptible between."""
     for start in range(0, rows, TILE_ROWS):
+        go_on()
         yield slice(start, min(start + TILE_ROWS, rows))
 
 

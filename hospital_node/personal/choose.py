@@ -1,9 +1,9 @@
 """Which candidate becomes the hospital's personal model.
 
 A candidate is judged by its loss (in nats; of a number, the squared error; of a time to an
-event, the partial likelihood's terms, in nats an event) for training patients that its local
-fit did not see: the patients are dealt into folds, each fold is
-predicted by models fitted to the others, and the smallest mean loss wins. `own` is among
+event, what the unseen patients add to the negative log partial likelihood among themselves)
+for training patients that its local fit did not see: the patients are dealt into folds, each
+fold is predicted by models fitted to the others, and the smallest mean loss wins. `own` is among
 the candidates, so the choice is never worse than it by this measure. The chosen kind is
 then fitted to all training rows.
 
@@ -20,33 +20,31 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from common.features import Encoded
 from common.metrics import PROBABILITY_FLOOR
 from common.study import FedBn, Study
-from common.survival_metrics import partial_losses
 from hospital_node.evaluate import finite, predict
+from hospital_node.losses import cox_rows
 from hospital_node.personal.fits import Start, Weights, families, fit, logit, platt, start
 from hospital_node.personal_state import Own
 
 LEAST_PATIENTS: Final = 10
-"""With fewer no comparison says anything, and the released model is kept."""
+"""With fewer no comparison says anything, and the released model is kept. Likewise of events."""
 
 ONE_FOLD_ROWS: Final = 2000
 """From here a single fold is precise enough, and the others would cost time only."""
 
-LEAST_EVENTS: Final = 10
-"""Likewise of events, which alone speak in a partial likelihood."""
-
 CALIBRATION_CLASS: Final = 10
 """Fewest patients of each class for a calibration of the chosen model."""
 
-_SEVERAL: Final = 2
 _MEASURES: Final = {
     "continuous": "squared error",
-    "survival": "negative log partial likelihood an event",
+    "survival": "negative log partial likelihood",
 }
+_SEVERAL: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ def choose(
     whole = start(study, site, rows.train, federated, own)
     if np.unique(rows.patient).size < LEAST_PATIENTS:
         return _unjudged(study, whole, "too few patients to compare on")
-    if study.target.type == "survival" and _events(rows) < LEAST_EVENTS:
+    if study.target.type == "survival" and _events(rows).sum() < LEAST_PATIENTS:
         return _unjudged(study, whole, "too few events to compare on")
     held = _Held.of(study, site, rows, federated, own)
     best: dict[str, Judged] = {}
@@ -118,12 +116,6 @@ def choose(
         figures=best,
         calibration=_calibration(study, held.predictions[family, setting], held.target),
     )
-
-
-def _events(rows: Rows) -> int:
-    """Return the events among the rows that judge."""
-    judging = rows.validation if rows.validation.rows else rows.train
-    return int((judging.target[:, 1] > 0).sum())
 
 
 def _unjudged(study: Study, at: Start, reason: str) -> Choice:
@@ -154,7 +146,7 @@ class _Held:
 
     @classmethod
     def of(cls, study: Study, site: str, rows: Rows, federated: Weights, own: Own | None) -> _Held:
-        held, train, targets = cls(), rows.train, list[NDArray[np.float64]]()
+        held, train = cls(), rows.train
         if rows.validation.rows:
             parts = [(train, rows.validation)]
         else:
@@ -163,14 +155,13 @@ class _Held:
             parts = [(_take(train, fold != k), _take(train, fold == k)) for k in range(count)]
         for fitted, unseen in parts:
             target = unseen.target.astype(np.float64)
-            targets.append(target)
             kept = own if rows.validation.rows else None
             at = start(study, site, fitted, federated, kept)
             for family in families(study):
                 for setting, weights in fit(study, site, fitted, at, family).items():
                     found = finite(predict(study, weights, unseen.features))
                     held._add((family, setting), found, row_losses(study, found, target))
-        held.target = np.concatenate(targets)
+        held.target = np.concatenate([unseen.target for _, unseen in parts]).astype(np.float64)
         return held
 
     def _add(
@@ -190,8 +181,9 @@ def folds(study: Study, site: str, rows: Rows) -> NDArray[np.int64]:
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     order = np.random.Generator(np.random.PCG64(seed)).permutation(patients.size)
     if study.target.type != "continuous":
-        labels, target = np.full(patients.size, -np.inf), rows.train.target.astype(np.float64)
-        np.maximum.at(labels, places, target[:, 1] if study.target.type == "survival" else target)
+        labels = np.full(patients.size, -np.inf)
+        shown = _events(rows) if study.target.type == "survival" else rows.train.target
+        np.maximum.at(labels, places, shown.astype(np.float64))
         order = order[np.argsort(labels[order], kind="stable")]
     dealt = np.empty(patients.size, np.int64)
     dealt[order] = np.arange(patients.size) % count
@@ -204,20 +196,27 @@ def row_losses(
 ) -> NDArray[np.float64]:
     """Return each row's loss: minus the log of the true class's probability, or (y - f)^2.
 
-    Of a survival target, each event's: among these rows, those still at risk then.
+    Of a time to an event the rows are compared with each other (`hospital_node.losses`).
     """
     match study.target.type:
-        case "survival":
-            return partial_losses(target[:, 0], target[:, 1], predictions)
         case "binary":
             right = np.where(target > 0, predictions, 1.0 - predictions)
         case "multiclass":
             right = predictions[np.arange(len(target)), target.astype(np.int64)]
+        case "survival":
+            eta, seen = torch.from_numpy(predictions), torch.from_numpy(target)
+            compared: NDArray[np.float64] = cox_rows(eta, seen).numpy()
+            return compared
         case _:
             squared: NDArray[np.float64] = (predictions - target) ** 2
             return squared
     losses: NDArray[np.float64] = -np.log(np.clip(right, PROBABILITY_FLOOR, 1.0))
     return losses
+
+
+def _events(rows: Rows) -> NDArray[np.float32]:
+    """Return 1 for each training row of a survival study that had the event, else 0."""
+    return rows.train.target[:, 1]
 
 
 def _calibration(

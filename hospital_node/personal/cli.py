@@ -14,6 +14,11 @@ import typer
 from common.commands import JsonFlag, Outcome, command
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from common.ids import RunId
+    from common.study import Study
     from hospital_node.config import NodeConfig
     from hospital_node.personal.artefact import Personal
     from hospital_node.personal.score import Patient, Scorer
@@ -125,17 +130,37 @@ def _scorer(node: NodeConfig, model: str, which: Which) -> tuple[Scorer, dict[st
         about = {"model": "personal", "chosen": loaded.record["chosen"]}
         return Scorer.personal(loaded), {**about, "study": loaded.study.id}
     folder = given if given.is_dir() else _state(node, "releases", model)
-    study, flat = _released(folder)
+    study, flat, run = _released(folder)
     ranges = {} if loaded is None else loaded.ranges
-    scorer = Scorer.released(study, flat, ranges)
+    scorer = Scorer.released(study, flat, ranges, _norms(node, study, run))
     return scorer, {"model": "federated", "chosen": "federated", "study": study.id}
 
 
-def _released(folder: Path) -> tuple[Any, Any]:
-    """Return study and flat model of a release whose digests are its manifest's."""
+def _norms(node: NodeConfig, study: Study, run: RunId) -> NDArray[np.float32] | None:
+    """Return the normalisation that a run left at this hospital, None of other strategies."""
+    from common.errors import ConfigError
+    from common.study import FedBn
+    from hospital_node.personal_state import FEDBN, OwnTensors
+
+    if not isinstance(study.federation.strategy, FedBn):
+        return None
+    found = OwnTensors(node.path(node.state_dir) / "own", run).get(FEDBN)
+    if found is None:
+        raise ConfigError(
+            "FILE_MISSING",
+            f"this node holds no normalisation of its own of run {run}, without which the "
+            "released model of a fedbn study predicts nothing",
+            fix="Score with the state directory of a node that took part in the run.",
+        )
+    return found
+
+
+def _released(folder: Path) -> tuple[Study, NDArray[np.float32], RunId]:
+    """Return study, flat model and run of a release whose digests are its manifest's."""
     import hashlib
 
     from common.errors import StateError
+    from common.ids import RunId
     from common.layouts import model_schema
     from common.manifest import MANIFEST_FILE, MODEL_FILE, STUDY_FILE, Manifest
     from common.study import study_from_canonical
@@ -154,7 +179,7 @@ def _released(folder: Path) -> tuple[Any, Any]:
     raw = read_model(folder / MODEL_FILE, schema)
     if model_digest(schema, raw).hex() != manifest.model_sha256:
         raise StateError("MODEL_INVALID", f"{folder.name}: the model is not the manifest's")
-    return study, schema.flat(raw)
+    return study, schema.flat(raw), RunId(manifest.run)
 
 
 def _columns(node: NodeConfig, scorer: Scorer) -> dict[str, str]:
@@ -204,7 +229,20 @@ def _write(output: Path, found: list[Patient], explain: int) -> None:
     writer.writerow(["row", "level", "risk", "calibrated", *names, "warnings", "refused"])
     for one in found:
         row, level, risk, calibrated, warnings = _cells(one)
-        causes = [cell for name, value in one.drivers for cell in (name, f"{value:.6g}")]
+        causes = [cell for name, value in one.drivers for cell in (_inert(name), f"{value:.6g}")]
         causes += [""] * (2 * explain - len(causes))
-        writer.writerow([row, level, risk, calibrated, *causes, warnings, one.refused])
+        words = (_inert(warnings), _inert(one.refused))
+        writer.writerow([row, _inert(level), risk, calibrated, *causes, *words])
     files.write_new(output, out.getvalue().encode())
+
+
+def _inert(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula: names of a study are a stranger's.
+
+    Numbers, such as a level of -1, stay as they are.
+    """
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return text

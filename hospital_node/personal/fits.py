@@ -29,6 +29,7 @@ from common.regression.sums import Sums, sums_of
 from common.study import Ditto, FedBn, Newton, Study
 from hospital_node.baselines import local_only
 from hospital_node.evaluate import predict
+from hospital_node.going_on import go_on
 from hospital_node.models import build, flatten
 from hospital_node.personal_state import DITTO, FEDBN, Own
 from hospital_node.strategies.prox import held_near
@@ -160,6 +161,7 @@ def exact_near(study: Study, data: Encoded, centre: Weights, ridge: float) -> We
 
     at, (height, found) = home, sums(home)
     for _ in range(_NEWTON_STEPS):
+        go_on()
         gradient = found.gradient - ridge * (at - home)
         step = np.linalg.solve(found.hessian + ridge * np.eye(len(at)), gradient)
         size = 1.0
@@ -288,7 +290,9 @@ def _follow(
         taken += 1
         if pull > 0 and near.after is not None:
             near.after(trained)
-        found.extend([(taken, flatten(trained, schema))] * (marks.count(taken) + (taken == whole)))
+        wanted = marks.count(taken) + (taken == whole)
+        if wanted:
+            found.extend([(taken, flatten(trained, schema))] * wanted)
 
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(frozen is None or not frozen(name))

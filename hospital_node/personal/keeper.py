@@ -1,13 +1,15 @@
 """When a node makes its personal models: once for a release, beside the rounds.
 
-A job has a thread of its own, so that no round waits for it, and one runs at a time. What a
-crash or a stop interrupted is begun again at the next start: a release without its
-personal model is the only mark that is needed. A failure is logged and costs only the
-personal model; the release stands.
+A job has a thread of its own, so that no round waits for it, and one runs at a time; while
+a round trains it waits between two of its steps. What a crash or a stop interrupted is begun
+again at the next start: a release without its personal model is the only mark that is needed,
+and a model gets its name when all of it is on the disk. A failure is logged and costs only
+the personal model; the release stands.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -25,10 +27,12 @@ from hospital_node.worker import Worker
 class PersonalKeeper:
     """See the module."""
 
-    def __init__(self, store: NodeStore, log: EventLog) -> None:
+    def __init__(self, store: NodeStore, rounds: Worker, log: EventLog) -> None:
         self._store = store
         self._log = log
-        self._worker = Worker()
+        self._worker = Worker(behind=rounds)
+        self._turn = asyncio.Lock()
+        """Held from the loading of a table on: no tables lie in memory and wait."""
 
     def wanting(self, run_id: RunId) -> bool:
         """Whether a verified release of the run has no personal model yet."""
@@ -42,9 +46,10 @@ class PersonalKeeper:
         log = self._log.bind(run=run_id)
         model = self._store.release_directory(run_id) / MODEL_FILE
         try:
-            work = await open_work()
-            own, folder = self._store.own(run_id), self._folder(run_id)
-            chosen = await self._worker.run(lambda: work.personalise(model, own, folder))
+            async with self._turn:
+                work = await open_work()
+                own, folder = self._store.own(run_id), self._folder(run_id)
+                chosen = await self._worker.run(lambda: work.personalise(model, own, folder))
         except FedError as failure:
             log.failure(Event.MODEL_PERSONAL, failure)
             files.replace(self._failed(run_id), f"{failure.name}\n".encode())
@@ -52,6 +57,10 @@ class PersonalKeeper:
         files.remove(self._failed(run_id))
         if chosen:
             log.info(Event.MODEL_PERSONAL, kind=chosen)
+
+    async def close(self) -> bool:
+        """Give up what is being made; return whether that has ended in time."""
+        return await self._worker.close()
 
     def _failed(self, run_id: RunId) -> Path:
         """Where the error's name stands until a later start succeeds."""

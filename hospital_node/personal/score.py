@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from common.errors import ConfigError
 from common.features import Table
 from common.layouts import split_model
+from common.models import with_own
 from common.preprocessing import Preprocessing
 from common.study import MulticlassTarget, Study
 from common.study_images import image_of
@@ -74,7 +75,12 @@ class Scorer:
 
     @classmethod
     def personal(cls, model: Personal) -> Scorer:
-        """Return the hospital's own model."""
+        """Return the hospital's own model.
+
+        Raises:
+            ConfigError: NOT_SUPPORTED, it predicts from images.
+        """
+        _check_columns(model.study)
         return cls(model.study, *model.model(), model.calibration, model.ranges)
 
     @classmethod
@@ -83,17 +89,20 @@ class Scorer:
         study: Study,
         flat: NDArray[np.float32],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        norms: NDArray[np.float32] | None = None,
     ) -> Scorer:
         """Return the released model, which nobody calibrated for this hospital.
+
+        `norms`: with the strategy fedbn, the hospital's own normalisation, which belongs to it.
 
         Raises:
             ConfigError: NOT_SUPPORTED, the study's model predicts nothing, or from images.
         """
-        if image_of(study) is not None:
-            raise ConfigError("NOT_SUPPORTED", "this version scores no patients from images")
+        _check_columns(study)
         if study.kind != "training" or study.model.kind == "vector":
             raise ConfigError("NOT_SUPPORTED", f"study {study.id} has no model that predicts")
-        return cls(study, *split_model(study, flat), ranges=ranges or {})
+        preprocessing, shared = split_model(study, flat)
+        return cls(study, preprocessing, with_own(study, shared, norms), ranges=ranges or {})
 
     def columns(self) -> tuple[str, ...]:
         """Return the columns a table of patients needs: the features, by the study's names."""
@@ -175,3 +184,8 @@ class Scorer:
                     f"{feature.name}: outside what 98 of 100 of this hospital's patients have"
                 )
         return found
+
+
+def _check_columns(study: Study) -> None:
+    if image_of(study) is not None:
+        raise ConfigError("NOT_SUPPORTED", "this version scores no patients from images")

@@ -18,7 +18,7 @@ AdamW's weight decay (Loshchilov and Hutter 2019).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def held_near(centre: nn.Module, strength: float, lr: float) -> Hooks:
 
     `centre`'s parameters are copied; `strength` is mu or lambda, `lr` the learning rate.
     """
-    at = {name: value.detach().clone() for name, value in centre.named_parameters()}
+    at = [value.detach().clone() for value in centre.parameters()]
     weight = lr * strength
 
     def after(module: nn.Module) -> None:
@@ -40,9 +40,9 @@ def held_near(centre: nn.Module, strength: float, lr: float) -> Hooks:
     return Hooks(after=after)
 
 
-def pull(module: nn.Module, centre: Mapping[str, Tensor], weight: float) -> None:
+def pull(module: nn.Module, centre: Sequence[Tensor], weight: float) -> None:
     """Take the proximal step `w <- (w + weight * centre) / (1 + weight)` in place."""
     share = weight / (1.0 + weight)
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.lerp_(centre[name], share)
+        for parameter, at in zip(module.parameters(), centre, strict=True):
+            parameter.lerp_(at, share)

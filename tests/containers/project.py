@@ -75,7 +75,7 @@ def compose_command() -> list[str]:
         return ["docker", "compose"]
     if shutil.which("docker-compose"):
         return ["docker-compose"]
-    pytest.skip("neither docker compose nor docker-compose is installed")
+    pytest.skip("no docker compose: apt-get install docker-compose, or name one in COMPOSE")
 
 
 @dataclass

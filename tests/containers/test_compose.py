@@ -85,6 +85,19 @@ def test_the_coordinators_image_adds_at_most_350_mb_and_has_no_torch(built: Buil
     assert docker("run", "--rm", "--entrypoint", "python3", IMAGES[0], "-c", probe) == "[]"
 
 
+def test_the_nodes_image_reads_every_kind_of_table_and_simulates_nothing(built: Built) -> None:
+    """The PostgreSQL driver with its own libpq, DICOM and its pixels, and no Ray."""
+    del built
+    probe = (
+        "import importlib.util as u, psycopg, pydicom, sqlalchemy, PIL.Image\n"
+        "from pydicom.pixels import get_decoder\n"
+        "jpeg = get_decoder('1.2.840.10008.1.2.4.50').is_available\n"
+        "print(psycopg.pq.__impl__, jpeg, [m for m in ['ray', 'pandas'] if u.find_spec(m)])"
+    )
+    found = docker("run", "--rm", "--entrypoint", "python3", IMAGES[2], "-c", probe)
+    assert found == "binary True []"
+
+
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_has_no_installer_and_no_compiler(built: Built, image: str) -> None:
     del built

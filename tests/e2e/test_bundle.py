@@ -102,7 +102,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(house: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
+        pytest.skip("not a git checkout: needs a clone and git")
     folder = tmp_path_factory.mktemp("bundle")
     public, _ = make_key(folder / "release.pem")
     tree = read_tree(ROOT, dirty_allowed=True)
@@ -204,7 +204,9 @@ def engine() -> str:
         docker is None
         or subprocess.run([docker, "info"], capture_output=True, check=False).returncode
     ):
-        pytest.skip("no container engine answers here")
+        pytest.skip(
+            "no container engine answers: tests/containers/engine.sh start makes one as root"
+        )
     return docker
 
 

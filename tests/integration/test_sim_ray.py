@@ -27,7 +27,7 @@ def sites(tmp_path: Path) -> list[Site]:
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 def test_over_ray_a_seed_gives_the_model_that_it_gives_in_one_process(sites: list[Site]) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray", reason="Ray is not installed: make install has it")
     study = parse_study(STUDY)
     alone = simulate(study, sites, LineDisplay(), time.monotonic())
     over_ray = simulate(study, sites, LineDisplay(), time.monotonic(), engine_of("ray"))

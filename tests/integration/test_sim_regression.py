@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,11 +17,17 @@ from numpy.typing import NDArray
 from common.errors import StateError
 from common.regression.table import FILE
 from common.site import Site, load_site
-from common.study import Study, parse_study
+from common.study import Study, canonical_json, parse_study
+from common.views import RunPhase
 from hospital_node.data.load import load_table
 from researcher import sim
+from researcher.client import Client
+from researcher.coefficients import coefficients_text
+from researcher.local import SitePlan
 from researcher.progress import LineDisplay
 from researcher.release import verify
+from tests.federation import OWNER, SITES
+from tests.integration.test_federation_mtls import OverTls
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -157,3 +166,47 @@ def test_a_table_that_was_altered_or_slipped_in_is_refused(
     monkeypatch.setattr(sim, "read_coefficients", attack)
     simulated(study_of("linear"), sites)
     assert refused == ["MODEL_INVALID"] * 2
+
+
+async def printed(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "common.cli", *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode()
+
+
+async def test_run_show_and_model_tables_print_the_verified_table(tmp_path: Path) -> None:
+    for seed in range(len(SITES)):
+        write_site(tmp_path, "cox", seed)
+    clinics = [
+        SitePlan(site, tmp_path / f"site-{seed}.csv", in_place=True)
+        for seed, site in enumerate(SITES)
+    ]
+    text = STUDY.format(kind="cox", target=TARGETS["cox"], rounds=12)
+    text = text.replace("organisation: b", f"organisation: {OWNER}")
+    async with (
+        OverTls(tmp_path / "f", clinics=clinics, study=text) as fed,
+        Client(fed.address, fed.owner) as client,
+    ):
+        run = (await client.submit(canonical_json(fed.study), "request-1")).run_id
+        fed.run_id = run
+        views = [view async for view in client.watch(run)]
+        assert views[-1].state is RunPhase.FINISHED, views[-1].reason
+        to = ("--coordinator", fed.address, "--tls", str(fed.plan.researcher_folder))
+        words, body = (
+            await printed("run", "show", run, *to),
+            await printed("run", "show", run, *to, "--json"),
+        )
+        await printed("model", "pull", run, "--out", str(tmp_path / "model"), *to)
+    ca, page = str(fed.plan.researcher_folder / "ca.crt"), tmp_path / "page"
+    shown = await printed(
+        "model", "tables", str(tmp_path / "model"), "--ca", ca, "--out", str(page)
+    )
+    regression = json.loads(body)["data"]["regression"]
+    assert [line["name"] for line in regression["coefficients"]] == ["a", "b", "c"]
+    assert "hazard ratio" in words
+    assert coefficients_text(regression) in words
+    assert coefficients_text(regression) in shown
+    assert (page / "result.html").read_text().count("<svg") == 1

@@ -19,7 +19,7 @@ from researcher import table_one
 from researcher.client import Client
 from researcher.local import SitePlan
 from researcher.progress import LineDisplay
-from researcher.release import pull, read_counted, verify
+from researcher.release import pull, read_released, read_statistics, verify
 from researcher.sim import simulate, simulate_statistics
 from researcher.statistics_page import write_all
 from tests import statistics_study as world
@@ -98,7 +98,7 @@ async def test_a_release_over_mutual_tls_verifies_and_an_altered_one_does_not(
         assert len(fed.state.receipts) == len(SITES)
         ca = fed.plan.researcher_folder / "ca.crt"
         release = await pull(client, submitted.run_id, tmp_path / "release", ca)
-        found = await read_counted(client, submitted.run_id, ca)
+        found = await read_released(client, submitted.run_id, ca, read_statistics)
         kept = list((fed.plan.folder).rglob(STATISTICS_FILE))
     assert release.manifest.model_sha256 == release.manifest.file(STATISTICS_FILE).sha256
     assert release.manifest.rounds[-1].model_sha256 == release.manifest.model_sha256

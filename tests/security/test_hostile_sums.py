@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common import evaluation, statistics
-from common.errors import StateError
+from common import counting, evaluation, statistics, statistics_result
+from common.errors import Refusal, StateError
 from common.study import parse_study
 from coordinator import driver as module
 from coordinator.run_state import OpenSum, SumUsed
+from tests import statistics_study
 from tests.security.desk import Desk
 
 STUDY = parse_study("""\
@@ -62,6 +63,68 @@ def test_any_sum_in_range_gives_metrics_or_none(fill: int, words: dict[int, int]
     opened = np.full(CELLS, fill, np.int64)
     opened[list(words)] = list(words.values())
     evaluation.pooled(STUDY, opened, LEVELS).as_dict(STUDY)
+
+
+COUNTED = statistics_study.study()
+SHAPES = counting.count_shapes(COUNTED)
+PLACES = {
+    name: sum(int(np.prod(shape)) for shape in list(SHAPES.values())[:at])
+    for at, name in enumerate(SHAPES)
+}
+
+
+def counted_words() -> np.ndarray:
+    """Return what honest hospitals' sum of a statistics study opens to."""
+    value = counting.contribution(
+        COUNTED, statistics_study.table(statistics_study.patients(400, 1))
+    )
+    words = value.copy()
+    words[-counting.layout(COUNTED).tensors[2].size :] *= LEVELS
+    return np.rint(words).astype(np.int64)
+
+
+HONEST = counted_words()
+
+
+def test_an_honest_sum_of_counts_is_taken() -> None:
+    found = statistics_result.published(COUNTED, counting.opened(COUNTED, HONEST, LEVELS))
+    assert found.columns[0].n == 400
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("lie", [-5000, -1, 3])
+def test_counts_that_do_not_fit_together_are_refused(name: str, lie: int) -> None:
+    words = HONEST.copy()
+    words[PLACES[name]] += lie
+    with pytest.raises(Refusal) as refused:
+        counting.opened(COUNTED, words, LEVELS)
+    assert refused.value.name == "SUM_RANGE"
+
+
+def test_counts_below_zero_are_refused_even_where_their_totals_fit() -> None:
+    words = HONEST.copy()
+    at = PLACES["feature.sex"]
+    words[at] += 5000
+    words[at + 1] -= 5000
+    with pytest.raises(Refusal):
+        counting.opened(COUNTED, words, LEVELS)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, HONEST.size - 1), st.integers(-50, 50)), max_size=6))
+def test_any_lie_about_counts_is_refused_or_gives_a_whole_file(
+    lies: list[tuple[int, int]],
+) -> None:
+    words = HONEST.copy()
+    for place, change in lies:
+        words[place] += change
+    try:
+        sums = counting.opened(COUNTED, words, LEVELS)
+    except Refusal:
+        return
+    text = statistics_result.published(COUNTED, sums).to_json()
+    assert b"NaN" not in text
+    assert b"Infinity" not in text
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from coordinator.run_state import RunState
 from hospital_node.data.load import load_table
 from researcher.local import SitePlan
 from tests.federation import OWNER, SITES, Federation, names
+from tests.small_study import write_table
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -42,17 +43,11 @@ seed: 1
 """
 
 
-def write_table(path: Path, seed: int) -> Path:
-    rng = np.random.default_rng(seed)
-    rows = [f"{age:.1f},{int(age + rng.normal(0, 12) > 60)}" for age in rng.normal(60, 10, 40)]
-    path.write_text("\n".join(["age,sick", *rows, ""]), encoding="utf-8")
-    return path
-
-
 def federation(root: Path, gather: str = "10s", deadline: str = "60s") -> Federation:
     root.mkdir(exist_ok=True)
     clinics = [
-        SitePlan(site, write_table(root / f"{site}.csv", seed)) for seed, site in enumerate(SITES)
+        SitePlan(site, write_table(root / f"{site}.csv", seed, noise=12))
+        for seed, site in enumerate(SITES)
     ]
     text = STUDY.replace("OWNER", OWNER).replace("60s", deadline)
     return Federation(root / "f", gather=gather, clinics=clinics, study=text)

@@ -29,7 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def typed(folder: Path, archive: bytes, key: Path) -> str:
     """Run the page's lines as somebody who pastes them; return what they print."""
     if not shutil.which("openssl") or not shutil.which("sha256sum"):
-        pytest.skip("openssl and sha256sum are not installed")
+        pytest.skip("openssl and sha256sum are not installed: apt-get install openssl coreutils")
     script = PAGE.split(MARK)[1].split("```")[0].partition("\n")[2]
     (folder / "b.tar").write_bytes(archive)
     (folder / "empty").mkdir()

@@ -53,7 +53,9 @@ def test_an_exact_fit_of_one_region_is_that_of_the_product() -> None:
 
 
 def test_a_regions_c_index_is_that_of_lifelines() -> None:
-    concordance = pytest.importorskip("lifelines.utils").concordance_index
+    concordance = pytest.importorskip(
+        "lifelines.utils", reason="lifelines is not installed: make install has it"
+    ).concordance_index
     rng = np.random.default_rng(2)
     found, wanted = [], []
     model = rng.normal(size=6).astype(np.float32)

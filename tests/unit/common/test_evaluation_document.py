@@ -19,6 +19,7 @@ from common.secagg.header import Rounding, quant_bound
 from common.study import Study, parse_study
 from common.subgroups import cells, members, shown_cells
 from tests.small_study import small_text
+from tests.unit.common.test_evaluation import ranges_of
 
 GROUPS = """\
 evaluate: {subgroups: [{feature: sex}, {feature: age, bands: [50, 65]}]}
@@ -49,9 +50,9 @@ def opened(
     coding = Coding(bound, evaluation.RING_BITS, Rounding.EVEN)
     total = np.zeros(schema.words, np.int64)
     for values, p, y in sites:
-        own = evaluation.contribution(terms, p, y, members(terms, values))
+        own = evaluation.contribution(terms, p, y, members(terms, values), levels=bound)
         words = np.empty(schema.words, np.uint64)
-        VectorEncoder(schema, own, ranges=evaluation.ranges(terms), coding=coding).fill(words, 0)
+        VectorEncoder(schema, own, ranges=ranges_of(terms, bound), coding=coding).fill(words, 0)
         total += words.view(np.int64)
     return total[: schema.parameters], bound
 
@@ -76,9 +77,9 @@ def test_subgroups_of_the_sum_are_those_of_all_rows() -> None:
 def test_a_contribution_that_was_not_told_its_subgroups_is_an_error() -> None:
     values, p, y = rows(50, 1)
     with pytest.raises(InternalError):
-        evaluation.contribution(study(), p, y)
+        evaluation.contribution(study(), p, y, levels=2**52)
     with pytest.raises(InternalError):
-        evaluation.contribution(study(), p, y, members(study(), values)[:2])
+        evaluation.contribution(study(), p, y, members(study(), values)[:2], levels=2**52)
 
 
 @given(
@@ -140,6 +141,28 @@ def test_a_table_with_a_small_margin_is_not_published() -> None:
     names = set(dict(found.detail))
     assert "auprc" in names
     assert not names & {"true_positive", "sensitivity", "sensitivity_low", "npv_high"}
+
+
+def by_sex(first: list[float], second: list[float]) -> list[dict[str, object]]:
+    """Return the published cells of sex 0 and 1; every other row of each is sick."""
+    terms = study("evaluate: {subgroups: [{feature: sex}]}\n")
+    p = np.array(first + second)
+    sex = np.array([0.0] * len(first) + [1.0] * len(second))
+    values = np.stack([np.full(len(p), 60.0), sex], axis=1)
+    words, bound = opened(terms, [(values, p, (np.arange(len(p)) % 2).astype(np.float64))])
+    groups = evaluation.pooled_cells(terms, words, bound)
+    body = json.loads(document(terms, evaluation.pooled(terms, words, bound), groups))
+    assert "true_positive" in body["figures"]
+    return [cell["figures"] for cell in body["subgroups"]]
+
+
+def test_a_subgroups_small_table_does_not_follow_from_the_others() -> None:
+    few = by_sex([0.9] * 3 + [0.1] * 57, [0.9] * 40 + [0.1] * 40)
+    for figures in few:
+        assert "auroc" in figures
+        assert not set(figures) & {"true_positive", "sensitivity", "npv_high"}
+    for figures in by_sex([0.9] * 20 + [0.1] * 40, [0.9] * 40 + [0.1] * 40):
+        assert {"true_positive", "sensitivity", "npv_high"} <= set(figures)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from common import layouts, statistics
 from common.errors import ConfigError, DataError, InternalError
 from common.features import Table
 from common.preprocessing import Preprocessing
-from common.quantise import Coding, VectorEncoder
+from common.quantise import Coding, VectorEncoder, limb_ranges
 from common.secagg.header import Rounding, quant_bound
 from common.study import Study, load_study
 from common.weights import weight
@@ -36,7 +36,7 @@ def opened_sum(terms: Study, tables: list[Table]) -> tuple[NDArray[np.int64], in
     for rows in tables:
         values = statistics.contribution(terms, rows, weight(terms, "x", rows.rows), bound)
         words = np.empty(schema.words, np.uint64)
-        encoder = VectorEncoder(schema, values, ranges=statistics.ranges(bound), coding=coding)
+        encoder = VectorEncoder(schema, values, ranges=limb_ranges(1.0, bound), coding=coding)
         assert encoder.count_clipped() == 0
         encoder.fill(words, 0)
         total += words.view(np.int64)
@@ -90,7 +90,8 @@ def test_without_a_range_the_unit_of_a_column_does_not_matter(unit: float) -> No
 
 
 @pytest.mark.skipif(
-    not (UCI / "processed.va.data").is_file(), reason="the four original UCI files are not here"
+    not (UCI / "processed.va.data").is_file(),
+    reason="no FEDCARE_UCI_DIR with the four processed.*.data files of archive.ics.uci.edu",
 )
 def test_the_four_real_hospitals_together(tmp_path: Path) -> None:
     from hospital_node.data import heart

@@ -28,6 +28,8 @@ from common.study import (
     study_from_canonical,
     warnings,
 )
+from common.subgroups import cells
+from tests.small_study import small_text
 from tests.study_texts import HEART, SHORTEST, STATISTICS, altered
 
 
@@ -278,6 +280,8 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ("patient_key: null", "patient_key: num", "DUPLICATE_KEY", "patient_key is the column"),
         ("range: [18, 110]", "range: [110, 18]", "BAD_VALUE", "low below high"),
         ("range: [18, 110]", "range: [18, 18]", "BAD_VALUE", "low below high"),
+        ("range: [18, 110]", "range: [-1e308, 1e308]", "BAD_VALUE", "1e-100 to 1e+100 wide"),
+        ("range: [18, 110]", "range: [0, 1e-320]", "BAD_VALUE", "1e-100 to 1e+100 wide"),
         ("range: [18, 110]", "range: [18]", "BAD_VALUE", "must be [low, high]"),
         ("range: [18, 110], impute: mean", "impute: median", "BAD_VALUE", "needs the feature's"),
         ("range: [18, 110], impute: mean", "impute: most-frequent", "BAD_VALUE", "for a number"),
@@ -428,3 +432,29 @@ def test_a_wrong_statistics_section_is_refused(old: str, new: str, says: str) ->
     assert parse_study(STATISTICS).statistics is not None
     with pytest.raises(ConfigError, match=re.escape(says)):
         parse_study(altered(STATISTICS, old, new))
+
+
+def _category(name: str, levels: int) -> str:
+    return f"{{name: {name}, type: category, levels: {[str(one) for one in range(levels)]}}}"
+
+
+def test_tables_that_take_too_long_to_hide_cells_in_are_refused() -> None:
+    pair = altered(STATISTICS, "110]}]", f"110]}}, {_category('a', 30)}, {_category('b', 31)}]")
+    assert parse_study(pair + "statistics: {cross: [[a, b]]}\n").statistics is not None
+    wide = altered(pair, _category("b", 31), _category("b", 32))
+    with pytest.raises(ConfigError, match="more than 1000 cells"):
+        parse_study(wide + "statistics: {cross: [[a, b]]}\n")
+
+
+def test_more_subgroups_than_a_sum_should_carry_are_refused() -> None:
+    text = small_text().replace("{name: age, type: float}", _category("ward", 254))
+    groups = "evaluate: {subgroups: [{feature: ward}]}\n"
+    assert len(cells(parse_study(text + groups))) == 254
+    with pytest.raises(ConfigError, match="more than 256 subgroups"):
+        parse_study(altered(text, _category("ward", 254), _category("ward", 257)) + groups)
+
+
+@pytest.mark.parametrize("level", ["0.4", "0.9999999999999999", "1"])
+def test_a_confidence_whose_interval_has_no_number_is_refused(level: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape("evaluate.confidence")):
+        parse_study(small_text() + f"evaluate: {{confidence: {level}}}\n")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from common.errors import InternalError
 from common.suppression import Cut, hidden, merged, safe_cuts, sums_of
 
 M = 10
@@ -89,3 +91,11 @@ def test_granted_cuts_have_none_or_enough_between_them(counts: list[int]) -> Non
     kept = [0.0, *(w[0].below for w, ok in zip(wishes, granted, strict=True) if ok), below[-1]]
     if below[-1] >= M:
         assert all(gap == 0 or gap >= M for gap in np.diff(kept))
+
+
+@pytest.mark.parametrize("cells", [[[5.0]], [[5.0, 0.0]], [[-3.0, 4.0], [4.0, 2.0]]])
+def test_a_table_that_no_mask_can_hide_is_refused_and_does_not_run_for_ever(
+    cells: list[list[float]],
+) -> None:
+    with pytest.raises(InternalError):
+        hidden(np.array(cells), M)

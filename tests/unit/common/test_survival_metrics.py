@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from common import evaluation, survival_metrics
+from common import evaluation, survival_evaluation, survival_metrics
+from common.errors import Refusal
 from common.evaluation_document import published
 from common.study import Study
 from tests.learning import study
@@ -53,7 +54,9 @@ def test_concordant_and_comparable_pairs_equal_a_loop_over_all(seed: int, rows: 
 
 
 def test_c_index_censoring_and_baseline_equal_lifelines() -> None:
-    lifelines = pytest.importorskip("lifelines", reason="lifelines is not installed")
+    lifelines = pytest.importorskip(
+        "lifelines", reason="lifelines is not installed: make install has it"
+    )
     from lifelines.utils import concordance_index
 
     time, event, risk = drawn(3)
@@ -84,7 +87,9 @@ PATIENTS = st.lists(
 def test_c_is_that_of_lifelines_with_ties_of_times_and_scores(
     patients: list[tuple[int, bool, int]],
 ) -> None:
-    concordance = pytest.importorskip("lifelines.utils").concordance_index
+    concordance = pytest.importorskip(
+        "lifelines.utils", reason="lifelines is not installed: make install has it"
+    ).concordance_index
     time, event, score = (np.array(part, np.float64) for part in zip(*patients, strict=True))
     found, _ = survival_metrics.c_index(survival_metrics.pairs(time, event, score).sums())
     try:
@@ -117,6 +122,18 @@ def test_few_events_few_censored_and_few_cases_at_a_horizon_are_withheld() -> No
     assert almost_all["events"] is None
     assert almost_all["c_index"] == 1.0
     assert shown(np.ones(39))["events"] == 39
+
+
+@pytest.mark.parametrize("name", ["pairs", "influence"])
+def test_more_pairs_than_a_word_counts_are_refused_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    terms, (time, event, risk) = cox_study(), drawn(4)
+    rows = np.column_stack([risk, np.full((60, 2), 0.5)]), np.column_stack([time, event])
+    assert survival_evaluation.contribution(terms, *rows).any()
+    monkeypatch.setitem(survival_evaluation._RANGES, name, 9.0)
+    with pytest.raises(Refusal, match="more pairs"):
+        survival_evaluation.contribution(terms, *rows)
 
 
 def test_auroc_and_brier_at_a_horizon_equal_a_loop_over_pairs() -> None:
@@ -162,7 +179,10 @@ def test_what_is_opened_from_masked_words_agrees_with_the_exact_figures() -> Non
     scale = np.concatenate(
         [np.full(t.size, r) for t, r in zip(schema.tensors, ranges, strict=True)]
     )
-    words = sum(np.rint(evaluation.contribution(terms, *h) / scale * levels) for h in hospitals)
+    words = sum(
+        np.rint(evaluation.contribution(terms, *h, levels=levels) / scale * levels)
+        for h in hospitals
+    )
     pooled = evaluation.pooled(terms, np.asarray(words).astype(np.int64), levels)
     known = evaluation.of_hospitals(terms, hospitals)
     assert pooled.at_horizons == known.at_horizons
@@ -196,4 +216,4 @@ def test_no_event_no_rows_and_all_censored_have_no_figure() -> None:
     found = evaluation.site_metrics(terms, rows, censored).as_dict(terms)
     assert found["c_index"] is None
     assert found["auroc_at_2"] is None
-    assert not evaluation.contribution(terms, rows[:0], censored[:0]).any()
+    assert not evaluation.contribution(terms, rows[:0], censored[:0], levels=2**52).any()

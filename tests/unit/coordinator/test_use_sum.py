@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common import evaluation
+from common import continuous, evaluation
 from common.evaluation import Metrics
 from common.evaluation_document import LEAST, finite, published
-from common.quantise import quantise_value
+from common.quantise import limb_ranges, quantise_value
 from common.secagg.header import quant_bound
 from tests.learning import study
 
@@ -46,8 +46,11 @@ def test_the_figures_of_a_real_sum_obey_it(rows: int, some: bool) -> None:
     terms = study(target="{type: continuous, name: y}", model="{kind: mlp, hidden: [2]}")
     bound = quant_bound(3, evaluation.RING_BITS)
     target = np.arange(rows, dtype=np.float64)
-    own = evaluation.contribution(terms, target + 0.5, target)
-    words = np.array([quantise_value(float(x), evaluation.ROW_LIMIT, bound) for x in own])
+    own = evaluation.contribution(terms, target + 0.5, target, levels=bound)
+    ranges = np.repeat(limb_ranges(continuous.LIMIT, bound), len(own) // 2)
+    words = np.array(
+        [quantise_value(float(x), float(r), bound) for x, r in zip(own, ranges, strict=True)]
+    )
     found = finite(terms, published(evaluation.pooled(terms, words, bound)))
     assert ({"rows", "mse"} <= found.keys()) is some
     assert bool(found) is some

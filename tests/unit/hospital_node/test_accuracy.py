@@ -19,7 +19,8 @@ UCI = Path(os.environ.get("FEDCARE_UCI_DIR", SHARED))
 
 
 @pytest.mark.skipif(
-    not (UCI / "processed.va.data").is_file(), reason="the four original UCI files are not here"
+    not (UCI / "processed.va.data").is_file(),
+    reason="no FEDCARE_UCI_DIR with the four processed.*.data files of archive.ics.uci.edu",
 )
 def test_flambys_split_in_fifteen_rounds_mean_of_five_seeds(tmp_path: Path) -> None:
     study = load_study(accuracy.STUDY)

@@ -180,6 +180,18 @@ def test_the_envelope_suppresses_counts_too(node: Path, capsys: pytest.CaptureFi
     assert {one["rows"] for one in data["findings"]} == {None, "12"}
 
 
+def test_fewer_patients_than_the_policy_lets_be_counted_stop_the_site(
+    node: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(node, clean().head(20))  # 6 of them to test on
+    assert main(["node", "data", "check", "study.yaml"]) == 1
+    out = capsys.readouterr().out
+    assert "stop  policy-min-cell: policy: release.min_cell is 10: does not allow" in out
+    assert not re.findall(r"\b(6|14|20)\b", out)
+    assert main(["node", "data", "check", "study.yaml", "--site", "site.yaml"]) == 1
+    assert "policy-min-cell" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("place", range(len(PLANTED)))
 def test_no_cell_is_ever_printed(
     node: Path, place: int, capsys: pytest.CaptureFixture[str]

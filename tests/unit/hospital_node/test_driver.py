@@ -7,6 +7,7 @@ import base64
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ from common.secret import Secret
 from common.wire import NodeStep
 from hospital_node import jobs
 from hospital_node.contribution import WordSource, write_masked
-from hospital_node.driver import NodeParts
+from hospital_node.driver import MOST_ERRANDS, NodeParts
+from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.store import NodeStore, SessionRecord
 from tests.node_world import SITES, TASK, Killed, World, node_id
 
@@ -398,6 +400,23 @@ async def test_stop_ends_a_node_in_order_and_frees_its_directory(tmp_path: Path)
     await world.running.pop("h1")
     assert "service.stopped" in world.log.getvalue()
     NodeStore.open(world.state_dir("h1"), OsEntropy()).close()
+
+
+async def test_personal_models_that_take_long_keep_no_message_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(self: PersonalKeeper, run_id: RunId, open_work: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(PersonalKeeper, "make", endless)
+    monkeypatch.setattr(PersonalKeeper, "wanting", lambda self, run_id: True)
+    world = World(tmp_path)
+    world.start_all()
+    for node in world.nodes.values():
+        for number in range(MOST_ERRANDS + 1):
+            node._own_model(SimpleNamespace(run_id=f"old-{number}"), node._open_again)  # type: ignore[arg-type]
+    await world.finish()
+    world.check()
 
 
 async def test_the_log_holds_no_value_of_the_vector_or_secret(tmp_path: Path) -> None:

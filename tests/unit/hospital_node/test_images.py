@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +20,12 @@ from common.preprocessing import Preprocessing
 from common.site import load_site
 from common.statistics import without_statistics
 from common.study import Study, canonical_json, parse_study, study_from_canonical
+from hospital_node.data import images as images_module
 from hospital_node.data.load import SiteData, load_table
 from hospital_node.evaluate import predict
 from hospital_node.models import build, flatten
 from hospital_node.models.convolutional import group_count
+from hospital_node.personal.artefact import Personal
 from hospital_node.personal.score import Scorer
 from hospital_node.train import train
 from tests.pictures import SIDE, STUDY, shapes, write_dicom, write_png
@@ -184,6 +189,65 @@ def test_a_broken_dicom_file_is_refused(tmp_path: Path) -> None:
         read(tmp_path, section, study())
 
 
+def test_only_png_jpeg_and_dicom_are_read(tmp_path: Path) -> None:
+    section = write_png(tmp_path, *shapes(2, 0))
+    Image.new("L", (SIDE, SIDE)).save(tmp_path / "pictures" / "001.png", format="GIF")
+    with pytest.raises(DataError, match="row 2: its file is not a whole PNG, JPEG or DICOM"):
+        read(tmp_path, section, study())
+
+
+def test_a_dicom_file_whose_values_are_rescaled_beyond_all_bounds_is_refused(
+    tmp_path: Path,
+) -> None:
+    import pydicom
+
+    section = write_dicom(tmp_path, *shapes(2, 0))
+    path = tmp_path / "scans" / "001.dcm"
+    data = pydicom.dcmread(path)
+    data.RescaleIntercept = "1e400"
+    data.save_as(path)
+    with pytest.raises(DataError, match="row 2: its image has a value that is not finite"):
+        read(tmp_path, section, study())
+
+
+def test_a_dicom_file_that_would_be_unpacked_whole_is_refused(tmp_path: Path) -> None:
+    import pydicom
+
+    images, labels = shapes(2, 0)
+    write_dicom(tmp_path, images, labels)
+    path = tmp_path / "scans" / "001.dcm"
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.save_as(path, enforce_file_format=True)
+    by_itself = "{name: shapes, kind: dicom, path: scans, columns: {disc: ImageComments}}"
+    with pytest.raises(ConfigError, match="row 2: the DICOM file is deflated"):
+        read(tmp_path, by_itself, study())
+    (tmp_path / "rows.csv").write_text("image,disc\n000.dcm,0\n001.dcm,1\n")
+    with pytest.raises(DataError, match="row 2: its DICOM file is deflated"):
+        read(tmp_path, "{name: shapes, kind: csv, path: rows.csv, images: scans}", study())
+
+
+@pytest.mark.parametrize("write", [write_png, write_dicom])
+def test_an_image_of_too_many_pixels_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(images_module, "MOST_PIXELS", SIDE * SIDE - 1)
+    with pytest.raises(DataError, match="row 1: its image is too large"):
+        read(tmp_path, write(tmp_path, *shapes(2, 0)), study())
+
+
+def test_a_dicom_file_of_several_frames_is_refused(tmp_path: Path) -> None:
+    import pydicom
+
+    section = write_dicom(tmp_path, *shapes(2, 0))
+    path = tmp_path / "scans" / "001.dcm"
+    data = pydicom.dcmread(path)
+    data.NumberOfFrames = 2
+    data.save_as(path)
+    with pytest.raises(DataError, match="row 2: its file has several frames"):
+        read(tmp_path, section, study())
+
+
 def test_images_need_a_folder_and_known_keywords(tmp_path: Path) -> None:
     write_png(tmp_path, *shapes(2, 0))
     with pytest.raises(DataError, match="does not say where"):
@@ -206,7 +270,6 @@ def test_images_need_a_folder_and_known_keywords(tmp_path: Path) -> None:
         ("[16, 16]}]", "[16, 16]}, {name: age, type: float}]", "image alone"),
         ("channels: [8, 16]", "channels: [8, 8, 8, 8, 8]", "nothing is left"),
         ("seed: 5", "seed: 5\nnormalise: federated", "must be none"),
-        ("seed: 5", "seed: 5\npersonal: {enabled: true}", "no personal models"),
         ("[16, 16]}]", "[16, 16], impute: drop-row}]", "every row needs its image"),
         ("disc}", "disc}\nevaluate: {subgroups: [{feature: image}]}", "told by an image"),
     ],
@@ -231,6 +294,112 @@ def test_the_canonical_form_reads_back_and_others_have_no_key_of_images() -> Non
         parse_study(plain.replace("kind: cnn, channels: [8, 16], norm: group", "kind: logistic"))
     )
     assert b"window" not in other
+
+
+# --- where a table comes from, and how DICOM is compressed --------------------------------------
+
+
+def parquet_of(folder: Path) -> str:
+    import polars as pl
+
+    pl.read_csv(folder / "rows.csv").write_parquet(folder / "rows.parquet")
+    return "{name: shapes, kind: parquet, path: rows.parquet, images: pictures}"
+
+
+QUERY = "select * from rows order by image"
+
+
+def sqlite_of(folder: Path) -> str:
+    import polars as pl
+
+    with sqlite3.connect(folder / "rows.sqlite") as database:
+        database.execute("create table rows (image text, disc integer)")
+        rows = pl.read_csv(folder / "rows.csv").rows()
+        database.executemany("insert into rows values (?, ?)", rows)
+    url = f"sqlite:///{folder}/rows.sqlite"
+    return f"{{name: shapes, kind: sql, url: '{url}', query: {QUERY}, images: pictures}}"
+
+
+@pytest.mark.parametrize("source", [parquet_of, sqlite_of])
+def test_a_parquet_or_sql_table_names_images_as_a_csv_does(
+    tmp_path: Path, source: Callable[[Path], str]
+) -> None:
+    csv = read(tmp_path, write_png(tmp_path, *shapes(5, 0)), study()).train
+    section = source(tmp_path)
+    found = read(tmp_path, section, study()).train
+    assert np.array_equal(pixels(found), pixels(csv))
+    assert np.array_equal(found.target, csv.target)
+    (tmp_path / "pictures" / "003.png").unlink()
+    with pytest.raises(DataError, match="column 'image', row 4: its file is not in the folder"):
+        read(tmp_path, section, study())
+
+
+@pytest.mark.parametrize("source", [parquet_of, sqlite_of])
+def test_a_table_that_does_not_say_where_its_images_lie_is_told_the_key(
+    tmp_path: Path, source: Callable[[Path], str]
+) -> None:
+    write_png(tmp_path, *shapes(2, 0))
+    section = source(tmp_path).replace(", images: pictures", "")
+    with pytest.raises(DataError, match="does not say where the images are") as caught:
+        read(tmp_path, section, study())
+    assert "images: FOLDER" in str(caught.value.fix)
+
+
+def compressed(folder: Path, syntax: str, image: np.ndarray) -> None:
+    """Write `image` uint8 into the folder's first file, in one frame of a transfer syntax."""
+    import pydicom
+    from pydicom.encaps import encapsulate
+
+    path = folder / "scans" / "000.dcm"
+    data, out = pydicom.dcmread(path), BytesIO()
+    data.BitsAllocated, data.BitsStored, data.HighBit = 8, 8, 7
+    data.RescaleSlope, data.RescaleIntercept = "1", "0"
+    data.PixelData = image.tobytes()
+    if syntax == RLE:
+        data.compress(RLE)
+    else:
+        form = {JPEG: "JPEG", JPEG_2000: "JPEG2000"}.get(syntax, "JPEG")
+        options = {"no_jp2": True} if form == "JPEG2000" else {"quality": 95}
+        Image.fromarray(image).save(out, form, **options)
+        data.PixelData = encapsulate([out.getvalue()])
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    data.save_as(path)
+
+
+RLE, JPEG, JPEG_2000 = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
+
+
+@pytest.mark.parametrize(("syntax", "most"), [(RLE, 0), (JPEG_2000, 0), (JPEG, 8 / 255)])
+def test_rle_jpeg_and_jpeg_2000_are_read(tmp_path: Path, syntax: str, most: float) -> None:
+    images, labels = shapes(1, 1)
+    section = write_dicom(tmp_path, images, labels)
+    smooth = np.asarray(Image.fromarray(images[0]).resize((4, 4)).resize((SIDE, SIDE)))
+    compressed(tmp_path, syntax, smooth)
+    found = pixels(read(tmp_path, section, study()).train)
+    assert np.abs(found - smooth.reshape(1, -1) / 255).max() <= most + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [
+        ("1.2.840.10008.1.2.4.70", "JPEG Lossless"),
+        ("1.2.840.10008.1.2.4.80", "JPEG-LS Lossless"),
+        ("1.2.840.10008.1.2.4.201", "High-Throughput JPEG 2000"),
+        ("1.2.840.10008.1.2.4.102", "MPEG-4"),
+        ("1.2.826.0.1.3680043.9.9999", "in no way DICOM knows"),
+    ],
+)
+def test_another_compression_is_refused_by_its_name_with_the_fix(
+    tmp_path: Path, syntax: str, name: str
+) -> None:
+    section = write_dicom(tmp_path, *shapes(1, 1))
+    compressed(tmp_path, syntax, np.zeros((SIDE, SIDE), np.uint8))
+    with pytest.raises(DataError, match=f"row 1: its DICOM file is compressed .*{name}") as caught:
+        read(tmp_path, section, study())
+    assert "gdcmconv --raw" in str(caught.value.fix)
+    assert "000.dcm" not in str(caught.value)
+    assert "9999" not in str(caught.value)
 
 
 # --- the network ------------------------------------------------------------------------------
@@ -349,6 +518,8 @@ def test_patients_are_not_scored_from_images() -> None:
     terms = study()
     with pytest.raises(ConfigError, match="from images"):
         Scorer.released(terms, np.zeros(models.layout(terms).parameters, np.float32))
+    with pytest.raises(FedError, match="no patients from images"):
+        Scorer.personal(Personal(terms, np.zeros(models.layout(terms).parameters, np.float32), {}))
 
 
 def test_size_is_height_then_width(tmp_path: Path) -> None:

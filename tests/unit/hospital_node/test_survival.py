@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from common import models
-from common.errors import DataError
+from common.errors import DataError, Refusal
 from common.features import Encoded
 from common.study import Study
 from hospital_node import losses
-from hospital_node.evaluate import judged, predict, site_metrics
+from hospital_node.evaluate import evaluation_contribution, judged, predict, site_metrics
 from hospital_node.imbalance import balanced_order, class_weights, focal
 from hospital_node.train import train
 from tests.learning import study
@@ -49,8 +51,22 @@ def test_the_cox_loss_equals_a_loop_with_ties() -> None:
     assert float(found) == pytest.approx(slow_loss(z, data.target))
 
 
+def test_a_rows_part_of_the_cox_loss_is_its_own_events_and_the_parts_add_up() -> None:
+    data = patients(50, 3)
+    z = torch.tensor(data.features @ np.arange(6) / 5, dtype=torch.float64)
+    rows = losses.cox_rows(z, torch.from_numpy(data.target).double()).numpy()
+    time, event = data.target.T
+    assert not rows[event == 0].any()
+    for row in np.flatnonzero(event):
+        part = np.log(np.exp(z.numpy()[time >= time[row]]).sum()) - float(z[row])
+        assert rows[row] == pytest.approx(part)
+    assert rows.sum() / event.sum() == pytest.approx(slow_loss(z.numpy(), data.target))
+
+
 def test_many_steps_reach_the_fit_of_lifelines() -> None:
-    lifelines = pytest.importorskip("lifelines", reason="lifelines is not installed")
+    lifelines = pytest.importorskip(
+        "lifelines", reason="lifelines is not installed: make install has it"
+    )
     import pandas as pd
 
     data, terms = patients(150, 1), cox(batch=150, steps=1500, lr=0.3)
@@ -91,6 +107,17 @@ def test_a_cox_model_has_no_bias_and_predicts_the_log_hazard() -> None:
     assert found.shape == (20, 2)
     assert np.all((found[:, 1] >= 0) & (found[:, 1] <= 1))
     assert np.all(np.diff(found[np.argsort(found[:, 0]), 1]) <= 1e-12)
+
+
+@pytest.mark.parametrize("size", [np.float32(3e38), np.float32(1e5)])
+def test_a_model_whose_predictions_are_not_finite_is_not_judged(size: np.float32) -> None:
+    """The first overflows as a log hazard, the second in exp(log hazard) at a horizon."""
+    terms, data = cox(), patients(40)
+    hostile = np.full_like(models.initial(terms), size)
+    for judge in (site_metrics, partial(evaluation_contribution, levels=2**52)):
+        with np.errstate(all="ignore"), pytest.raises(Refusal) as refused:
+            judge(terms, hostile, data, train=data)
+        assert refused.value.name == "INPUT_NAN"
 
 
 def test_survival_of_the_trained_model_beats_the_untrained_one() -> None:

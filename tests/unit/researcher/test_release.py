@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from common import statistics_result
 from common.errors import ConfigError, FedError, StateError
 from common.ids import Sha256
+from common.layouts import result_schema
 from common.manifest import Manifest, ParticipationEntry, WithdrawnEntry, chained
 from common.messages import DownloadChunk
 from common.pki import Role
+from common.statistics_file import StatisticsFile
+from common.study import Study, canonical_json, config_hash
 from researcher.release import card_data, card_text, pull, read_card, verify
 from tests import release_factory as factory
+from tests import statistics_study
 from tests.release_factory import Authority, MemorySource, Release
 
 
@@ -49,14 +55,59 @@ def test_a_genuine_model_verifies_with_the_ca_alone(folder: Path, authority: Aut
     assert model.study == factory.study()
 
 
-def test_a_table_of_coefficients_that_nobody_signed_is_refused(
-    folder: Path, authority: Authority
+@pytest.mark.parametrize("name", ["coefficients", "evaluation"])
+def test_figures_that_nobody_signed_are_refused(
+    folder: Path, authority: Authority, name: str
 ) -> None:
-    """It would be shown as the run's result."""
-    (folder / "coefficients.json").write_text('{"schema": "fedcare.coefficients/v1"}')
+    """They would be shown as the run's result."""
+    (folder / f"{name}.json").write_text(f'{{"schema": "fedcare.{name}/v1"}}')
     with pytest.raises(StateError, match="not one of the manifest's files") as caught:
         verify(folder, authority.ca)
     assert caught.value.name == "MODEL_INVALID"
+
+
+def counted(of: Study, found: StatisticsFile) -> Release:
+    """Return the release of a statistics study, as its coordinator would make it."""
+    made, data = factory.release(), found.to_json()
+    files = {"statistics.json": data, "study.json": canonical_json(of)}
+    digest = hashlib.sha256(data).hexdigest()
+    changes = {
+        "study": made.manifest.study.model_copy(
+            update={
+                "id": of.id,
+                "title": of.title,
+                "owner": of.owner.organisation,
+                "config_hash": config_hash(of).hex(),
+            }
+        ),
+        "files": tuple(factory.entry(name, content) for name, content in files.items()),
+        "rounds": factory.rounds(digest),
+        "model_sha256": digest,
+        "layout_sha256": result_schema(of).layout_sha256.hex(),
+    }
+    return rewrite(Release(files, made.manifest), **changes)
+
+
+def test_counts_verify_only_as_those_of_their_study_and_their_rounds(
+    tmp_path: Path, authority: Authority, coordinator: Path
+) -> None:
+    of = statistics_study.study()
+    frames = [statistics_study.patients(40, 1)]
+    found = statistics_result.published(of, statistics_study.summed(of, frames))
+    good = counted(of, found)
+    wrong = {
+        "not the file that the rounds end in": rewrite(
+            good, model_sha256="0" * 64, rounds=factory.rounds("0" * 64)
+        ),
+        "of another study": counted(of, found.model_copy(update={"study": "another"})),
+        "not the one the study implies": rewrite(good, layout_sha256="0" * 64),
+    }
+    good.write(tmp_path / "good", coordinator)
+    assert verify(tmp_path / "good", authority.ca).study == of
+    for place, (why, release) in enumerate(wrong.items()):
+        release.write(tmp_path / str(place), coordinator)
+        with pytest.raises(StateError, match=why):
+            verify(tmp_path / str(place), authority.ca)
 
 
 def test_another_ca_of_the_same_federation_does_not_verify_it(folder: Path, tmp_path: Path) -> None:

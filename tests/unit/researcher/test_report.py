@@ -13,14 +13,17 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from common.errors import ConfigError
 from common.ids import RunId, SiteName, StudyId
 from common.medical import wilson
+from common.multiclass import exact
 from common.views import RoundView, RunPhase, RunView, SiteView
 from researcher import plots
 from researcher.comparison import Assessment, Comparison, Figures, Scored, assess
 from researcher.progress import LineDisplay, LiveDisplay
 from researcher.report import MEAN, ReportFacts, comparison_rows, html
 from researcher.show import run_data, run_text
+from researcher.sim_cli import by_level
 from researcher.staging import staged
 from tests import release_factory as factory
+from tests.learning import study
 
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source"}
 
@@ -304,3 +307,17 @@ def test_an_empty_folder_may_be_filled_and_a_file_may_not_be_replaced(tmp_path: 
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError), staged(tmp_path / "file", "report.json", KNOWN):
         raise AssertionError("entered")
+
+
+def test_a_simulation_prints_each_level_against_the_rest() -> None:
+    levels = ("benign", "doubtful", "malignant")
+    terms = study(target=f"{{type: multiclass, name: kind, levels: [{', '.join(levels)}]}}")
+    rng = np.random.default_rng(1)
+    p, y = rng.dirichlet(np.ones(3), 90), rng.integers(0, 3, 90).astype(np.float64)
+    found = replace(comparison(), by_level=exact(terms, p, y))
+    text = "\n".join(by_level(found))
+    assert all(f"said {level}" in text for level in levels)
+    assert text.count("malignant") == 3  # its figures, its row and its column
+    assert by_level(comparison()) == []
+    body = json.loads(json.dumps(found.metrics()))
+    assert np.array(body["confusion"]).sum() == 90

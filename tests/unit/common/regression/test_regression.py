@@ -15,6 +15,7 @@ from scipy import stats
 
 from common.errors import Refusal
 from common.preprocessing import Preprocessing
+from common.quantise import limb_ranges
 from common.regression import distribution, fit, sums, table
 from common.secagg.header import quant_bound
 from common.study import Study, parse_study
@@ -85,7 +86,7 @@ def federated(study: Study, x: NDArray[np.float64], y: NDArray[np.float64]) -> f
     ends = np.cumsum(SITES)[:-1]
     levels = quant_bound(len(SITES), 64)
     state = fit.begin(study)
-    high, low = sums.ranges(levels)
+    high, low = limb_ranges(sums.RANGE, levels)
     count = sums.layout(study).tensors[0].size
     scale = np.repeat([high, low], count)
     for _ in range(study.federation.rounds):

@@ -224,7 +224,7 @@ def test_a_grant_behind_a_record_from_the_future_is_refused_and_a_denial_is_not(
     assert "denied; needed" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder away")
 def test_another_user_than_the_nodes_is_refused(
     clinic: Clinic, capsys: pytest.CaptureFixture[str]
 ) -> None:

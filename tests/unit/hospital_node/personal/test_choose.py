@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from common.preprocessing import Preprocessing
 from common.site import load_site
 from common.study import FedBn, Study, load_study
 from common.weights import weight
-from hospital_node import losses
 from hospital_node.baselines import local_only
 from hospital_node.data.invent.files import generate
 from hospital_node.data.invent.knobs import scenario
@@ -77,7 +75,7 @@ def test_by_the_measure_that_chooses_no_hospital_is_worse_than_its_own_model(
 def test_the_figure_of_a_local_fit_is_that_of_a_plain_loop_over_the_folds() -> None:
     asked, rows = small(), drawn(3)
     found = choose(asked, "north", rows, initial(asked))
-    fold, terms = folds(asked, "north", rows), []
+    fold, losses = folds(asked, "north", rows), []
     for k in range(5):
         others = np.flatnonzero(fold != k)
         data = Encoded(rows.train.features[others], rows.train.target[others])
@@ -85,9 +83,9 @@ def test_the_figure_of_a_local_fit_is_that_of_a_plain_loop_over_the_folds() -> N
         for row in np.flatnonzero(fold == k):
             z = float(rows.train.features[row] @ weights[:2] + weights[2])
             p = 1 / (1 + np.exp(-z))
-            terms.append(-np.log(p if rows.train.target[row] else 1 - p))
-    assert found.figures["own"].loss == pytest.approx(np.mean(terms), rel=1e-5)
-    spread = np.std(terms, ddof=1) / np.sqrt(len(terms))
+            losses.append(-np.log(p if rows.train.target[row] else 1 - p))
+    assert found.figures["own"].loss == pytest.approx(np.mean(losses), rel=1e-5)
+    spread = np.std(losses, ddof=1) / np.sqrt(len(losses))
     assert found.figures["own"].se == pytest.approx(spread, rel=1e-5)
 
 
@@ -160,82 +158,6 @@ def test_the_choice_is_the_same_bits_again() -> None:
     first, second = (choose(asked, "north", rows, initial(asked)) for _ in range(2))
     assert first.weights.tobytes() == second.weights.tobytes()
     assert first.figures == second.figures
-
-
-# --- survival ------------------------------------------------------------------------------
-
-
-def survived(seed: int, rows: int = 80, censored: float = 0.4) -> Rows:
-    rng = np.random.default_rng(seed)
-    x = rng.normal(0, 1, (rows, 2)).astype(np.float32)
-    time = rng.exponential(np.exp(-1.5 * x[:, 0])) + 1e-3
-    target = np.column_stack([time, rng.random(rows) >= censored]).astype(np.float32)
-    nobody = Encoded(np.empty((0, 2), np.float32), np.empty((0, 2), np.float32))
-    return Rows(Encoded(x, target), np.arange(rows, dtype=np.int64), nobody)
-
-
-def cox(more: str = "") -> Study:
-    target = "{type: survival, time: t, event: e}"
-    return study(FEATURES, target=target, model="{kind: cox}", more=more)
-
-
-def test_survival_models_are_judged_by_held_out_events_among_those_at_risk() -> None:
-    asked, rows = cox(), survived(1)
-    found = choose(asked, "north", rows, initial(asked))
-    assert set(found.figures) == {"federated", "fine-tuned", "ditto", "own"}
-    fold, terms = folds(asked, "north", rows), []
-    for k in range(5):
-        others = np.flatnonzero(fold != k)
-        data = Encoded(rows.train.features[others], rows.train.target[others])
-        weights = local_only(asked, {"north": data})["north"].astype(np.float64)
-        unseen = zip(rows.train.target[fold == k], rows.train.features[fold == k], strict=True)
-        held = [(*row, float(x @ weights)) for row, x in unseen]
-        for time, event, risk in held:
-            if event:
-                at_risk = [np.exp(other) for later, _, other in held if later >= time]
-                terms.append(np.log(sum(at_risk)) - risk)
-    assert len(terms) == int(rows.train.target[:, 1].sum())
-    assert found.figures["own"].loss == pytest.approx(np.mean(terms), rel=1e-4)
-    assert found.calibration == (0.0, 1.0)
-    assert "partial likelihood" in found.why
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 1000), rows=st.integers(1, 30), times=st.integers(1, 8))
-def test_the_mean_term_is_the_loss_that_training_makes_smaller(
-    seed: int, rows: int, times: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    target = np.column_stack([rng.integers(0, times, rows), rng.random(rows) < 0.5]).astype(float)
-    risk = rng.normal(0, 3, rows)
-    found = row_losses(cox(), risk, target)
-    assert found.shape == (int(target[:, 1].sum()),)
-    trained = losses.cox(torch.from_numpy(risk), torch.from_numpy(target))
-    assert found.sum() / max(1, len(found)) == pytest.approx(float(trained), abs=1e-9)
-
-
-def test_the_folds_of_a_survival_study_share_the_events() -> None:
-    rows = survived(2, rows=100, censored=0.85)
-    fold, event = folds(cox(), "north", rows), rows.train.target[:, 1] > 0
-    each = [int(event[fold == k].sum()) for k in range(5)]
-    assert max(each) - min(each) <= 1
-
-
-def test_a_right_survival_model_is_kept_and_a_reversed_one_is_not() -> None:
-    asked, rows = cox("personal: {candidates: [federated, own]}"), survived(3)
-    right = np.array([1.5, 0], np.float32)
-    assert choose(asked, "north", rows, right).family == "federated"
-    assert choose(asked, "north", rows, -right).family == "own"
-
-
-def test_few_events_keep_the_released_model_and_say_so() -> None:
-    asked, rows = cox(), survived(4, rows=60)
-    rows.train.target[:, 1] = np.arange(60) < choosing.LEAST_EVENTS - 1
-    found = choose(asked, "north", rows, np.array([-1, 0], np.float32))
-    assert (found.family, found.figures) == ("federated", {})
-    assert "too few events" in found.why
-    rows.train.target[choosing.LEAST_EVENTS, 1] = 1
-    assert choose(asked, "north", rows, np.array([-1, 0], np.float32)).figures
 
 
 # --- the fits -------------------------------------------------------------------------------

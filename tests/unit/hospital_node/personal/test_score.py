@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -25,13 +26,14 @@ from hospital_node import files
 from hospital_node.data.csv import read_csv
 from hospital_node.data.load import SiteData, load
 from hospital_node.evaluate import predict
-from hospital_node.personal import artefact
+from hospital_node.personal import artefact, cli
 from hospital_node.personal.explain import drivers
 from hospital_node.personal.fits import logit
 from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.personal.make import make
-from hospital_node.personal.score import Scorer
+from hospital_node.personal.score import Patient, Scorer
 from hospital_node.personal_state import OwnTensors
+from hospital_node.worker import Worker
 from tests.learning import study
 
 FEATURES = """
@@ -250,6 +252,16 @@ def test_predict_writes_a_row_for_every_patient(
     assert main(["node", "predict", "--model", "run-2", *args]) != 0
 
 
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1+1", "-cmd", "@SUM(1)"])
+def test_names_of_a_study_are_no_formulas_in_the_written_table(tmp_path: Path, name: str) -> None:
+    one = Patient(1, 0.5, 0.5, level=name, drivers=((name, -0.25),), warnings=(f"{name}: odd",))
+    cli._write(tmp_path / "risks.csv", [one, Patient(2, 0.5, level="-1", refused=name)], 1)
+    first, second = csv.DictReader(io.StringIO((tmp_path / "risks.csv").read_text()))
+    assert first["level"] == first["driver_1"] == second["refused"] == f"'{name}"
+    assert first["warnings"] == f"'{name}: odd"
+    assert (first["contribution_1"], second["level"]) == ("-0.25", "-1")
+
+
 def test_report_says_what_was_chosen_and_why(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,7 +312,7 @@ async def test_a_release_gets_its_model_once_and_a_failure_is_made_good_later(
     tmp_path: Path,
 ) -> None:
     store, work, words = Store(tmp_path), FakeWork(failures=1), io.StringIO()
-    keeper = PersonalKeeper(store, make_log(words, clock=SystemClock()))  # type: ignore[arg-type]
+    keeper = PersonalKeeper(store, Worker(), make_log(words, clock=SystemClock()))  # type: ignore[arg-type]
     run = RunId("r")
 
     async def open_work() -> FakeWork:
@@ -317,6 +329,31 @@ async def test_a_release_gets_its_model_once_and_a_failure_is_made_good_later(
     assert (work.calls, keeper.wanting(run)) == (2, False)
     assert not (tmp_path / "personal" / "r.failed").exists()
     assert "model.personal run=r kind=own" in words.getvalue().splitlines()[-1]
+
+
+async def test_of_several_runs_one_table_is_loaded_at_a_time(tmp_path: Path) -> None:
+    store, words = Store(tmp_path), io.StringIO()
+    keeper = PersonalKeeper(store, Worker(), make_log(words, clock=SystemClock()))  # type: ignore[arg-type]
+    loaded: list[str] = []
+
+    class Slow(FakeWork):
+        def personalise(self, model: Path, own: object, folder: Path) -> str:
+            time.sleep(0.05)
+            assert len(loaded) == 1 + sum(path.is_dir() for path in folder.parent.iterdir())
+            return super().personalise(model, own, folder)
+
+    async def make(name: str) -> None:
+        async def open_work() -> FakeWork:
+            loaded.append(name)
+            return Slow(0)
+
+        (store.release_directory(RunId(name))).mkdir(exist_ok=True)
+        (store.release_directory(RunId(name)) / "manifest.json").write_text("{}")
+        await keeper.make(RunId(name), open_work)  # type: ignore[arg-type]
+
+    await asyncio.gather(*map(make, ("r", "s", "t")))
+    assert loaded == ["r", "s", "t"]
+    assert words.getvalue().count("kind=own") == 3
 
 
 def test_the_layout_of_the_released_model_is_kept(own: Path) -> None:
