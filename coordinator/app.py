@@ -20,7 +20,7 @@ from typing import TextIO
 
 import grpc
 
-from common import confinement, state_folder
+from common import confinement, failpoints, state_folder
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
 from common.errors import StateError
@@ -116,6 +116,7 @@ async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
         ConfigError, IdentityError, ConnectError, StateError: it cannot start, or its
             store failed while it ran.
     """
+    failpoints.arm(os.environ)
     clock = SystemClock()
     confined = confinement.confine(config.confinement, [config.path(config.tls.key)])
     metrics = CoordinatorMetrics(config.members)

@@ -21,6 +21,7 @@ from common.certificates import ChainTrust
 from common.clock import Clock
 from common.errors import ConnectError, FedError, InternalError, Refusal
 from common.events import Event
+from common.failpoints import failpoint
 from common.identity import Identity
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.logs import EventLog, utc_stamp
@@ -451,6 +452,7 @@ class RunDriver:
         shop, study = self._shop, self.state.study
         loop = asyncio.get_running_loop()
         try:
+            failpoint("coordinator.sum.before")
             used: SumUsed = await loop.run_in_executor(
                 shop.crunch, lambda: use_sum(study, command, shop.spool, shop.objects)
             )

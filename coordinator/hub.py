@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
+from common.failpoints import passes
 from common.ids import NodeId
 from common.wire import CoordinatorStep
 
@@ -46,7 +47,8 @@ class Outbox:
     async def messages(self) -> AsyncIterator[tuple[str, CoordinatorStep]]:
         """Yield (task, step) until the outbox is closed."""
         while (item := await self._queue.get()) is not None:
-            yield item
+            if passes("coordinator.send"):
+                yield item
 
 
 class Hub:

@@ -16,7 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import RoundError
+from common.failpoints import failpoint
 from common.ids import Sha256
+from common.state_folder import disk_errors
 
 
 def fsync_folder(folder: Path) -> None:
@@ -34,23 +36,34 @@ class ObjectWriter:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._temp = root / f".{secrets.token_hex(8)}.part"
-        self._file = self._temp.open("xb", buffering=0)
+        with disk_errors(self._temp):
+            self._file = self._temp.open("xb", buffering=0)
         self._hash = hashlib.sha256()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append `data`."""
+        """Append `data`. Raises StateError: DISK."""
         self._hash.update(data)
         view = memoryview(data).cast("B")
-        while view:
-            view = view[self._file.write(view) :]
+        with disk_errors(self._temp):
+            failpoint("coordinator.object.before_write")
+            while view:
+                view = view[self._file.write(view) :]
 
     def commit(self) -> Sha256:
-        """Make the object durable under its digest and return that."""
+        """Make the object durable under its digest and return that.
+
+        Raises:
+            StateError: DISK; what was written is gone.
+        """
         digest = self._hash.digest()
-        os.fdatasync(self._file.fileno())
-        self._file.close()
-        self._temp.rename(self._root / digest.hex())
-        fsync_folder(self._root)
+        with disk_errors(self._temp):
+            failpoint("coordinator.object.before_fsync")
+            os.fdatasync(self._file.fileno())
+            self._file.close()
+            failpoint("coordinator.object.before_rename")
+            self._temp.rename(self._root / digest.hex())
+            fsync_folder(self._root)
+        failpoint("coordinator.object.after")
         return Sha256(digest)
 
     def discard(self) -> None:

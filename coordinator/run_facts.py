@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import assert_never
 
-from common.ids import RoundNo
+from common.ids import NodeId, RoundNo
 from common.layouts import round_kinds
 from common.secagg import coordinator as rounds
 from common.secagg import coordinator_session as sessions
 from common.secagg.coordinator_session import SessionOpened, SetupPhase
+from common.secagg.coordinator_state import RoundState
+from common.secagg.dp import DpMode
 from common.secagg.header import RoundKind
 from common.study import Study
 from common.views import RunPhase
@@ -93,6 +95,7 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
     return replace(
         state,
         history=history,
+        agreed=() if record.opened else state.agreed or _signed(state.round),
         position=_position_after(state.study, fact, history),
         model=fact.model if fact.model is not None else state.model,
         pooled=fact.pooled or state.pooled,
@@ -102,6 +105,13 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
         round=None,
         last_round=state.round,
     )
+
+
+def _signed(ended: RoundState | None) -> tuple[NodeId, ...]:
+    """Return the set that was proposed in a round without noise: some may have signed it."""
+    if ended is None or ended.header is None or ended.header.dp.mode is not DpMode.NONE:
+        return ()
+    return ended.survivors
 
 
 def _position_after(study: Study, fact: RoundEnded, history: tuple[RoundRecord, ...]) -> int:

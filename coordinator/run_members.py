@@ -41,6 +41,7 @@ from coordinator.run_step import (
     RETRY,
     SESSION,
     Step,
+    aside,
     ask_epoch,
     end,
     fewest,
@@ -222,7 +223,7 @@ def open_epoch(step: Step, event: EpochReserved) -> None:
     state = step.state
     if state.phase.final:
         return
-    invited = (state.accepted & state.connected) - state.sitting_out
+    invited = (state.accepted & state.connected) - aside(state)
     need = fewest(state)
     if (why := too_few(state)) is not None:
         end(step, RunPhase.FAILED, why)

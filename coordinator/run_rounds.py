@@ -48,6 +48,7 @@ from coordinator.run_step import (
     ROUND,
     RunContext,
     Step,
+    aside,
     ask_epoch,
     current_kind,
     current_layout,
@@ -118,7 +119,7 @@ def _joiners(state: RunState) -> frozenset[NodeId]:
     others = frozenset(session.confirmed) - state.without_keys
     if state.last_round is not None or len(others & state.connected) < fewest(state):
         inside -= state.without_keys
-    return (state.accepted & state.connected) - inside - state.sitting_out
+    return (state.accepted & state.connected) - inside - aside(state)
 
 
 def _expired(step: Step, session: SessionState) -> bool:
@@ -131,6 +132,11 @@ def _open_when_ready(step: Step) -> None:
         return
     ready = {node for node, _ in state.round.ready} & state.connected
     expected = set(live(state).confirmed) & state.accepted  # some may have withdrawn since
+    if state.agreed:
+        # However long it takes: with any other set those who signed would void the round.
+        if ready & expected >= set(state.agreed):
+            _open_round(step, set(state.agreed))
+        return
     if len(expected - state.sitting_out) >= fewest(state):
         expected -= state.sitting_out
     ready &= expected
@@ -157,7 +163,7 @@ def _open_round(step: Step, members: set[NodeId]) -> None:
         ranges=header_ranges(layout, bound, () if model is None else model.rms),
         w_max=state.study.federation.max_weight,
         deadline_ms=round(state.study.federation.round_deadline * 1000),
-        s_min=state.study.federation.min_sites,
+        s_min=max(state.study.federation.min_sites, len(state.agreed)),
         w=layout.ring_bits,
         rounding=layout.rounding,
         dp=layout.dp,
@@ -352,6 +358,8 @@ def gathered(step: Step) -> None:
     """Enough hospitals are ready and the others were waited for: begin without them."""
     state = step.state
     if state.round is None or state.round.phase is not RoundPhase.COLLECTING or state.epoch_asked:
+        return
+    if state.agreed:  # it is waited for however long it takes
         return
     ready = {node for node, _ in state.round.ready} & state.connected
     expected = set(live(state).confirmed) & state.accepted

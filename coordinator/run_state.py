@@ -263,6 +263,9 @@ class RunState:
     """Rounds done; the next one is number `position + 1`."""
     model: ModelRef | None = None
     history: tuple[RoundRecord, ...] = ()
+    agreed: tuple[NodeId, ...] = ()
+    """The set that hospitals may have signed for this position's model in a round that was
+    voided; they sign only it again (protocol, section 10.4). Empty: there is none."""
     pooled: tuple[tuple[str, float], ...] = ()
     evaluation: str = ""
     released: Sha256 | None = None

@@ -121,6 +121,11 @@ def fewest(state: RunState) -> int:
     return roster + 1
 
 
+def aside(state: RunState) -> frozenset[NodeId]:
+    """Return who sits out; nobody of a set that was signed may: the round needs all of it."""
+    return state.sitting_out - set(state.agreed)
+
+
 def too_few(state: RunState) -> str | None:
     """Return why the run cannot go on, if too many hospitals have refused."""
     need = fewest(state)

@@ -19,6 +19,7 @@ from typing import Final
 from common.certificates import verify_study
 from common.errors import ConfigError, FedError, IdentityError, Refusal, RoundError
 from common.events import Event
+from common.failpoints import failpoint
 from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
 from common.layouts import is_exact, result_schema, round_kinds, round_layout
 from common.messages import (
@@ -401,7 +402,9 @@ class CoordinatorService:
             receiving.cancel()
             if self._uploads.get(key) is receiving:
                 del self._uploads[key]
-        return await driver.finish_upload(node, end)
+        ack = await driver.finish_upload(node, end)
+        failpoint("coordinator.receipt")
+        return ack
 
     async def _receive_upload(
         self,
@@ -458,6 +461,7 @@ class CoordinatorService:
                 while offset < reader.size:
                     data = reader.read(offset, CHUNK_BYTES)
                     turn.waiting()
+                    failpoint("coordinator.download")
                     self.traffic.down += len(data)
                     yield DownloadChunk(offset, reader.size, data)
                     await turn.going_on()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import Refusal, StateError
+from common.failpoints import failpoint
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.messages import CHUNK_BYTES
 from coordinator.objects import fsync_folder
@@ -90,9 +91,11 @@ class SpoolFile:
         """Write all of a chunk: a disk that is nearly full takes a part without an error."""
         view, offset = memoryview(data), self._length
         try:
+            failpoint("coordinator.spool.before_write")
             while view:
                 count = os.pwrite(self._fd, view, offset)
                 view, offset = view[count:], offset + count
+            failpoint("coordinator.spool.after_write")
         except OSError as error:
             raise StateError("DISK", f"{self.path.name}: {error.strerror}") from error
 
@@ -105,6 +108,7 @@ class SpoolFile:
         Raises:
             Refusal: UPLOAD_SIZE, bytes are missing; UPLOAD_DIGEST, they are not the
                 signed ones, and the spool is emptied for another attempt; UPLOAD_LATE.
+            StateError: DISK, the bytes cannot be made durable; all of them have to come again.
         """
         with self._busy:
             return self._finish(claimed)
@@ -120,7 +124,15 @@ class SpoolFile:
             if not self._settled:
                 self._reset()
             raise Refusal("UPLOAD_DIGEST", "the bytes that came have another SHA-256")
-        os.fdatasync(self._fd)
+        try:
+            failpoint("coordinator.spool.before_fsync")
+            os.fdatasync(self._fd)
+        except OSError as error:
+            # After a flush that failed the system may call lost pages clean, and the next
+            # one says that all is well: nothing of what was here is relied on (F38).
+            self._reset()
+            raise StateError("DISK", f"{self.path.name}: {error.strerror}") from error
+        failpoint("coordinator.spool.after_fsync")
         self._settled = True
         return claimed
 

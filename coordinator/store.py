@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from common.certificates import read_leaf
 from common.errors import FedError, RoundError, StateError
+from common.failpoints import failpoint
 from common.ids import ConfigHash, Epoch, RunId, StudyId
 from common.state_folder import MARKER, free_text
 
@@ -232,17 +233,19 @@ class SqlStore:
             raise _failure(self._engine, error, "STATE_DAMAGED") from error
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def _writing(self, what: str) -> Iterator[Connection]:
         """One transaction: all of it is durable afterwards, or nothing of it happened."""
         try:
             with self._engine.begin() as db:
                 yield db
+                failpoint(f"coordinator.{what}.before_commit")
+            failpoint(f"coordinator.{what}.after_commit")
         except SQLAlchemyError as error:
             raise _failure(self._engine, error, "DISK") from error
 
     def add_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
         """See `Store`."""
-        with self._writing() as db:
+        with self._writing("run") as db:
             known = db.execute(sql.select(RUNS).where(RUNS.c.request == run.request)).first()
             if known is not None:
                 return _run(known)
@@ -298,7 +301,7 @@ class SqlStore:
             {"run_id": run_id, "seq": first_seq + index, "body": body}
             for index, body in enumerate(bodies)
         ]
-        with self._writing() as db:
+        with self._writing("facts") as db:
             db.execute(FACTS.insert(), rows)
             if blank:
                 old = (FACTS.c.run_id == run_id) & FACTS.c.seq.in_(blank)
@@ -319,12 +322,12 @@ class SqlStore:
 
     def end_run(self, run_id: RunId) -> None:
         """See `Store`."""
-        with self._writing() as db:
+        with self._writing("end") as db:
             db.execute(RUNS.update().where(RUNS.c.run_id == run_id).values(ended=True))
 
     def next_epoch(self, task: str, at_least: int) -> Epoch:
         """See `Store`."""
-        with self._writing() as db:
+        with self._writing("epoch") as db:
             row = db.execute(sql.select(EPOCHS).where(EPOCHS.c.task == task)).first()
             epoch = max(at_least, row.epoch + 1 if row is not None else 1)
             if row is None:
@@ -335,7 +338,7 @@ class SqlStore:
 
     def put_release(self, run_id: RunId, release: StoredRelease) -> None:
         """See `Store`."""
-        with self._writing() as db:
+        with self._writing("release") as db:
             known = sql.select(RELEASES.c.run_id).where(RELEASES.c.run_id == run_id)
             if db.execute(known).first() is None:
                 db.execute(

@@ -134,6 +134,11 @@ def _readiness(state: RunState, session: SessionState) -> Wait:
     if len(expected - state.sitting_out) >= need:
         expected -= state.sitting_out
     ready = frozenset(node for node, _ in state.round.ready) if state.round is not None else set()
+    if state.agreed:
+        missing = frozenset(state.agreed) - (ready & state.connected & state.accepted)
+        what = "readiness" if missing & state.connected else "connection"
+        then = "the round opens with exactly the hospitals whose set was signed for its model"
+        return _made(state, missing, what, None, then)
     missing = expected - (ready & state.connected)
     span = state.timers.get(gather_timer(state))
     then = "the round opens without them"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from common import failpoints
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
 from common.config import Loaded
@@ -232,6 +233,7 @@ def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:
     Raises:
         FedError: see `load_setup` and `build_node`.
     """
+    failpoints.arm(os.environ)
     clock = SystemClock()
     confined = confine(config.confinement, _key_files(config))
     setup = load_setup(config, clock)

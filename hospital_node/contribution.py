@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from common.errors import RoundError, StateError
+from common.failpoints import failpoint
 from common.ids import Sha256
 from common.messages import CHUNK_BYTES, UploadChunk
 from common.secagg.masking import MaskPlan
@@ -58,15 +59,19 @@ def write_masked(
     try:
         digest = _write_blocks(handle, path, source, plan, abandoned)
         with files.disk_errors(path):
+            failpoint("node.vector.before_fsync")
             os.fsync(handle)
+            failpoint("node.vector.before_rename")
             temporary.replace(path)
     except BaseException:
+        failpoint("node.vector.undo")
         files.remove(temporary)
         raise
     finally:
         os.close(handle)
     # The name becomes durable with the session record that promises these bytes (same
     # journal); a power cut that took it would cost the round, never two inputs.
+    failpoint("node.vector.after")
     return digest
 
 
@@ -86,6 +91,7 @@ def _write_blocks(
         view = memoryview(words.data).cast("B")
         digest.update(view)
         with files.disk_errors(path):
+            failpoint("node.vector.before_write")
             files.write_all(handle, view)
     return Sha256(digest.digest())
 
@@ -105,6 +111,7 @@ async def read_chunks(path: Path, first_chunk: int) -> AsyncIterator[UploadChunk
                 data = os.pread(file.fileno(), wanted, index * CHUNK_BYTES)
                 if len(data) != wanted:
                     raise StateError("STATE_DAMAGED", f"{path} became shorter while it was read")
+                failpoint("node.upload")
                 yield UploadChunk(index, data)
                 index += 1
     except OSError as failure:

@@ -16,6 +16,7 @@ from typing import Final
 
 from common import state_folder
 from common.errors import ConfigError
+from common.failpoints import failpoint
 
 FILE_MODE: Final = state_folder.FILE_MODE
 DIRECTORY_MODE: Final = 0o700
@@ -93,8 +94,10 @@ def replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + TEMPORARY)
     with disk_errors(path):
         _write(temporary, content, os.O_TRUNC)
+        failpoint("node.file.before_rename")
         temporary.replace(path)
     sync_directory(path.parent)
+    failpoint("node.file.after")
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -113,9 +116,11 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def _write(path: Path, content: bytes, flag: int) -> None:
+    failpoint("node.file.before_write")
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | flag, FILE_MODE)
     try:
         write_all(handle, content)
+        failpoint("node.file.before_fsync")
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -23,6 +23,7 @@ from common.errors import (
     StateError,
 )
 from common.events import Event
+from common.failpoints import failpoint
 from common.ids import HeaderDigest, NodeId, RunId, Sha256
 from common.logs import EventLog
 from common.messages import UploadStart
@@ -311,6 +312,7 @@ class RoundJobs:
             self._log().failure(Event.MEMBER_GONE, failure)
             self._put(InputFailed(end.hd, failure.name, public_detail(failure)))
         else:
+            failpoint("node.receipt")
             self._log().info(Event.UPLOAD_FINISHED)
             self._put(UploadAcked(end.hd))
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from common.errors import StateError
+from common.failpoints import failpoint
 from common.privacy.accountant import Rdp
 from hospital_node import files
 from hospital_node.ledger_anchor import Anchor, Mark
@@ -160,15 +161,19 @@ class Ledger:
 
     def _flush(self, handle: int, line: bytes) -> None:
         try:
+            failpoint("node.ledger.before_write")
             files.write_all(handle, line)
+            failpoint("node.ledger.before_fsync")
             os.fsync(handle)
         except BaseException:
             self._broken = True
+            failpoint("node.ledger.undo")
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, self._size)
                 os.fsync(handle)
                 self._broken = False
             raise
+        failpoint("node.ledger.after")
 
     def _cut(self) -> None:
         """Take off a last line without its end; nobody was told of it."""

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 
 from common.encoding import enc
 from common.errors import StateError
+from common.failpoints import failpoint
 from hospital_node import files
 
 _LINE: Final = re.compile(rb"(\d{12}) ([0-9a-f]{64}) ([0-9a-f]{64})")
@@ -104,8 +105,11 @@ class Anchor:
                 size = os.fstat(handle).st_size
                 if size and os.pread(handle, 1, size - 1) != b"\n":
                     line = b"\n" + line
+                failpoint("node.anchor.before_write")
                 files.write_all(handle, line)
+                failpoint("node.anchor.before_fsync")
                 os.fsync(handle)
+                failpoint("node.anchor.after")
             finally:
                 os.close(handle)
             if new:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import Refusal, StateError
+from common.failpoints import failpoint
 from common.ids import Sha256
 from common.messages import CHUNK_BYTES, DownloadChunk
 from common.model_file import model_header
@@ -91,6 +92,7 @@ class ModelReceiver:
             raise Refusal("MODEL_HASH", "an empty piece: a stream of these would never end")
         self._check(piece.data)
         with files.disk_errors(self._part):
+            failpoint("node.model.before_write")
             files.write_all(self._file, piece.data)
         self.offset += len(piece.data)
 
@@ -119,7 +121,9 @@ class ModelReceiver:
         """
         digest = self._hasher.finish()
         with files.disk_errors(self._path):
+            failpoint("node.model.before_rename")
             self._part.replace(self._path)
+            failpoint("node.model.after")
         self.close()
         return digest
 

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from common.clock import Clock
 from common.errors import ConnectError, IdentityError
+from common.failpoints import passes
 from common.messages import Heartbeat, Hello, Welcome
 from hospital_node.link import CoordinatorOut, Link, NodeOut, closing
 
@@ -67,6 +68,8 @@ class LinkSlot:
         link = self._link
         if link is None:
             return False
+        if not passes("node.send"):
+            return True
         try:
             await link.send(task, message)
         except ConnectError:

@@ -24,11 +24,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import numpy as np
 
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.errors import ConnectError
 from common.events import EVENTS
 from common.identity import load_identity, sign_study
@@ -87,6 +87,13 @@ class Killed(BaseException):
 
 
 # --- the road -------------------------------------------------------------------------------
+
+
+class Breakable(Link, Protocol):
+    """A link that a test can break."""
+
+    def cut(self) -> None:
+        """Break the connection."""
 
 
 class FaultyLink:
@@ -209,19 +216,23 @@ class Federation:
         suite: str = "classical",
         deadline: str = "60s",
         gather: str = "200ms",
+        setup: str = "2s",
         clinics: Sequence[SitePlan] = (),
         study: str | None = None,
+        built: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         """`clinics` have tables, and `study` reads them; without, `vector`'s pattern is sent."""
         text = STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(rounds))
         text = text.replace("SUITE", suite).replace("DEADLINE", deadline).replace("OWNER", OWNER)
         self.study = parse_study(text if study is None else study)
         self.size = size
-        timing = {"enrolment_grace": "2s", "setup": "2s", "gather": gather, "release": "2s"}
+        timing = {"enrolment_grace": "2s", "setup": setup, "gather": gather, "release": "2s"}
         sites = clinics or [SitePlan(site) for site in SITES]
         self.plan = FederationPlan(root, NAME, self.study, sites, timing)
-        build(self.plan, "127.0.0.1:1")
-        self.clock = SystemClock()
+        if not built:
+            build(self.plan, "127.0.0.1:1")
+        self.clock = clock or SystemClock()
         self.words = io.StringIO()
         self.log = make_log(self.words, form="json", level="info", clock=self.clock)
         self.own_words = Tee(self.words)
@@ -230,7 +241,7 @@ class Federation:
         self.service: CoordinatorService | None = None
         self.nodes: dict[str, Node] = {}
         self.serving: dict[str, asyncio.Task[None]] = {}
-        self.links: dict[str, FaultyLink] = {}
+        self.links: dict[str, Breakable] = {}
         self.rules: list[Rule] = []
         self.copies = 1
         self.jostle: Callable[[], Awaitable[None]] = _no_delay
@@ -387,9 +398,9 @@ class Federation:
     async def _dial(self, site: str) -> Link:
         if self.service is None:
             raise ConnectError("UNREACHABLE", "nobody listens")
-        inner = MemoryLink(self.service, hospital_id(NAME, site))
-        self.links[site] = FaultyLink(self, site, inner)
-        return self.links[site]
+        link = FaultyLink(self, site, MemoryLink(self.service, hospital_id(NAME, site)))
+        self.links[site] = link
+        return link
 
     def start(self, site: str, kill_at_write: int | None = None) -> None:
         """Start a hospital's node on its folder."""

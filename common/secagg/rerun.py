@@ -33,8 +33,20 @@ def _key(header: Header) -> bytes:
 
 
 def _terms(header: Header) -> bytes:
-    items = (header.w, *map(float, header.ranges), header.w_max)
-    return hashlib.sha256(enc(*items)).digest()
+    """Digest what the sums over one set have to have in common, whatever U they came from.
+
+    Ranges that follow from B do so again with another n: the count's is B itself, that of a
+    remainder is one level of the range before it. They are told apart from stated ones by
+    their sign.
+    """
+    levels = header.bound
+    ranges = []
+    before = 0.0
+    for value in map(float, header.ranges):
+        follows = -1.0 if value == levels else -2.0 if value == before / levels else value
+        ranges.append(follows)
+        before = value
+    return hashlib.sha256(enc(header.w, *ranges, header.w_max)).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from common.events import Event
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.messages import Objection, ReleaseReceipt, RunEnded, StudyDecision, StudyOffer, Verdict
 from common.secagg import node as nd
-from common.secagg.coordinator_state import DoubleCommit
+from common.secagg.coordinator_state import DoubleCommit, RoundPhase
 from common.secagg.messages import (
     Commit,
     Confirm,
@@ -29,6 +29,7 @@ from coordinator.journal import Journal
 from coordinator.run_facts import apply
 from coordinator.run_rounds import MAX_VOIDED_IN_A_ROW
 from coordinator.run_step import fewest
+from coordinator.waits import wait_of
 from tests.run_world import RUN, VECTOR, RunWorld, stored
 from tests.simulation.secagg_harness import Uploaded, digest
 from tests.study_texts import HEART, altered
@@ -395,6 +396,52 @@ def test_two_that_vanish_void_the_round_and_it_is_tried_again_with_the_same_mode
     assert model is not None
     assert (one.model_sha256, two.model_sha256) == (model.model_sha256, model.model_sha256)
     assert one.members != two.members  # fresh nonces
+    finished(world)
+
+
+def a_signed_set() -> RunWorld:
+    """Return a run whose first round lost `at(3)` at its upload, and two of three signatures."""
+    world = RunWorld()
+    world.mute = {(world.at(3), Uploaded), (world.at(1), Commit), (world.at(2), Commit)}
+    world.begin()
+    world.lose(2)
+    world.mute = set()
+    world.fire("round:round")
+    assert world.state.round is not None
+    assert world.state.round.phase is RoundPhase.PROPOSED
+    world.fire("round:commit")
+    return world
+
+
+def test_a_set_that_was_signed_is_the_next_cohort_and_is_waited_for() -> None:
+    """Any other one would be refused for ever by those who signed (protocol, section 10.4)."""
+    world = a_signed_set()
+    signed = (world.at(0), world.at(1), world.at(2))
+    assert world.state.agreed == signed
+    assert world.state.round is not None
+    assert world.state.round.header is None  # three others are ready, and it does not open
+    assert "gather" not in world.timers
+    wait = wait_of(world.state)
+    assert wait is not None
+    assert (wait.nodes, wait.what, wait.until) == (frozenset({world.at(2)}), "connection", None)
+    assert "exactly the hospitals whose set was signed" in wait.then
+    world.connect(2)
+    headers = [start.header for start in world.told(world.at(0), RoundStart)]
+    assert (headers[1].ids, headers[1].s_min) == (signed, 3)
+    assert not world.state.agreed
+    finished(world)
+    records = [record for record in world.state.history if record.opened]
+    assert records[0].survivors == signed
+    assert set(records[1].survivors) == set(world.ids)  # and the next model has everybody again
+    assert not [refusal for refusal in world.refused if refusal.name == "RERUN"]
+
+
+def test_a_restart_remembers_the_set_that_was_signed() -> None:
+    world = a_signed_set()
+    world.restart()
+    world.tell()
+    assert world.state.agreed == (world.at(0), world.at(1), world.at(2))
+    world.connect(2)
     finished(world)
 
 

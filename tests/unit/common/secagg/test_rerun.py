@@ -78,6 +78,22 @@ def test_another_kind_model_or_layout_is_free(header: Header) -> None:
     both.check_set(HEADER, (A, B, C))
 
 
+def test_ranges_that_follow_from_the_levels_do_so_with_another_cohort() -> None:
+    """The count's range is B and a remainder's one level; a stated range is what it was."""
+
+    def header(*members: NodeId, stated: float = 0.5) -> Header:
+        cohort = replace(HEADER, members=tuple((node, bytes(32)) for node in members))
+        levels = float(cohort.bound)
+        return replace(cohort, ranges=(stated, stated / levels, levels))
+
+    memory = RerunMemory().remember(header(A, B, C, D), (A, B, C))
+    assert header(A, B, C).ranges != header(A, B, C, D).ranges
+    memory.check_set(header(A, B, C), (A, B, C))
+    for other in (header(A, B, C, stated=0.25), replace(header(A, B, C), ranges=(0.5, 0.5, 0.5))):
+        with pytest.raises(Refusal, match="RERUN"):
+            memory.check_set(other, (A, B, C))
+
+
 def test_the_session_the_round_and_the_nonces_make_no_difference() -> None:
     later = replace(
         HEADER,

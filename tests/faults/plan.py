@@ -1,0 +1,137 @@
+"""What goes wrong in one simulated run: a list of faults, made from a seed, and its text.
+
+A plan is data, so that one which found a defect can be made smaller, kept in a file and
+run again for ever.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from common.failpoints import POINTS
+
+COORDINATOR: Final = "coordinator"
+SITES: Final = ("cleveland", "hungarian", "switzerland", "va")
+
+DEADLINE_S: Final = 20.0
+"""The simulated study's round deadline."""
+
+
+SMALL: Final = 200
+BIG: Final = 300_000
+"""Two chunks of an upload, two pieces of a download."""
+
+
+class Act(StrEnum):
+    """What a fault does."""
+
+    CRASH = "crash"
+    """The process dies at its reach number `at` of the place `point`, back `seconds` later."""
+    ERROR = "error"
+    """That place fails with ENOSPC, at that reach and the next `times - 1`."""
+    LOSE = "lose"
+    """The message that passes that place is lost, and its connection breaks."""
+    CUT = "cut"
+    """The hospital's connection breaks `at` seconds after the submission."""
+    SILENCE = "silence"
+    """From `at` on nothing passes between a hospital and the coordinator for `seconds`."""
+    JUMP = "jump"
+    """At `at` the process' clock of the day jumps by `seconds`; durations are as before."""
+    STOP = "stop"
+    """At `at` the process is told to stop in order; it is started `seconds` later."""
+    POWER = "power"
+    """At `at` everything dies; it is started `seconds` later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong; see `Act`."""
+
+    act: Act
+    who: str
+    at: float
+    seconds: float = 0.0
+    point: str = ""
+    times: int = 1
+
+    def __str__(self) -> str:
+        where = f" at {self.point} #{self.at:g}" if self.point else f" after {self.at:.2f} s"
+        return f"{self.who}: {self.act}{where}, {self.seconds:g} s, {self.times}x"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A simulated run: how messages travel, and what goes wrong."""
+
+    seed: int
+    """Of the messages' delays."""
+    faults: tuple[Fault, ...]
+    slowest_s: float = 0.05
+    """The longest that a message travels; each takes its own time up to it."""
+    copies: int = 1
+    """How often each message arrives."""
+    size: int = SMALL
+    """Parameters of the model."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan as it is kept."""
+        return asdict(self)
+
+    @staticmethod
+    def of_json(tree: dict[str, Any]) -> Plan:
+        """Return a plan that was kept."""
+        faults = tuple(Fault(**{**one, "act": Act(one["act"])}) for one in tree["faults"])
+        return Plan(**{**tree, "faults": faults})
+
+
+_CRASHES: Final = {
+    True: sorted(point for point in POINTS if point.startswith("coordinator.")),
+    False: sorted(
+        point
+        for point in POINTS
+        if point.startswith("node.") and not point.startswith(("node.ledger", "node.anchor"))
+    ),
+}
+_DISK: Final = {
+    who: [point for point in points if point.endswith(("before_write", "before_fsync"))]
+    for who, points in _CRASHES.items()
+}
+
+
+def draw(seed: int) -> Plan:
+    """Return the plan of a seed."""
+    rng = random.Random(seed)  # noqa: S311 - a schedule, no secret
+    count = rng.choice((1, 1, 2, 2, 3, 4, 6))
+    faults = tuple(_fault(rng) for _ in range(count))
+    slowest = rng.choice((0.0, 0.05, 0.05, 0.3, 1.0))
+    return Plan(seed, faults, slowest, rng.choice((1, 1, 1, 2)), rng.choice((SMALL,) * 7 + (BIG,)))
+
+
+def _fault(rng: random.Random) -> Fault:
+    who = rng.choice((COORDINATOR, *SITES))
+    act = rng.choices(list(Act), weights=(8, 2, 2, 2, 2, 1, 1, 1))[0]
+    seconds = rng.choice((0.0, 0.0, rng.uniform(0, 3), rng.uniform(3, 2 * DEADLINE_S)))
+    when = rng.uniform(0.0, 8.0)
+    match act:
+        case Act.CRASH:
+            return Fault(act, who, _reach(rng), seconds, rng.choice(_CRASHES[who == COORDINATOR]))
+        case Act.ERROR:
+            point, times = rng.choice(_DISK[who == COORDINATOR]), rng.choice((1, 1, 2, 5))
+            return Fault(act, who, _reach(rng), 0.0, point, times)
+        case Act.LOSE:
+            point = "coordinator.send" if who == COORDINATOR else "node.send"
+            return Fault(act, who, _reach(rng), 0.0, point)
+        case Act.CUT | Act.SILENCE:
+            return Fault(act, rng.choice(SITES), when, seconds)
+        case Act.JUMP:
+            hours = rng.choice((-3.0, -1.0, 1.0, 3.0))
+            return Fault(act, who, when, hours * 3600)
+        case _:
+            return Fault(act, who, when, seconds)
+
+
+def _reach(rng: random.Random) -> int:
+    return rng.choice((1, 1, 2, 3, rng.randint(1, 12), rng.randint(1, 40)))
