@@ -58,7 +58,9 @@ def measure(given: argparse.Namespace) -> frame.Entry:
         "Half the bytes: 16-bit uploads and float16 downloads",
         "python -m benchmarks.accuracy narrow --data HEART TCGA",
         "`federation: {upload_bits: 16, download: float16}` against the default, with the studies "
-        f"of `heart` and `tcga`, {given.seeds} seeds; losses are by seed. Bytes are the payload of "
+        f"of `heart` and `tcga`, {given.seeds} seeds; losses are by seed. The order of batches "
+        "follows from the model that a hospital received, so rounding changes it as another seed "
+        "does, and the losses' standard errors have that chance in them. Bytes are the payload of "
         "a training round for one hospital, as every run reports them. The models of the two sets "
         "are so small that a download is mostly the file's header, and an upload has metrics too; "
         "the network of the last lines shows what larger models save.",

@@ -30,7 +30,7 @@ _LEFT, _RIGHT, _ROW, _TOP = 330, 30, 22, 30
 _WIDTH: Final = 760
 _LOW, _HIGH = 0.5, 1.0
 _FONT: Final = 'font-family="sans-serif" font-size="12" fill="#222"'
-_SMALL, _LARGE = 5e-5, 1000.0
+_SMALL, _TENS, _LARGE = 5e-5, 10.0, 1000.0
 _COLOURS: Final = ("#0b6e99", "#8a8f98", "#b8860b", "#5a7d3a", "#8b3a62")
 
 
@@ -79,11 +79,13 @@ def _cell(result: Result, name: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Return four places; none of a count or a large number; a power of ten of a very small one."""
+    """Return as many places as tell something; a power of ten of a very small number."""
     size = abs(value)
     if size >= _LARGE or (size > 1 and value == int(value)):
         return f"{value:,.0f}"
-    return f"{value:.1e}" if 0 < size < _SMALL else f"{value:.4f}"
+    if 0 < size < _SMALL:
+        return f"{value:.1e}"
+    return f"{value:.1f}" if size >= _TENS else f"{value:.4f}"
 
 
 def _must(entry: Entry, must: Must) -> str:
