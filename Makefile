@@ -5,10 +5,12 @@
 #                Linux PyPI's own build is the CUDA one, some GB; the CPU build, which is all
 #                that the demo and the tests need, is at https://download.pytorch.org/whl/cpu
 #   OUT          where `make demo` writes; TESTS what `make test` runs
+#   BUDGET       how much `make faults` does; FAULTS further options, such as --seeds 1000
 
 PYTHON      ?= python3
 TORCH_INDEX ?=
 OUT         ?= build/demo
+BUDGET      ?= release
 TESTS       ?= tests
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -35,7 +37,7 @@ ifneq ($(words $(wildcard $(GENERATED))),$(words $(GENERATED)))
 $(shell rm -f $(STAMPS)/protos)
 endif
 
-.PHONY: help install demo test test-containers lint bench protos lock wheelhouse bundle clean
+.PHONY: help install demo test test-containers faults lint bench protos lock wheelhouse bundle clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
@@ -55,6 +57,9 @@ test-containers: wheelhouse ## Build the images and run the compose file on a re
 	@tests/containers/engine.sh start || [ $$? -eq 77 ]
 	@status=0; $(BIN)/python -m pytest -n 0 -m containers --session-timeout=1800 tests/containers tests/e2e || status=$$?; \
 	    tests/containers/engine.sh stop; exit $$status
+
+faults: install ## Every promise of docs/reliability.md put to the test (BUDGET=release, nightly or change)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --budget $(BUDGET) $(FAULTS)
 
 lint: install ## ruff, mypy strict, import rules; all of them run, whichever fails
 	@status=0; for check in "ruff check ." "ruff format --check ." mypy lint-imports; do \

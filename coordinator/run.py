@@ -257,6 +257,7 @@ def _timer(step: Step, name: str) -> None:
             ask_epoch(step)
     elif name == RETRY:
         step.state = replace(state, sitting_out=frozenset())
-        ask_epoch(step)
+        if not round_is_open(state):
+            ask_epoch(step)
     elif name == RELEASE and state.phase is RunPhase.RELEASING:
         end(step, RunPhase.FINISHED, "")

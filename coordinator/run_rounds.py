@@ -45,6 +45,7 @@ from coordinator.run_state import (
     Witnessed,
 )
 from coordinator.run_step import (
+    RETRY,
     ROUND,
     RunContext,
     Step,
@@ -136,6 +137,8 @@ def _open_when_ready(step: Step) -> None:
         # However long it takes: with any other set those who signed would void the round.
         if ready & expected >= set(state.agreed):
             _open_round(step, set(state.agreed))
+        elif _needed_without_keys(state) and RETRY not in state.timers:
+            step.timer(RETRY, step.ctx.timing.setup)
         return
     if len(expected - state.sitting_out) >= fewest(state):
         expected -= state.sitting_out
@@ -146,6 +149,15 @@ def _open_when_ready(step: Step) -> None:
         _open_round(step, ready)
     elif gather_timer(state) not in state.timers:
         step.timer(gather_timer(state), step.ctx.timing.gather)
+
+
+def _needed_without_keys(state: RunState) -> frozenset[NodeId]:
+    """Who is here, has no keys of this epoch, and is one of the set that the next round has.
+
+    No round can do without it, so an epoch with it is set up, and again, until one has it.
+    """
+    present = frozenset(state.agreed) & state.accepted & state.connected
+    return present - frozenset(live(state).confirmed)
 
 
 def _open_round(step: Step, members: set[NodeId]) -> None:

@@ -26,6 +26,7 @@ from common.certificates import read_leaf
 from common.errors import FedError, RoundError, StateError
 from common.failpoints import failpoint
 from common.ids import ConfigHash, Epoch, RunId, StudyId
+from common.secagg.params import EPOCH_SECONDS
 from common.state_folder import MARKER, free_text
 
 STATE_NAMES: Final = frozenset(
@@ -158,7 +159,7 @@ class Store(Protocol):
         ...
 
     def next_epoch(self, task: str, at_least: int) -> Epoch:
-        """Reserve an epoch number larger than every one before, and at least `at_least`."""
+        """Reserve an epoch number of at least `at_least`, now; see `next_number`."""
         ...
 
     def put_release(self, run_id: RunId, release: StoredRelease) -> None:
@@ -172,6 +173,16 @@ class Store(Protocol):
     def close(self) -> None:
         """Let go of the database."""
         ...
+
+
+def next_number(reserved: int, now: int) -> int:
+    """Return the epoch number after the last one that was `reserved`; 0: none was.
+
+    A number beyond what hospitals accept was reserved while the clock was far ahead, and
+    nobody took it. To go on from there would shut all of them out until that time comes.
+    """
+    taken = reserved if reserved <= now + EPOCH_SECONDS else 0
+    return max(now, taken + 1)
 
 
 def default_url(state_dir: Path) -> str:
@@ -329,7 +340,7 @@ class SqlStore:
         """See `Store`."""
         with self._writing("epoch") as db:
             row = db.execute(sql.select(EPOCHS).where(EPOCHS.c.task == task)).first()
-            epoch = max(at_least, row.epoch + 1 if row is not None else 1)
+            epoch = next_number(0 if row is None else row.epoch, at_least)
             if row is None:
                 db.execute(EPOCHS.insert().values(task=task, epoch=epoch))
             else:

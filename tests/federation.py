@@ -22,6 +22,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -546,14 +547,15 @@ class Federation:
         bound = quant_bound(len(record.survivors) + len(record.dropped), 32)
         total = np.zeros(self.size + 1, np.int64)
         for node in record.survivors:
-            values = vector.whole(site_name(node), record.r, self.size)
-            total[:-1] += _quantised(values, bound)
+            total[:-1] += _quantised(site_name(node), record.r, self.size, bound)
         total[-1] = bound * len(record.survivors)
         return hashlib.sha256((total % 2**32).astype("<u4").tobytes()).digest()
 
 
-def _quantised(values: np.ndarray, bound: int) -> np.ndarray:
-    kinds, places = np.unique(values, return_inverse=True)
+@lru_cache(maxsize=128)
+def _quantised(site: str, r: int, size: int, bound: int) -> np.ndarray:
+    """Return what a hospital puts in; a campaign asks for the same ones again and again."""
+    kinds, places = np.unique(vector.whole(site, r, size), return_inverse=True)
     return np.array([quantise_value(float(x), 1.0, bound) for x in kinds], np.int64)[places]
 
 

@@ -19,8 +19,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
-from tests.faults.plan import BIG, DEADLINE_S, Plan, draw
-from tests.faults.simulation import ROUNDS, Outcome, simulate
+from tests.faults import virtual
+from tests.faults.cheap import cheap, settle
+from tests.faults.plan import BIG, DEADLINE_S, NONE, Plan, draw
+from tests.faults.simulation import Outcome, simulate
+from tests.faults.study import ROUNDS, study_text
 from tests.federation import Federation
 
 FAST_FOLDERS: Final = ("/dev/shm", tempfile.gettempdir())  # noqa: S108 - whichever is there
@@ -47,29 +50,35 @@ def scratch() -> Iterator[Path]:
 
 
 @cache
-def _no_flushing() -> None:
-    """Keep this process from flushing: a simulated process loses nothing the kernel has."""
-    os.fsync = lambda fd: None
-    os.fdatasync = lambda fd: None
+def _template(root: Path, dp: str) -> Path:
+    """Return a federation whose coordinator has started once: its store is migrated."""
+    folder = root / f"template-{dp}"
+    fed = Federation(
+        folder, size=BIG, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
+        study=study_text(BIG, dp),
+    )  # fmt: skip
+    virtual.run(_started(fed))
+    return folder
 
 
-@cache
-def _template(root: Path) -> Path:
-    Federation(root / "template", size=BIG, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s")
-    return root / "template"
+async def _started(fed: Federation) -> None:
+    fed.start_coordinator()
+    await fed.kill_coordinator()
 
 
 def run_plan(root: Path, plan: Plan) -> Outcome:
     """Run one plan under `root`, and clear up after it."""
-    _no_flushing()
     folder = root / "run"
-    gc.collect()  # what an earlier run left behind must not end in the middle of this one
-    gc.disable()
-    try:
-        return simulate(folder, plan, _template(root))
-    finally:
-        gc.enable()
-        shutil.rmtree(folder, ignore_errors=True)
+    with cheap():
+        template = _template(root, plan.dp)
+        gc.collect()  # what an earlier run left behind must not end in the middle of this one
+        gc.disable()
+        try:
+            return simulate(folder, plan, template)
+        finally:
+            gc.enable()
+            shutil.rmtree(folder, ignore_errors=True)
+            settle()
 
 
 def run_some(seeds: tuple[int, ...]) -> list[Found]:
@@ -110,5 +119,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, faults=plan.faults[:place] + plan.faults[place + 1 :])
     if plan.copies > 1:
         yield replace(plan, copies=1)
+    if plan.dp != NONE:
+        yield replace(plan, dp=NONE)
     if plan.slowest_s > 0:
         yield replace(plan, slowest_s=0.0)

@@ -39,11 +39,23 @@ class Act(StrEnum):
     SILENCE = "silence"
     """From `at` on nothing passes between a hospital and the coordinator for `seconds`."""
     JUMP = "jump"
-    """At `at` the process' clock of the day jumps by `seconds`; durations are as before."""
+    """At `at` the process' clock of the day jumps by `seconds`, for a while."""
     STOP = "stop"
     """At `at` the process is told to stop in order; it is started `seconds` later."""
     POWER = "power"
     """At `at` everything dies; it is started `seconds` later."""
+    REPLAY = "replay"
+    """At `at` all that ever passed between a hospital and the coordinator passes once more."""
+    FORGET = "forget"
+    """At `at` a hospital dies and loses its sessions' keys; back `seconds` later."""
+    TWIN = "twin"
+    """At `at` a second process with the hospital's certificate starts, for `seconds`."""
+    LEAP = "leap"
+    """At `at` a clock of the day leaps beyond every certificate, for `seconds`."""
+
+
+NONE: Final = "none"
+NOISES: Final = (NONE, "hospital", "patient-distributed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,10 @@ class Plan:
     """How often each message arrives."""
     size: int = SMALL
     """Parameters of the model."""
+    dp: str = NONE
+    """The study's mode of differential privacy, one of `NOISES`."""
+    jitter: float = 0.05
+    """What the hospitals draw for their pauses between two tries, 0 to 1."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as it is kept."""
@@ -87,44 +103,46 @@ class Plan:
         return Plan(**{**tree, "faults": faults})
 
 
-_CRASHES: Final = {
+_LEDGER: Final = ("node.ledger", "node.anchor")
+_WHERE: Final = {
     True: sorted(point for point in POINTS if point.startswith("coordinator.")),
     False: sorted(
-        point
-        for point in POINTS
-        if point.startswith("node.") and not point.startswith(("node.ledger", "node.anchor"))
+        point for point in POINTS if point.startswith("node.") and not point.startswith(_LEDGER)
     ),
 }
-_DISK: Final = {
-    who: [point for point in points if point.endswith(("before_write", "before_fsync"))]
-    for who, points in _CRASHES.items()
-}
+_CHARGES: Final = sorted(point for point in POINTS if point.startswith("node.ledger"))
+_WEIGHTS: Final = (8, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1)
 
 
 def draw(seed: int) -> Plan:
     """Return the plan of a seed."""
     rng = random.Random(seed)  # noqa: S311 - a schedule, no secret
+    dp = rng.choice((NONE, NONE, NONE, *NOISES[1:]))
     count = rng.choice((1, 1, 2, 2, 3, 4, 6))
-    faults = tuple(_fault(rng) for _ in range(count))
+    faults = tuple(_fault(rng, noised=dp != NONE) for _ in range(count))
     slowest = rng.choice((0.0, 0.05, 0.05, 0.3, 1.0))
-    return Plan(seed, faults, slowest, rng.choice((1, 1, 1, 2)), rng.choice((SMALL,) * 7 + (BIG,)))
+    copies, size = rng.choice((1, 1, 1, 2)), rng.choice((SMALL,) * 7 + (BIG,))
+    return Plan(seed, faults, slowest, copies, size, dp)
 
 
-def _fault(rng: random.Random) -> Fault:
+def _fault(rng: random.Random, *, noised: bool) -> Fault:
     who = rng.choice((COORDINATOR, *SITES))
-    act = rng.choices(list(Act), weights=(8, 2, 2, 2, 2, 1, 1, 1))[0]
+    act = rng.choices(list(Act), weights=_WEIGHTS)[0]
     seconds = rng.choice((0.0, 0.0, rng.uniform(0, 3), rng.uniform(3, 2 * DEADLINE_S)))
     when = rng.uniform(0.0, 8.0)
+    points = _WHERE[who == COORDINATOR]
+    if noised and who != COORDINATOR:
+        points = [*points, *_CHARGES * 3]
     match act:
         case Act.CRASH:
-            return Fault(act, who, _reach(rng), seconds, rng.choice(_CRASHES[who == COORDINATOR]))
+            return Fault(act, who, _reach(rng), seconds, rng.choice(points))
         case Act.ERROR:
-            point, times = rng.choice(_DISK[who == COORDINATOR]), rng.choice((1, 1, 2, 5))
-            return Fault(act, who, _reach(rng), 0.0, point, times)
+            disk = [point for point in points if point.endswith(("before_write", "before_fsync"))]
+            return Fault(act, who, _reach(rng), 0.0, rng.choice(disk), rng.choice((1, 1, 2, 5)))
         case Act.LOSE:
             point = "coordinator.send" if who == COORDINATOR else "node.send"
             return Fault(act, who, _reach(rng), 0.0, point)
-        case Act.CUT | Act.SILENCE:
+        case Act.CUT | Act.SILENCE | Act.REPLAY | Act.FORGET | Act.TWIN:
             return Fault(act, rng.choice(SITES), when, seconds)
         case Act.JUMP:
             hours = rng.choice((-3.0, -1.0, 1.0, 3.0))

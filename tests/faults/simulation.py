@@ -17,34 +17,44 @@ import random
 import shutil
 import threading
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 from common import failpoints
-from common.clock import Clock
 from common.errors import ConnectError, FedError
-from common.ids import hospital_id, site_name
-from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
-from common.secagg.messages import UploadEnd
-from coordinator.run_facts import replay
-from coordinator.run_state import RunState, decode_fact
+from common.ids import NodeId, RunId, hospital_id, site_name
+from common.layouts import round_layout
+from common.secagg.coordinator_facts import UploadAccepted
+from common.secagg.header import Header, RoundKind
+from common.secagg.messages import Propose, RoundStart, UploadEnd
+from common.views import RunPhase
+from coordinator.run_state import RoundRecord, RoundStep, decode_fact
 from hospital_node import worker
 from hospital_node.app import build_node, load_setup
 from hospital_node.config import NodeConfig
 from hospital_node.driver import Node
-from hospital_node.link import CoordinatorOut, Link, NodeOut
+from hospital_node.learning import HospitalDesk
+from hospital_node.link import CoordinatorOut, Link
+from hospital_node.work import Work
+from researcher.bench_node import WrappingDesk
 from researcher.memory_link import MemoryLink
 from tests.faults import virtual
-from tests.faults.plan import COORDINATOR, DEADLINE_S, SITES, Act, Fault, Plan
-from tests.federation import NAME, Federation, Killed, names
+from tests.faults.acts import happen
+from tests.faults.copies import Copy, CopyingWork, copied_sum
+from tests.faults.oracle import members, problem_of
+from tests.faults.plan import COORDINATOR, DEADLINE_S, SITES, Act, Plan
+from tests.faults.road import Road, Tape
+from tests.faults.study import ROUNDS, study_text
+from tests.federation import NAME, Federation, Killed
 
-ROUNDS: Final = 3
 MOST_S: Final = 1800.0
 """Virtual seconds after which a run counts as stuck; the longest silence is far shorter."""
 _POLL_S: Final = 0.25
+_AGE_S: Final = 6 * 3600.0
+"""The certificates' age as the story begins: a clock may be behind a little."""
 _INLINE: Final = SimpleNamespace(Thread=virtual.InlineThread, Event=threading.Event)
 
 T = TypeVar("T")
@@ -76,6 +86,10 @@ class Outcome:
     deaths: int
     voided: int
     words: str
+    dials: int
+    """Connections that hospitals asked for, had or not."""
+    disk_bytes: int
+    """What the coordinator and the hospitals hold as it ends."""
 
 
 class _Clock:
@@ -97,10 +111,11 @@ class World(Federation):
 
     def __init__(self, root: Path, plan: Plan, template: Path) -> None:
         shutil.copytree(template, root)
-        self.clocks = {name: _Clock(_real_unix()) for name in (COORDINATOR, *SITES)}
+        self.clocks = {name: _Clock(_real_unix() + _AGE_S) for name in (COORDINATOR, *SITES)}
         super().__init__(
             root, size=plan.size, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
             setup="10s", built=True, clock=self.clocks[COORDINATOR],
+            study=study_text(plan.size, plan.dp),
         )  # fmt: skip
         self.faults = plan
         self.roads = {site: random.Random(f"{plan.seed} {site}") for site in SITES}  # noqa: S311
@@ -113,6 +128,25 @@ class World(Federation):
         self.receipts: dict[tuple[str, bytes], None] = {}
         """Uploads whose acknowledgement reached the hospital."""
         self.copies = plan.copies
+        self.sets: dict[bytes, set[tuple[NodeId, ...]]] = defaultdict(set)
+        """By header: the survivor sets that were proposed to anybody."""
+        self.signed: set[bytes] = set()
+        """Headers for which somebody signed a set."""
+        self.models: dict[bytes, bytes] = {}
+        """By header: the model that it starts from."""
+        self.stored: set[tuple[str, bytes]] = set()
+        """Uploads that the coordinator's store holds: hospital, digest."""
+        self.early: set[str] = set()
+        """Hospitals that were told of a stored upload before it was stored."""
+        self.begun: set[tuple[str, bytes]] = set()
+        """Inputs that a hospital began to make: hospital, header."""
+        self.drawn: dict[tuple[str, bytes], Copy] = {}
+        """Inputs that came of it, the last one of each."""
+        self.tapes: dict[str, Tape] = defaultdict(Tape)
+        self.road_of: dict[str, Road] = {}
+        self.dials = 0
+        self.refused = 0
+        """Replayed messages that were refused."""
 
     # --- failing ----------------------------------------------------------------------------
 
@@ -179,33 +213,20 @@ class World(Federation):
             process.dead = True  # the service stops, as `watch_over` has it; somebody restarts it
             self.later(self._die(COORDINATOR, 1.0))
 
-    async def disturb(self) -> None:
+    def disturb(self) -> None:
         """Do what the plan has at a time."""
-        timed = [fault for fault in self.faults.faults if not fault.point]
-        for fault in timed:
-            self.later(self._timed(fault))
+        for fault in self.faults.faults:
+            if not fault.point:
+                self.later(happen(self, fault))
 
-    async def _timed(self, fault: Fault) -> None:
-        await asyncio.sleep(fault.at)
-        match fault.act:
-            case Act.CUT:
-                await self.cut(fault.who)
-            case Act.SILENCE:
-                now = asyncio.get_running_loop().time()
-                self.silent_until[fault.who] = now + fault.seconds
-            case Act.JUMP:
-                self.clocks[fault.who].ahead_s += fault.seconds
-            case Act.STOP:
-                await self._stopped(fault.who, fault.seconds)
-            case Act.POWER:
-                for who in (COORDINATOR, *SITES):
-                    if not self.processes[who].dead:
-                        self.processes[who].dead = True
-                        self.later(self._die(who, fault.seconds))
-            case _:
-                raise AssertionError(fault)
+    def strike(self, who: str, down_s: float) -> None:
+        """Kill a process that lives; it is started again `down_s` later."""
+        if not self.processes[who].dead:
+            self.processes[who].dead = True
+            self.later(self._die(who, down_s))
 
-    async def _stopped(self, who: str, down_s: float) -> None:
+    async def stopped(self, who: str, down_s: float) -> None:
+        """Tell a process to stop in order; it is started again `down_s` later."""
         if who == COORDINATOR:
             service, self.service = self.service, None
             if service is not None:
@@ -224,31 +245,81 @@ class World(Federation):
         process = self.processes[COORDINATOR] = Process(COORDINATOR)
         try:
             process.context().run(super().start_coordinator)
+            self._watch_store()
         except (Killed, FedError):  # while it read its store, or it could not: started again
             process.dead = True
             self.later(self._die(COORDINATOR, 0.5))
 
+    def _watch_store(self) -> None:
+        assert self.service is not None
+        store = self.service._shop.store
+        append = store.append
+
+        def watched(run_id: RunId, first: int, bodies: Sequence[bytes], *more: Any) -> None:  # noqa: ANN401
+            append(run_id, first, bodies, *more)
+            for fact in map(decode_fact, bodies):
+                if isinstance(fact, RoundStep) and isinstance(fact.fact, UploadAccepted):
+                    end = fact.fact.end
+                    self.stored.add((site_name(fact.fact.sender), end.ydig))
+
+        store.append = watched  # type: ignore[method-assign]
+
     def start(self, site: str, kill_at_write: int | None = None) -> None:
         del kill_at_write
         process = self.processes[site] = Process(site)
+        folder = self.plan.site_folder(site)
         try:
-            node = process.context().run(self._make_node, site, self.clocks[site])
+            node = process.context().run(self._make_node, site, process, folder)
         except (Killed, FedError):
             process.dead = True
             self.later(self._die(site, 0.5))
             return
-        self.nodes[site] = node
-        self.serving[site] = asyncio.get_running_loop().create_task(
-            node.run(), name=f"node {site}", context=process.context()
-        )
+        self._serve(site, node, process)
         self.serving[site].add_done_callback(lambda job: self._node_ended(site, process, job))
 
-    def _make_node(self, site: str, clock: Clock) -> Node:
-        setup = load_setup(NodeConfig.read(self.plan.site_folder(site) / "node.yaml"), self.clock)
-        made = build_node(
-            setup, lambda: self._dial(site), log=self.log.bind(site=site), clock=clock
+    def _serve(self, name: str, node: Node, process: Process) -> None:
+        self.nodes[name] = node
+        self.serving[name] = asyncio.get_running_loop().create_task(
+            node.run(), name=f"node {name}", context=process.context()
         )
-        return Node(replace(made._parts, jitter=lambda: 0.05))
+
+    def start_twin(self, site: str, folder: Path) -> str:
+        """Start a second process with the hospital's certificate; return what it is called."""
+        name = folder.name
+        process = self.processes[name] = Process(name)
+        self._serve(name, process.context().run(self._make_node, site, process, folder), process)
+        return name
+
+    async def end_twin(self, name: str) -> None:
+        """Kill it."""
+        self.processes[name].dead = True
+        gone = self._kill(name)
+        if gone is not None:
+            await gone
+
+    def _make_node(self, site: str, process: Process, folder: Path) -> Node:
+        clock = self.clocks[site]
+
+        def desk(*parts: Any) -> WrappingDesk:  # noqa: ANN401
+            return WrappingDesk(HospitalDesk(*parts), lambda work: self._copying(work, process))
+
+        made = build_node(
+            load_setup(NodeConfig.read(folder / "node.yaml"), clock),
+            lambda: self._dial(site, process),
+            log=self.log.bind(site=site),
+            clock=clock,
+            desk=desk,
+        )
+        return Node(replace(made._parts, jitter=lambda: self.faults.jitter))
+
+    def _copying(self, work: Work, process: Process) -> CopyingWork:
+        def begin(header: Header) -> None:
+            self.begun.add((process.name, header.digest()))
+
+        def made(header: Header, copy: Copy) -> None:
+            self.drawn[process.name, header.digest()] = copy
+
+        return CopyingWork(work, begin, made)
 
     def _node_ended(self, site: str, process: Process, job: asyncio.Task[None]) -> None:
         """A node ends by itself when its disk fails as it starts; a supervisor starts it again."""
@@ -257,14 +328,43 @@ class World(Federation):
         process.dead = True
         self.later(self._die(site, 1.0))
 
-    async def _dial(self, site: str) -> Link:
-        await self._travel(site)
+    async def _dial(self, site: str, process: Process) -> Link:
+        self.dials += 1
+        await self.travel(site)
         if self.service is None or self.processes[COORDINATOR].dead:
             raise ConnectError("UNREACHABLE", "nobody listens")
         inner = self._there(lambda: MemoryLink(self._serving(), hospital_id(NAME, site)))
-        road = _Road(self, site, inner)
-        self.links[site] = road
+        road = Road(self, site, inner, process)
+        self.links[process.name] = self.road_of[process.name] = road
         return road
+
+    @property
+    def coordinator(self) -> Process:
+        """Return its present process."""
+        return self.processes[COORDINATOR]
+
+    # --- what is seen -------------------------------------------------------------------------
+
+    def hears(self, message: CoordinatorOut) -> None:
+        """A message of the coordinator's is under way."""
+        match message:
+            case Propose():
+                survivors = tuple(node for node, _ in message.digests)
+                self.sets[message.hd].add(survivors)
+            case RoundStart():
+                self.models[message.header.digest()] = message.header.model_sha256
+
+    def acknowledged(self, site: str, end: UploadEnd) -> None:
+        """An acknowledgement is under way: what it is for has to be stored by now."""
+        if (site, end.ydig) not in self.stored:
+            self.early.add(site)
+
+    def expected(self, record: RoundRecord) -> bytes:
+        """See `Federation`; with noise, of what the survivors really put in."""
+        if not self.study.privacy.dp.on:
+            return super().expected(record)
+        copies = [self.drawn[site_name(node), record.hd] for node in record.survivors]
+        return copied_sum(copies, round_layout(self.study, RoundKind.TRAIN).ring_bits)
 
     def _serving(self) -> Any:  # noqa: ANN401
         assert self.service is not None
@@ -273,111 +373,13 @@ class World(Federation):
     def _there(self, call: Callable[[], T]) -> T:
         return self.processes[COORDINATOR].context().run(call)
 
-    async def _travel(self, site: str) -> None:
+    async def travel(self, site: str) -> None:
         """Take as long as a message does; as long as nothing passes, no message arrives."""
         loop = asyncio.get_running_loop()
         wait = self.roads[site].uniform(0.0, self.faults.slowest_s)
         wait = max(wait, self.silent_until.get(site, 0.0) - loop.time())
         if wait > 0:
             await asyncio.sleep(wait)
-
-
-class _Road:
-    """A link whose far end runs as the coordinator; see `hospital_node.link.Link`."""
-
-    def __init__(self, world: World, site: str, inner: MemoryLink) -> None:
-        self._world = world
-        self._site = site
-        self._inner = inner
-        self._broken = asyncio.Event()
-        self._near = world.processes[site]
-        self._far = world.processes[COORDINATOR]
-
-    def cut(self) -> None:
-        """The connection breaks: every pending and further call fails."""
-        self._broken.set()
-
-    def _check(self) -> None:
-        if self._broken.is_set() or self._far.dead:
-            raise ConnectError("UNREACHABLE", "the connection broke")
-
-    async def _run(self, work: Coroutine[Any, Any, T], process: Process) -> T:
-        """Return what `work` returns where `process` does it; a broken connection ends it."""
-        loop = asyncio.get_running_loop()
-        job = loop.create_task(work, context=process.context())
-        broken = loop.create_task(self._broken.wait())
-        try:
-            await asyncio.wait({job, broken}, return_when=asyncio.FIRST_COMPLETED)
-            if self._broken.is_set() or (job.done() and self._was_killed(job)):
-                raise ConnectError("UNREACHABLE", "the connection broke")
-            return job.result()
-        finally:
-            for each in (job, broken):
-                each.cancel()
-            await asyncio.gather(job, broken, return_exceptions=True)
-
-    @staticmethod
-    def _was_killed(job: asyncio.Task[Any]) -> bool:
-        return not job.cancelled() and isinstance(job.exception(), Killed)
-
-    async def send(self, task: str, message: NodeOut) -> None:
-        """See `Link`."""
-        self._check()
-        await self._world._travel(self._site)
-        self._check()
-        for _ in range(self._world.copies):
-            await self._run(self._inner.send(task, message), self._far)
-
-    async def messages(self) -> AsyncIterator[tuple[str, CoordinatorOut]]:
-        """See `Link`."""
-        stream = self._inner.messages()
-        while True:
-            item = await self._run(_next(stream), self._far)
-            if item is None:
-                return
-            await self._world._travel(self._site)
-            self._check()
-            for _ in range(self._world.copies):
-                yield item
-
-    async def upload(
-        self, start: UploadStart, chunks: AsyncIterator[UploadChunk], end: UploadEnd
-    ) -> UploadAck:
-        """See `Link`."""
-        self._check()
-        world, site = self._world, self._site
-        world.masked[site, end.hd].add(end.ydig)
-
-        async def arriving() -> AsyncIterator[UploadChunk]:
-            while (chunk := await self._run(_next(chunks), self._near)) is not None:
-                await world._travel(site)
-                self._check()
-                yield chunk
-
-        ack = await self._run(self._inner.upload(start, arriving(), end), self._far)
-        await world._travel(site)
-        self._check()
-        world.receipts[site, end.hd] = None
-        return ack
-
-    async def download(self, sha256: Any, offset: int) -> AsyncIterator[DownloadChunk]:  # noqa: ANN401
-        """See `Link`."""
-        self._check()
-        stream = self._inner.download(sha256, offset)
-        while (piece := await self._run(_next(stream), self._far)) is not None:
-            await self._world._travel(self._site)
-            self._check()
-            yield piece
-
-    async def close(self) -> None:
-        """See `Link`."""
-        self.cut()
-        if not self._far.dead:
-            await self._inner.close()
-
-
-async def _next(stream: AsyncIterator[T]) -> T | None:
-    return await anext(stream, None)
 
 
 def _real_unix() -> float:
@@ -404,16 +406,18 @@ def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
         finally:
             await _end(one)
 
+    most_s = MOST_S + sum(fault.seconds for fault in plan.faults if fault.act is Act.CRASH)
     try:
-        problem, took = virtual.run(go(), MOST_S)
+        problem, took = virtual.run(go(), most_s)
     except virtual.StuckError as stuck:
-        problem, took = str(stuck), MOST_S
+        problem, took = str(stuck), most_s
     finally:
         failpoints.install(None)
         setattr(worker, "threading", threading)  # noqa: B010
     one = world[0]
     voided = one.count("round.voided")
-    return Outcome(problem, took, one.crashes, voided, one.words.getvalue())
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    return Outcome(problem, took, one.crashes, voided, one.words.getvalue(), one.dials, size)
 
 
 async def _story(world: World) -> str | None:
@@ -421,9 +425,10 @@ async def _story(world: World) -> str | None:
     for site in SITES:
         world.start(site)
     await _submitted(world)
-    await world.disturb()
+    world.disturb()
     await _until(lambda: world.driver is not None and world.state.phase.final)
-    await _until(lambda: all(_has_release(world, site) for site in members(world.state)))
+    if world.state.phase is RunPhase.FINISHED:
+        await _until(lambda: all(_has_release(world, site) for site in members(world.state)))
     return problem_of(world)
 
 
@@ -445,12 +450,6 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-def members(run: RunState) -> list[str]:
-    """Return who took part: a hospital that was away until the end is not among them."""
-    found = {node for record in run.history for node in (*record.survivors, *record.dropped)}
-    return sorted(site_name(node) for node in found)
-
-
 def _has_release(world: World, site: str) -> bool:
     folder = world.plan.site_folder(site) / "state" / "releases" / str(world.run_id)
     return (folder / "model.safetensors").is_file()
@@ -466,63 +465,3 @@ async def _end(world: World) -> None:
     for job in world._later:
         job.cancel()
     await asyncio.gather(*world._later, return_exceptions=True)
-
-
-# --- what must hold -----------------------------------------------------------------------------
-
-
-def problem_of(world: World) -> str | None:
-    """Return what is wrong after a run that ended, in one line; None if all holds."""
-    run = world.state
-    try:
-        world.check(run)
-        world.check_lines()
-        for check in (_receipts, _one_vector, _one_model, _stored, _no_bug):
-            check(world, run)
-    except AssertionError as failure:
-        return f"{type(failure).__name__}: {failure}" if str(failure) else repr(failure)
-    return None
-
-
-def _receipts(world: World, run: RunState) -> None:
-    """Who holds a receipt for a round that was opened is in its sum."""
-    for record in run.history:
-        held = {site for site, hd in world.receipts if hd == record.hd}
-        assert not record.opened or held <= names(record.survivors), (
-            f"round {record.r}: {sorted(held - names(record.survivors))} hold receipts, "
-            "and are not in the sum"
-        )
-
-
-def _one_vector(world: World, run: RunState) -> None:
-    """A hospital never promised two masked vectors for one header: masks would cancel."""
-    del run
-    twice = {site for (site, _), digests in world.masked.items() if len(digests) > 1}
-    assert not twice, f"{sorted(twice)} signed two vectors for one header"
-
-
-def _one_model(world: World, run: RunState) -> None:
-    """Every hospital ends with the very model that the run names."""
-    assert run.model is not None
-    found = set()
-    for site in members(run):
-        folder = world.plan.site_folder(site) / "state" / "releases" / run.run_id
-        found.add((folder / "model.safetensors").read_bytes())
-    assert len(found) == 1, "hospitals hold different models"
-
-
-def _stored(world: World, run: RunState) -> None:
-    """What the store holds gives the very state that the coordinator has in memory."""
-    service = world.service
-    assert service is not None
-    store = service._shop.store
-    stored = next(one for one in store.runs() if one.run_id == run.run_id)
-    facts = [decode_fact(fact.body) for fact in store.facts(run.run_id) if fact.body]
-    state = replay(service._first_state(stored, run.study), facts)
-    assert state.history == run.history, "the store tells another history"
-    assert state.model == run.model, "the store names another model"
-
-
-def _no_bug(world: World, run: RunState) -> None:
-    del run
-    assert world.count("internal.error") == 0, "an error that should not be possible was logged"

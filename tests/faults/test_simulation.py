@@ -14,7 +14,7 @@ import pytest
 from tests.faults.campaign import run_plan, run_seeds, scratch
 from tests.faults.plan import Plan, draw
 
-EACH = 20
+EACH = 40
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.json"))
 
 

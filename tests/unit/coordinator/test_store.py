@@ -278,3 +278,15 @@ def test_a_database_of_another_federation_is_refused_before_its_tables_are_touch
         open_store(url, "heart-network")
     assert found.value.name == "STATE_FOREIGN"
     assert "runs of lung-network" in found.value.detail
+
+
+def test_an_epoch_reserved_by_a_clock_far_ahead_shuts_nobody_out(tmp_path: Path) -> None:
+    """Hospitals refuse it; once the clock is right, numbers follow from the time again."""
+    week = 7 * 24 * 3600
+    with_clock_right = 1_800_000_000
+    store = open_store(default_url(tmp_path))
+    before = store.next_epoch("heart", with_clock_right)
+    store.next_epoch("heart", with_clock_right + 20 * 366 * 86_400)
+    assert store.next_epoch("heart", with_clock_right + 60) == before + 60
+    ahead = store.next_epoch("heart", with_clock_right + week)  # hospitals take this one
+    assert store.next_epoch("heart", with_clock_right + 120) == ahead + 1

@@ -1,0 +1,58 @@
+"""The studies of the simulation: the pattern, with and without noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from typing import Final
+
+from common.privacy.calibration import charged_epsilon
+from tests.faults.plan import DEADLINE_S, NONE
+from tests.federation import OWNER
+
+ROUNDS: Final = 3
+_SPARE_ROUNDS: Final = 27
+"""As often may a round be voided, and charged, before the study's budget ends it."""
+_NOISE_MULTIPLIER: Final = 16.0
+_DELTA: Final = 1e-5
+
+_STUDY: Final = """\
+schema: fedcare.study/v1
+id: pattern
+purpose: research
+dataset: none
+owner: {name: A, organisation: OWNER}
+features: [{name: x, type: float}]
+target: {type: binary, name: y}
+model: {kind: vector, size: SIZE}
+normalise: none
+federation: {weights: equal, rounds: ROUNDS, min_sites: 3, round_deadline: DEADLINE}
+train: {optimiser: sgd, local_steps: 1}
+privacy:
+  secure_aggregation: {colluders: 1, suite: classical}
+  dp: TERMS
+"""
+
+
+@cache
+def study_text(size: int, dp: str) -> str | None:
+    """Return the study of a mode of differential privacy; None: the federation's own."""
+    if dp == NONE:
+        return None
+    text = _STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(ROUNDS))
+    text = text.replace("OWNER", OWNER).replace("DEADLINE", f"{DEADLINE_S:g}s")
+    return text.replace("TERMS", json.dumps(_terms(dp)))
+
+
+def _terms(dp: str) -> dict[str, object]:
+    charged = charged_epsilon(_NOISE_MULTIPLIER, _DELTA, ROUNDS + _SPARE_ROUNDS)
+    terms: dict[str, object] = {
+        "mode": dp,
+        "epsilon": math.ceil(charged * 100) / 100,
+        "delta": _DELTA,
+        "clip": 1.0,
+        "noise_multiplier": _NOISE_MULTIPLIER,
+        "spare_rounds": _SPARE_ROUNDS,
+    }
+    return terms | ({} if dp == "hospital" else {"batch": 4, "max_patients": 1000})
