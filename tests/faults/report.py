@@ -129,11 +129,12 @@ def table_of(report: Mapping[str, Any]) -> str:
 
 
 def _row(entry: Mapping[str, Any]) -> str:
-    bound = "" if entry["bound_95"] is None else f"{100 * min(1.0, entry['bound_95']):.2g} %"
+    bound = entry["bound_95"]
+    most = "" if bound is None or bound >= 1 else f"{100 * bound:.2g} %"
     shown = list(entry["figures"].items())[:_MOST_FIGURES]
     figures = ", ".join(f"{name} {value:g}" for name, value in shown)
     name = "" if entry["fault"] == SIMULATION else entry["fault"]
-    cells = (name, entry["what"], f"{entry['trials']:,}", entry["failures"], bound, figures)
+    cells = (name, entry["what"], f"{entry['trials']:,}", entry["failures"], most, figures)
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
