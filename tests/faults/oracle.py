@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
-from common.ids import hospital_id, site_name
+from common.ids import NodeId, hospital_id, site_name
 from common.views import RunPhase
 from coordinator.run_facts import replay
 from coordinator.run_state import RunState, decode_fact
@@ -88,7 +88,7 @@ def _one_set(world: World, run: RunState) -> None:
     assert not several, f"more than one survivor set for headers {sorted(several)}"
     if world.study.privacy.dp.on:
         return
-    by_model = defaultdict(set)
+    by_model: defaultdict[bytes, set[tuple[NodeId, ...]]] = defaultdict(set)
     for hd in world.signed:
         by_model[world.models[hd]] |= world.sets[hd]
     assert all(len(sets) == 1 for sets in by_model.values()), "two sets signed for one model"

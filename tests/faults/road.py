@@ -153,7 +153,7 @@ class Road:
     async def download(self, sha256: Sha256, offset: int) -> AsyncGenerator[DownloadChunk, None]:
         """See `Link`."""
         self._check()
-        async with aclosing(self._inner.download(sha256, offset)) as stream:
+        async with aclosing(_pieces(self._inner, sha256, offset)) as stream:
             while (piece := await self._run(_next(stream), self._far)) is not None:
                 await self._world.travel(self._site)
                 self._check()
@@ -180,6 +180,13 @@ class Road:
             await self._run(work, self._far)
         except FedError:
             self._world.refused += 1
+
+
+async def _pieces(
+    inner: MemoryLink, sha256: Sha256, offset: int
+) -> AsyncGenerator[DownloadChunk, None]:
+    async for piece in inner.download(sha256, offset):
+        yield piece
 
 
 async def _listed(chunks: list[UploadChunk]) -> AsyncIterator[UploadChunk]:

@@ -262,7 +262,7 @@ class World(Federation):
                     end = fact.fact.end
                     self.stored.add((site_name(fact.fact.sender), end.ydig))
 
-        store.append = watched  # type: ignore[method-assign]
+        store.append = watched  # type: ignore[method-assign,assignment]
 
     def start(self, site: str, kill_at_write: int | None = None) -> None:
         del kill_at_write
@@ -305,7 +305,7 @@ class World(Federation):
 
         made = build_node(
             load_setup(NodeConfig.read(folder / "node.yaml"), clock),
-            lambda: self._dial(site, process),
+            lambda: self._call(site, process),
             log=self.log.bind(site=site),
             clock=clock,
             desk=desk,
@@ -328,7 +328,7 @@ class World(Federation):
         process.dead = True
         self.later(self._die(site, 1.0))
 
-    async def _dial(self, site: str, process: Process) -> Link:
+    async def _call(self, site: str, process: Process) -> Link:
         self.dials += 1
         await self.travel(site)
         if self.service is None or self.processes[COORDINATOR].dead:
@@ -353,6 +353,8 @@ class World(Federation):
                 self.sets[message.hd].add(survivors)
             case RoundStart():
                 self.models[message.header.digest()] = message.header.model_sha256
+            case _:
+                pass
 
     def acknowledged(self, site: str, end: UploadEnd) -> None:
         """An acknowledgement is under way: what it is for has to be stored by now."""
