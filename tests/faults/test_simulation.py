@@ -32,6 +32,6 @@ def test_a_plan_that_once_found_a_defect_finds_none(file: Path) -> None:
 
 def test_equal_seeds_give_equal_histories() -> None:
     with scratch() as root:
-        one, two = (run_plan(root, draw(2)) for _ in range(2))
+        one, two = (run_plan(root, draw(5)) for _ in range(2))
     assert (one.virtual_s, one.deaths, one.voided) == (two.virtual_s, two.deaths, two.voided)
     assert one.deaths > 0
