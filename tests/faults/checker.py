@@ -137,6 +137,8 @@ class Checker:
         self._tail = LogTail(folder / "logs")
         self._words: dict[str, dict[str, Words]] = defaultdict(lambda: defaultdict(Words))
         """By run, by hospital."""
+        self._models: dict[tuple[object, ...], str] = {}
+        """The model that runs without noise gave, by its size and the hospitals of each round."""
         self.bugs: list[str] = []
         """Lines about errors that should not be possible."""
 
@@ -192,6 +194,22 @@ class Checker:
     def _release(self, run_id: str, site: str) -> Path:
         return self.folder / "sites" / site / "state" / "releases" / run_id
 
+    def leftovers(self) -> list[str]:
+        """Return files that nobody will ask for: of closed uploads, of writes that were cut off.
+
+        To be asked when no run is open, after a start of each process.
+        """
+        found = [*(self.folder / COORDINATOR / "state" / "spool").rglob("*")]
+        found += (self.folder / COORDINATOR / "state" / "objects").glob(".*")
+        for site in self.sites:
+            found += (self.folder / "sites" / site / "state" / "spool").iterdir()
+        return sorted(str(path.relative_to(self.folder)) for path in found if path.is_file())
+
+    def state_bytes(self) -> int:
+        """Return how much the coordinator's state directory holds."""
+        state = self.folder / COORDINATOR / "state"
+        return sum(path.stat().st_size for path in state.rglob("*") if path.is_file())
+
     # --- comparing --------------------------------------------------------------------------
 
     def problems(self, run_id: str) -> list[str]:
@@ -240,6 +258,10 @@ class Checker:
                 yield f"{site} holds another model"
         if not stored.study.privacy.dp.on:
             yield from _of_values(state, raw)
+            sets = (record.survivors for record in state.history if record.opened)
+            digest = self._models.setdefault((len(raw), *sets), told["model_sha256"])
+            if digest != told["model_sha256"]:
+                yield "another run over the same hospitals gave another model"
 
     def _of_ledgers(self, stored: StoredState) -> Iterator[str]:
         """Each hospital paid once for each round it was summed in, and for none that never was."""

@@ -1,7 +1,7 @@
 """A PostgreSQL server of Debian's package for one test: its own folder, its own socket.
 
-    with Postgres(folder) as server:
-        server.url          # postgresql+psycopg://fedcare@/fedcare?host=...
+    with Postgres() as server:
+        server.url          # postgresql+psycopg://fedcare@/postgres?host=...
 
 `fsync` and `synchronous_commit` are on, as shipped. The server refuses to run as root, so that
 root starts it as the user `postgres`, which the package makes.
@@ -81,12 +81,13 @@ class Postgres:
         while True:
             try:
                 psycopg.connect(f"host={self._folder} user={USER} dbname=postgres").close()
-                return
             except psycopg.OperationalError:
                 assert self._server is not None
                 if self._server.poll() is not None or time.monotonic() > patience:
                     raise
                 time.sleep(0.05)
+            else:
+                return
 
     def __exit__(
         self,

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -391,7 +391,7 @@ class Runs:
         while not self._stop:
             number = sum(1 for _ in self.federation.checker.runs()) + 1
             size = BIG if number % 5 == 0 else SMALL
-            await self.one(study_of(f"indicator-{number}", size, private=number % 4 == 0))
+            await self.one(study_of(f"indicator-{number}", size, private=number % 3 == 0))
             await self.compare()
 
     def stop(self) -> None:
@@ -471,6 +471,10 @@ class Campaign:
             await self.runs.compare(all_of_them=True)
             if lost := self.runs.lost():
                 raise Disagreement(f"acknowledged and not stored: {lost}")
+            self.federation.kill(self.federation.processes[COORDINATOR])
+            await self.federation.back(self.federation.start(COORDINATOR))
+            if left := self.federation.checker.leftovers():
+                raise Disagreement(f"left behind: {left}")
         finally:
             self._job.cancel()
             await asyncio.gather(self._job, return_exceptions=True)
@@ -493,7 +497,9 @@ class Campaign:
             await self.chain(who, [draw(rng, who) for _ in range(rng.randint(3, 8))])
             report(self)
 
-    async def chain(self, who: str, strikes: list[Strike]) -> list[Strike]:
+    async def chain(
+        self, who: str, strikes: list[Strike], patience_s: float = PATIENCE_S
+    ) -> list[Strike]:
         """Kill a process at once, then at each point in turn; return those it did not reach."""
         one, missed = self.federation.processes[who], []
         self.federation.kill(one)
@@ -501,26 +507,52 @@ class Campaign:
         for strike in strikes:
             await self._again(one, point, strike.armed)
             point = strike.point
-            if not await self._dies(one):
+            if not await self._dies(one, patience_s):
                 missed.append(strike)
                 self.unreached[strike.point] += 1
                 self.federation.kill(one)
                 point = ""
-        await self._again(one, point, "")
+        await self._again(one, point)
         return missed
 
-    async def _again(self, one: Process, point: str, armed: str) -> None:
+    async def at_connecting(self, site: str) -> None:
+        """F08: a node dies as soon as it is connected again."""
+        one = self.federation.processes[site]
+        self.federation.kill(one)
+        for _ in range(2):
+            await self._again(one, "", fault="F08")
+            self.federation.kill(one)
+        await self._again(one, "", fault="F08")
+
+    async def when(self, event: str, fault: str, who: str = COORDINATOR) -> None:
+        """Kill a process as soon as somebody has logged an event."""
+        federation = self.federation
+        await self._until_told(event)
+        one = federation.processes[who]
+        federation.kill(one)
+        await self._again(one, event, fault=fault)
+
+    async def _until_told(self, event: str) -> None:
+        names = [f"{name} {event}" for name in self.federation.processes]
+        self.federation.look()
+        before = sum(self.federation.told[name] for name in names)
+        while sum(self.federation.told[name] for name in names) == before:
+            self.check()
+            await asyncio.sleep(_TURN_S / 5)
+            self.federation.look()
+
+    async def _again(self, one: Process, point: str, armed: str = "", fault: str = "") -> None:
         """Start a process that died, and note the trial once it is back, or dead again."""
-        fault, died = fault_of(one.name, point, one.last), one.died
+        fault, died = fault or fault_of(one.name, point, one.last), one.died
         back = await self.federation.back(self.federation.start(one.name, armed))
         # A process that dies at its next point while it starts is timed from there on.
         back_s = time.monotonic() - died if back else 0.0
         self.trials.append(Trial(one.name, point, fault, back_s))
         self.check()
 
-    async def _dies(self, one: Process) -> bool:
+    async def _dies(self, one: Process, patience_s: float) -> bool:
         """Wait for an armed process to die; False if it does not come to its point."""
-        patience = time.monotonic() + PATIENCE_S
+        patience = time.monotonic() + patience_s
         while one.child is not None and not self.federation.dead(one):
             if time.monotonic() > patience:
                 return False
@@ -551,10 +583,7 @@ class Campaign:
         while time.monotonic() < until:
             await asyncio.sleep(rng.uniform(0.5, 1.5) * every_s)
             self.federation.kill(one)
-            fault, died = "F15", one.died
-            await self.federation.back(self.federation.start(COORDINATOR))
-            self.trials.append(Trial(COORDINATOR, "", fault, time.monotonic() - died))
-            self.check()
+            await self._again(one, "", fault="F15")
         began, done = time.monotonic(), self.runs.done
         while self.runs.done == done:
             self.check()
@@ -565,48 +594,34 @@ class Campaign:
         """F07: the coordinator dies when some hospitals have the model; return how many."""
         federation = self.federation
         held = [federation.processes[site] for site in SITES[2:]]
-        seen = federation.told[f"{COORDINATOR} model.published"]
-        while federation.told[f"{COORDINATOR} model.published"] == seen:
-            federation.look()
-            self.check()
-            await asyncio.sleep(0.002)
-        for one in held:
-            _signal(one, signal.SIGSTOP)
-        before = _accepted(federation)
-        patience = time.monotonic() + 1.0
+        await self._until_told("model.published")
+        for other in held:
+            _signal(other, signal.SIGSTOP)
+        before, patience = _accepted(federation), time.monotonic() + 1.0
         while _accepted(federation) == before and time.monotonic() < patience:
+            await asyncio.sleep(_TURN_S / 5)
             federation.look()
-            await asyncio.sleep(0.002)
         told = _accepted(federation) - before
         one = federation.processes[COORDINATOR]
         federation.kill(one)
         for other in held:
             _signal(other, signal.SIGCONT)
-        await federation.back(federation.start(COORDINATOR))
-        back_s = time.monotonic() - one.died
-        self.trials.append(Trial(COORDINATOR, "model.published", "F07", back_s))
+        await self._again(one, "model.published", fault="F07")
         return told
 
-    # --- figures ------------------------------------------------------------------------------
 
-    def figures(self, fault: str | None = None) -> dict[str, float]:
-        """Return seconds of recovery and of rejoining over the trials (of one fault)."""
-        of = [one for one in self.trials if fault in (None, one.fault) and one.back_s > 0]
-        found: dict[str, float] = {}
-        for name, took in (
-            ("recovery", [one.back_s for one in of if one.who == COORDINATOR]),
-            ("rejoin", [one.back_s for one in of if one.who != COORDINATOR]),
-        ):
-            if took:
-                for word, at in (("p50", 50), ("p99", 99), ("max", 100)):
-                    found[f"{name}_{word}_s"] = round(float(np.percentile(took, at)), 3)
-        return found
-
-    def record(self, failures: int = 0) -> None:
-        """Write a line for each fault."""
-        for fault, count in sorted(Counter(one.fault for one in self.trials).items()):
-            record(fault, trials=count, failures=failures, lost=0.0, double_counted=0.0,
-                   runs=float(self.runs.checked), **self.figures(fault))  # fmt: skip
+def figures_of(trials: Iterable[Trial], fault: str | None = None) -> dict[str, float]:
+    """Return the seconds until the coordinator served, and hospitals were connected, again."""
+    of = [one for one in trials if fault in (None, one.fault) and one.back_s > 0]
+    found: dict[str, float] = {}
+    for name, took in (
+        ("recovery", [one.back_s for one in of if one.who == COORDINATOR]),
+        ("rejoin", [one.back_s for one in of if one.who != COORDINATOR]),
+    ):
+        if took:
+            for word, at in (("p50", 50), ("p99", 99), ("max", 100)):
+                found[f"{name}_{word}_s"] = round(float(np.percentile(took, at)), 3)
+    return found
 
 
 @contextmanager
@@ -644,9 +659,9 @@ def federation_at(folder: Path, store: str | None = None) -> Iterator[Federation
 
 
 def _report(campaign: Campaign) -> None:
-    runs = campaign.runs
+    runs, found = campaign.runs, figures_of(campaign.trials)
     print(f"{len(campaign.trials)} kills, {runs.checked} runs compared, "  # noqa: T201
-          f"{campaign.figures()}", flush=True)  # fmt: skip
+          f"{found}", flush=True)  # fmt: skip
 
 
 async def _campaign(federation: Federation, trials: int, seed: int) -> Campaign:
@@ -678,7 +693,9 @@ def main(arguments: list[str]) -> int:
         except Disagreement as found:
             print(f"DISAGREEMENT, kept in {folder}:\n{found}", file=sys.stderr)  # noqa: T201
             return 1
-    campaign.record()
+    for fault, count in sorted(Counter(one.fault for one in campaign.trials).items()):
+        record(fault, trials=count, failures=0, lost=0, double_counted=0,
+               runs=campaign.runs.checked, **figures_of(campaign.trials, fault))  # fmt: skip
     _report(campaign)
     print(f"{time.monotonic() - began:.0f} s; never reached: "  # noqa: T201
           f"{dict(campaign.unreached)}")  # fmt: skip
