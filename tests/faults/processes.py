@@ -80,7 +80,7 @@ privacy:
 """
 PRIVATE: Final = "{mode: hospital, epsilon: 2.0, delta: 1.0e-5, clip: 1.0, spare_rounds: 60}"
 TIMING: Final = {"enrolment_grace": "1s", "setup": "5s", "gather": "300ms", "release": "2s",
-                 "heartbeat": "2s"}  # fmt: skip
+                 "heartbeat": "1s"}  # fmt: skip
 
 MOST_RUN_S: Final = 120.0
 """A run that takes longer than this, whatever is killed meanwhile, is stuck."""

@@ -41,7 +41,7 @@ _HUB = (
     ("coordinator.facts.before_commit", 7),
     ("coordinator.facts.after_commit", 7),
     ("coordinator.spool.after_write", 2),
-    ("coordinator.spool.before_fsync", 3),
+    ("coordinator.spool.before_fsync", 1),
     ("coordinator.receipt", 2),
     ("coordinator.sum.before", 1),
     ("coordinator.object.before_fsync", 1),
