@@ -113,6 +113,8 @@ class StoredState:
 
     state: RunState
     keys: tuple[Key, ...]
+    epoch: int = 0
+    """The epoch it is in."""
 
     @property
     def study(self) -> Study:
@@ -180,6 +182,25 @@ class Checker:
         )
         facts = Journal().read(self._store.facts(found.run_id))
         return _told(state, facts)
+
+    def unbacked(self) -> list[str]:
+        """Return receipts for uploads that the store does not have, a line each.
+
+        To be asked while no coordinator runs: later the hospital may have sent it again.
+        """
+        self.read()
+        found = []
+        for run in self.runs():
+            stored = None if run.ended else self.stored(run.run_id)
+            current = None if stored is None else stored.state.round
+            if stored is None or current is None or current.header is None:
+                continue
+            key, there = (stored.epoch, int(current.r)), {one.sender for one in current.uploads}
+            for site, said in self._words.get(run.run_id, {}).items():
+                if key in said.receipts and site not in names(there):
+                    found.append(f"{run.run_id}: {site} holds a receipt for round {key}, and the "
+                                 "store has no such upload")  # fmt: skip
+        return found
 
     def told(self, run_id: str, site: str) -> bool:
         """Whether a hospital has the run's release."""
@@ -306,7 +327,7 @@ def _told(state: RunState, facts: Iterable[RunFact]) -> StoredState:
         state = apply(state, fact)
         if len(state.history) > len(keys):
             keys.append((epoch, int(state.history[-1].r)))
-    return StoredState(state, tuple(keys))
+    return StoredState(state, tuple(keys), epoch)
 
 
 # --- what each pair of witnesses must agree about ------------------------------------------------

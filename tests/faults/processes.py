@@ -243,7 +243,8 @@ class Federation:
     def close(self) -> None:
         """Kill what still runs."""
         for one in self.processes.values():
-            self.kill(one)
+            with contextlib.suppress(Disagreement):  # the first one was told
+                self.kill(one)
         if self._checker is not None:
             self._checker.close()
 
@@ -277,6 +278,9 @@ class Federation:
         one.died = time.monotonic()
         one.child = None
         self.look()
+        alone = one.name == COORDINATOR and self._checker is not None
+        if alone and (problems := self.checker.unbacked()):
+            raise Disagreement("\n".join(problems))
 
     def dead(self, one: Process) -> bool:
         """Whether a process has ended by itself, as ordered; anything but SIGKILL is an error."""
@@ -524,16 +528,19 @@ class Campaign:
             self.federation.kill(one)
         await self._again(one, "", fault="F08")
 
-    async def when(self, event: str, fault: str, who: str = COORDINATOR) -> None:
-        """Kill a process as soon as somebody has logged an event."""
+    async def after_a_receipt(self) -> None:
+        """F04: the coordinator, whose every commit takes long, dies when a receipt is held."""
         federation = self.federation
-        await self._until_told(event)
-        one = federation.processes[who]
+        one = federation.processes[COORDINATOR]
         federation.kill(one)
-        await self._again(one, event, fault=fault)
+        slow = "coordinator.facts.before_commit=delay:150@1+"
+        await federation.back(federation.start(COORDINATOR, slow))
+        await self._until_told("upload.finished", SITES)
+        federation.kill(one)
+        await self._again(one, "upload.finished", fault="F04")
 
-    async def _until_told(self, event: str) -> None:
-        names = [f"{name} {event}" for name in self.federation.processes]
+    async def _until_told(self, event: str, by: Iterable[str]) -> None:
+        names = [f"{name} {event}" for name in by]
         self.federation.look()
         before = sum(self.federation.told[name] for name in names)
         while sum(self.federation.told[name] for name in names) == before:
@@ -594,7 +601,7 @@ class Campaign:
         """F07: the coordinator dies when some hospitals have the model; return how many."""
         federation = self.federation
         held = [federation.processes[site] for site in SITES[2:]]
-        await self._until_told("model.published")
+        await self._until_told("model.published", [COORDINATOR])
         for other in held:
             _signal(other, signal.SIGSTOP)
         before, patience = _accepted(federation), time.monotonic() + 1.0

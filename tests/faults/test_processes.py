@@ -89,7 +89,7 @@ Plot = Callable[[Campaign, Story], Coroutine[Any, Any, None]]
 async def _all_faults(campaign: Campaign, story: Story) -> None:
     hub = [Strike(COORDINATOR, point, at) for point, at in _HUB]
     missed = await campaign.chain(COORDINATOR, hub, _PATIENCE_S)
-    await campaign.when("upload.finished", "F04")
+    await campaign.after_a_receipt()
     await campaign.at_connecting(_VICTIM)
     site = [Strike(_VICTIM, point, at) for point, at in _NODE]
     missed += await campaign.chain(_VICTIM, site, _PATIENCE_S)
