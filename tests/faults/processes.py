@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +82,7 @@ PRIVATE: Final = "{mode: hospital, epsilon: 2.0, delta: 1.0e-5, clip: 1.0, spare
 TIMING: Final = {"enrolment_grace": "1s", "setup": "5s", "gather": "300ms", "release": "2s",
                  "heartbeat": "1s"}  # fmt: skip
 
-MOST_RUN_S: Final = 120.0
+MOST_RUN_S: Final = 300.0
 """A run that takes longer than this, whatever is killed meanwhile, is stuck."""
 MOST_TOLD_S: Final = 45.0
 """So long after its end every hospital of a run has its release."""
@@ -460,6 +460,8 @@ class Campaign:
         self.runs = Runs(federation)
         self.trials: list[Trial] = []
         self.unreached: Counter[str] = Counter()
+        self.chains = 0
+        """How many of the seed's chains of kills are done."""
         self._seed = seed
         self._job: asyncio.Task[None] | None = None
 
@@ -490,10 +492,9 @@ class Campaign:
 
     async def rounds(self, trials: int, report: Callable[[Campaign], None]) -> None:
         """Kill as the seed says until `trials` kills have happened."""
-        number = 0
         while len(self.trials) < trials:
-            rng = random.Random(f"{self._seed} {number}")  # noqa: S311 - a schedule, no secret
-            number += 1
+            rng = random.Random(f"{self._seed} {self.chains}")  # noqa: S311 - a schedule, no secret
+            self.chains += 1
             who = rng.choice((COORDINATOR, COORDINATOR, *SITES))
             if rng.random() < 0.06:
                 await self.power_cut()
@@ -665,6 +666,25 @@ def federation_at(folder: Path, store: str | None = None) -> Iterator[Federation
 # --- the command ---------------------------------------------------------------------------------
 
 
+def _resume(campaign: Campaign, file: Path) -> None:
+    """Take up what an earlier command on the same folder has done."""
+    if file.exists():
+        tree = json.loads(file.read_text())
+        campaign.trials = [Trial(**one) for one in tree["trials"]]
+        campaign.chains, campaign.runs.checked = tree["chains"], tree["runs"]
+        campaign.runs.acknowledged = tree["acknowledged"]
+        campaign.unreached = Counter(tree["unreached"])
+
+
+def _keep(campaign: Campaign, file: Path) -> None:
+    runs = campaign.runs
+    tree = {"trials": [asdict(one) for one in campaign.trials], "chains": campaign.chains,
+            "runs": runs.checked, "acknowledged": runs.acknowledged,
+            "unreached": campaign.unreached}  # fmt: skip
+    file.write_text(json.dumps(tree))
+    _report(campaign)
+
+
 def _report(campaign: Campaign) -> None:
     runs, found = campaign.runs, figures_of(campaign.trials)
     print(f"{len(campaign.trials)} kills, {runs.checked} runs compared, "  # noqa: T201
@@ -672,9 +692,10 @@ def _report(campaign: Campaign) -> None:
 
 
 async def _campaign(federation: Federation, trials: int, seed: int) -> Campaign:
-    campaign = Campaign(federation, seed)
+    campaign, file = Campaign(federation, seed), federation.folder / "progress.json"
+    _resume(campaign, file)
     async with campaign.running():
-        await campaign.rounds(trials, _report)
+        await campaign.rounds(trials, lambda one: _keep(one, file))
     return campaign
 
 

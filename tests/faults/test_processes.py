@@ -55,6 +55,7 @@ _NODE = (
     ("node.upload", 1),
     ("node.receipt", 1),
     ("node.ledger.after", 1),
+    ("node.ledger.after", 1),
     ("node.model.before_rename", 1),
 )
 
