@@ -14,7 +14,7 @@ from common.views import RunPhase
 from coordinator.run_state import RoundRecord, RunState
 from tests.faults import checker
 from tests.faults.checker import LogTail, StoredState, Words
-from tests.faults.processes import SMALL, study_of
+from tests.faults.running import SMALL, study_of
 from tests.federation import NAME, SITES
 
 RUN = "indicator-1-0a1b2c3d"

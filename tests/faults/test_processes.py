@@ -21,9 +21,11 @@ import pytest
 
 from tests.faults.budget import trials
 from tests.faults.checker import COORDINATOR
+from tests.faults.kills import Strike, Trial
 from tests.faults.postgres import Postgres, why_not
-from tests.faults.processes import Campaign, Strike, Trial, federation_at, figures_of
+from tests.faults.processes import Campaign, figures_of
 from tests.faults.record import record
+from tests.faults.running import federation_at
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,7 +7,7 @@ import pytest
 
 from common.models.vector import CELLS, PERIOD, cell, perturbation, whole
 from common.study import canonical_json
-from tests.faults.processes import study_of
+from tests.faults.running import study_of
 from tests.federation import SITES
 
 
