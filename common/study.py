@@ -100,6 +100,7 @@ _ABSENT: Final = object()
 _ADDED: Final[Mapping[str, Mapping[str, object]]] = {
     "evaluate": {"threshold": 0.5, "confidence": 0.95, "subgroups": [], "horizons": []},
     "federation": {"upload_bits": 32, "download": "float32"},
+    "model": {"pattern": "random"},
     "train": {"imbalance": "none"},
     "personal": {"enabled": True, "candidates": list(CANDIDATES), "validation": 0.2},
 }

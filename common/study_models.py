@@ -103,11 +103,13 @@ class VectorModel(Section):
     """`size` numbers and no learning: what `fedcare bench` sends through a whole federation.
 
     A hospital's "training" adds a fixed pattern (`common.models.vector`) and reads no data;
-    it runs only where the site policy lists the model kind `vector`.
+    it runs only where the site policy lists the model kind `vector`. `pattern`: `random`
+    numbers, or an `indicator`, 1 in the hospital's own cell and 0 in all others.
     """
 
     kind: Literal["vector"]
     size: Annotated[int, Field(ge=1, le=2**31)]
+    pattern: Literal["random", "indicator"] = "random"
 
 
 class NoModel(Section):

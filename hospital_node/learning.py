@@ -208,8 +208,12 @@ class StudyWork:
             return self._noised(header, model, seed, abandoned)
         coding = Coding.of_header(header, seed)
         layout = self._layout(header.kind)
-        if isinstance(self._study.model, VectorModel) and header.kind is RoundKind.TRAIN:
-            return PatternSource(self._site, header, coding, layout.schema)
+        model_of = self._study.model
+        if isinstance(model_of, VectorModel) and header.kind is RoundKind.TRAIN:
+            tile = vector.whole(
+                self._site, header.r, min(layout.schema.parameters, _TILE), model_of.pattern
+            )
+            return PatternSource(tile, header, coding, layout.schema)
         from hospital_node import pipeline  # torch: only where something is trained
 
         study, site = self._study, self._site
@@ -401,13 +405,15 @@ class PatternSource:
     The weight word says 1. One tile of the pattern is all the memory it takes.
     """
 
-    def __init__(self, site: str, header: Header, coding: Coding, schema: ParameterSchema) -> None:
+    def __init__(
+        self, tile: NDArray[np.float32], header: Header, coding: Coding, schema: ParameterSchema
+    ) -> None:
         self.words = schema.words
         self._size = schema.parameters
         self._range = header.ranges[0]
         self._quantiser = Quantiser(coding)
         self._bound = coding.bound
-        self._tile = vector.whole(site, header.r, min(self._size, _TILE))
+        self._tile = tile
 
     def fill(self, out: Words, word_offset: int) -> None:
         """See `WordSource`; `out` has at most a tile's words and starts at a whole tile."""

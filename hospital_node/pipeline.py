@@ -84,7 +84,8 @@ def make_contribution(
         DataError: DATA_EMPTY. Refusal: INPUT_NAN. ConfigError: no weight for the site.
     """
     if isinstance(study.model, VectorModel):
-        return ContributionSource(whole(site, round_no, len(received.weights)))
+        size = len(received.weights)
+        return ContributionSource(whole(site, round_no, size, study.model.pattern))
     done = training(TrainingTask(study, data, received, kept, site))
     u = weight(study, site, data.rows)
     return ContributionSource(done.delta, u, (u * done.loss,), done.own)

@@ -10,13 +10,16 @@ was opened is right. Nothing of it is secret, and no hospital's data is read.
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 PERIOD: Final = 1 << 16
 """The pattern repeats after this many values: one block is computed, then copied."""
+
+CELLS: Final = 1 << 10
+"""Cells of a period among which a hospital's name chooses its own."""
 
 _SCALE: Final = 2.0**-20
 
@@ -34,8 +37,24 @@ def perturbation(site: str, r: int, start: int, stop: int) -> NDArray[np.float32
     return (raw * _SCALE).astype(np.float32)
 
 
-def whole(site: str, r: int, size: int) -> NDArray[np.float32]:
-    """Return all `size` values, built from one period."""
+def cell(site: str) -> int:
+    """Return the site's own cell of each period, 0 to `CELLS` - 1; two names may share one."""
+    return int.from_bytes(hashlib.sha256(f"cell {site}".encode()).digest()[:2], "big") % CELLS
+
+
+def indicator(site: str, size: int) -> NDArray[np.float32]:
+    """Return 1 in the site's own cell of each period, 0 elsewhere; none if `size` is too small."""
+    out = np.zeros(size, np.float32)
+    out[cell(site) :: PERIOD] = 1.0
+    return out
+
+
+def whole(
+    site: str, r: int, size: int, pattern: Literal["random", "indicator"] = "random"
+) -> NDArray[np.float32]:
+    """Return all `size` values of a study's pattern, built from one period."""
+    if pattern == "indicator":
+        return indicator(site, size)
     period = perturbation(site, r, 0, min(size, PERIOD))
     out = np.empty(size, np.float32)
     for start in range(0, size, PERIOD):

@@ -137,8 +137,8 @@ class Guard(grpc.aio.ServerInterceptor):
                     return await self._run(behaviour, message, context, peer)
             except FedError as error:
                 failure = CallFailure(method, peer, error)
-            except (grpc.aio.AbortError, grpc.aio.UsageError):
-                raise
+            except (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError):
+                raise  # gRPC's own; the last is what a send meets when the peer has just died
             except Exception as cause:  # noqa: BLE001 - the outermost place of a call
                 incident = secrets.token_hex(4)
                 failure = CallFailure(method, peer, InternalError(incident), incident, cause)

@@ -50,7 +50,7 @@ def pattern_sum(
 
     It stands for the update of the hospital, or of one patient who is drawn every time.
     """
-    row = vector.whole(site, r, model.size)[np.newaxis, :]
+    row = vector.whole(site, r, model.size, model.pattern)[np.newaxis, :]
     return integer_sum(row, terms.clip, terms.delta_int, secret_uniforms(entropy))
 
 

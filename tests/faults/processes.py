@@ -1,0 +1,308 @@
+"""Real processes over real mTLS, killed and started again while run after run goes on.
+
+    python -m tests.faults.processes --trials 1000 --seed 7 [--store postgresql] [--folder DIR]
+
+One coordinator and four hospitals live on the same folders for the whole campaign. Runs of the
+indicator task follow one another; meanwhile one process at a time is killed, at a failpoint
+that it was armed with when it started or at a random time, and is started again at once, armed
+with the next one. `tests.faults.checker` compares what every run left behind; a disagreement
+ends the campaign and keeps the folder. The same command on a folder that is there goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tests.faults.checker import COORDINATOR
+from tests.faults.kills import Strike, Trial, draw, fault_of
+from tests.faults.postgres import Postgres, why_not
+from tests.faults.record import record
+from tests.faults.running import Disagreement, Federation, Process, Runs, federation_at
+from tests.federation import SITES
+
+PATIENCE_S: Final = 6.0
+"""A point that was not reached in this time gives way to another."""
+_TURN_S: Final = 0.01
+
+
+# --- the campaign --------------------------------------------------------------------------------
+
+
+class Campaign:
+    """Kills one process after the other; `trials` are the kills that happened."""
+
+    def __init__(self, federation: Federation, seed: int) -> None:
+        self.federation = federation
+        self.runs = Runs(federation)
+        self.trials: list[Trial] = []
+        self.unreached: Counter[str] = Counter()
+        self.chains = 0
+        """How many of the seed's chains of kills are done."""
+        self._seed = seed
+        self._job: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start the federation and have runs go on inside the block; compare all at its end."""
+        await self.federation.begin()
+        self._job = asyncio.create_task(self.runs.go_on())
+        try:
+            yield
+            self.runs.stop()
+            await self._job
+            await self.runs.compare(all_of_them=True)
+            if lost := self.runs.lost():
+                raise Disagreement(f"acknowledged and not stored: {lost}")
+            self.federation.kill(self.federation.processes[COORDINATOR])
+            await self.federation.back(self.federation.start(COORDINATOR))
+            if left := self.federation.checker.leftovers():
+                raise Disagreement(f"left behind: {left}")
+        finally:
+            self._job.cancel()
+            await asyncio.gather(self._job, return_exceptions=True)
+
+    def check(self) -> None:
+        """Raise what the runs came upon."""
+        if self._job is not None and self._job.done():
+            self._job.result()
+
+    async def rounds(self, trials: int, report: Callable[[Campaign], None]) -> None:
+        """Kill as the seed says until `trials` kills have happened."""
+        while len(self.trials) < trials:
+            rng = random.Random(f"{self._seed} {self.chains}")  # noqa: S311 - a schedule, no secret
+            self.chains += 1
+            who = rng.choice((COORDINATOR, COORDINATOR, *SITES))
+            if rng.random() < 0.06:
+                await self.power_cut()
+            await asyncio.sleep(rng.uniform(0.0, 1.0))
+            await self.chain(who, [draw(rng, who) for _ in range(rng.randint(3, 8))])
+            report(self)
+
+    async def chain(
+        self, who: str, strikes: list[Strike], patience_s: float = PATIENCE_S
+    ) -> list[Strike]:
+        """Kill a process at once, then at each point in turn; return those it did not reach."""
+        one, missed = self.federation.processes[who], []
+        self.federation.kill(one)
+        point = ""
+        for strike in strikes:
+            await self._again(one, point, strike.armed)
+            point = strike.point
+            if not await self._dies(one, patience_s):
+                missed.append(strike)
+                self.unreached[strike.point] += 1
+                self.federation.kill(one)
+                point = ""
+        await self._again(one, point)
+        return missed
+
+    async def at_connecting(self, site: str) -> None:
+        """F08: a node dies as soon as it is connected again."""
+        one = self.federation.processes[site]
+        self.federation.kill(one)
+        for _ in range(2):
+            await self._again(one, "", fault="F08")
+            self.federation.kill(one)
+        await self._again(one, "", fault="F08")
+
+    async def after_a_receipt(self) -> None:
+        """F04: the coordinator, whose every commit takes long, dies when a receipt is held."""
+        federation = self.federation
+        one = federation.processes[COORDINATOR]
+        federation.kill(one)
+        slow = "coordinator.facts.before_commit=delay:150@1+"
+        await federation.back(federation.start(COORDINATOR, slow))
+        await self._until_told("upload.finished", SITES)
+        federation.kill(one)
+        await self._again(one, "upload.finished", fault="F04")
+
+    async def _until_told(self, event: str, by: Iterable[str]) -> None:
+        names = [f"{name} {event}" for name in by]
+        self.federation.look()
+        before = sum(self.federation.told[name] for name in names)
+        while sum(self.federation.told[name] for name in names) == before:
+            self.check()
+            await asyncio.sleep(_TURN_S / 5)
+            self.federation.look()
+
+    async def _again(self, one: Process, point: str, armed: str = "", fault: str = "") -> None:
+        """Start a process that died, and note the trial once it is back, or dead again."""
+        fault, died = fault or fault_of(one.name, point, one.last), one.died
+        back = await self.federation.back(self.federation.start(one.name, armed))
+        # A process that dies at its next point while it starts is timed from there on.
+        back_s = time.monotonic() - died if back else 0.0
+        self.trials.append(Trial(one.name, point, fault, back_s))
+        self.check()
+
+    async def _dies(self, one: Process, patience_s: float) -> bool:
+        """Wait for an armed process to die; False if it does not come to its point."""
+        patience = time.monotonic() + patience_s
+        while one.child is not None and not self.federation.dead(one):
+            if time.monotonic() > patience:
+                return False
+            self.check()
+            await asyncio.sleep(_TURN_S)
+        return True
+
+    async def power_cut(self) -> None:
+        """F14: every process dies at once, and all start again."""
+        everyone = list(self.federation.processes.values())
+        for one in everyone:
+            if one.child is not None:
+                one.child.kill()
+        for one in everyone:
+            self.federation.kill(one)
+        died = time.monotonic()
+        for one in everyone:
+            self.federation.start(one.name)
+        for one in everyone:
+            await self.federation.back(one)
+            self.trials.append(Trial(one.name, "", "F14", time.monotonic() - died))
+        self.check()
+
+    async def crash_loop(self, seconds: float, every_s: float = 2.0) -> float:
+        """F15: the coordinator dies again and again; return how long the open run then took."""
+        one, until = self.federation.processes[COORDINATOR], time.monotonic() + seconds
+        rng = random.Random(f"{self._seed} loop")  # noqa: S311 - a schedule, no secret
+        while time.monotonic() < until:
+            await asyncio.sleep(rng.uniform(0.5, 1.5) * every_s)
+            self.federation.kill(one)
+            await self._again(one, "", fault="F15")
+        began, done = time.monotonic(), self.runs.done
+        while self.runs.done == done:
+            self.check()
+            await asyncio.sleep(_TURN_S)
+        return time.monotonic() - began
+
+    async def half_told(self) -> int:
+        """F07: the coordinator dies when some hospitals have the model; return how many."""
+        federation = self.federation
+        held = [federation.processes[site] for site in SITES[2:]]
+        await self._until_told("model.published", [COORDINATOR])
+        for other in held:
+            _signal(other, signal.SIGSTOP)
+        before, patience = _accepted(federation), time.monotonic() + 1.0
+        while _accepted(federation) == before and time.monotonic() < patience:
+            await asyncio.sleep(_TURN_S / 5)
+            federation.look()
+        told = _accepted(federation) - before
+        one = federation.processes[COORDINATOR]
+        federation.kill(one)
+        for other in held:
+            _signal(other, signal.SIGCONT)
+        await self._again(one, "model.published", fault="F07")
+        return told
+
+
+def figures_of(trials: Iterable[Trial], fault: str | None = None) -> dict[str, float]:
+    """Return the seconds until the coordinator served, and hospitals were connected, again."""
+    of = [one for one in trials if fault in (None, one.fault) and one.back_s > 0]
+    found: dict[str, float] = {}
+    for name, took in (
+        ("recovery", [one.back_s for one in of if one.who == COORDINATOR]),
+        ("rejoin", [one.back_s for one in of if one.who != COORDINATOR]),
+    ):
+        if took:
+            for word, at in (("p50", 50), ("p99", 99), ("max", 100)):
+                found[f"{name}_{word}_s"] = round(float(np.percentile(took, at)), 3)
+    return found
+
+
+def _accepted(federation: Federation) -> int:
+    return sum(federation.told[f"{site} model.accepted"] for site in SITES)
+
+
+def _signal(one: Process, number: signal.Signals) -> None:
+    if one.child is not None:
+        os.kill(one.child.pid, number)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def _resume(campaign: Campaign, file: Path) -> None:
+    """Take up what an earlier command on the same folder has done."""
+    if file.exists():
+        tree = json.loads(file.read_text())
+        campaign.trials = [Trial(**one) for one in tree["trials"]]
+        campaign.chains, campaign.runs.checked = tree["chains"], tree["runs"]
+        campaign.runs.acknowledged = tree["acknowledged"]
+        campaign.unreached = Counter(tree["unreached"])
+
+
+def _keep(campaign: Campaign, file: Path) -> None:
+    runs = campaign.runs
+    tree = {"trials": [asdict(one) for one in campaign.trials], "chains": campaign.chains,
+            "runs": runs.checked, "acknowledged": runs.acknowledged,
+            "unreached": campaign.unreached}  # fmt: skip
+    file.write_text(json.dumps(tree))
+    _report(campaign)
+
+
+def _report(campaign: Campaign) -> None:
+    runs, found = campaign.runs, figures_of(campaign.trials)
+    print(f"{len(campaign.trials)} kills, {runs.checked} runs compared, "  # noqa: T201
+          f"{found}", flush=True)  # fmt: skip
+
+
+async def _campaign(federation: Federation, trials: int, seed: int) -> Campaign:
+    campaign, file = Campaign(federation, seed), federation.folder / "progress.json"
+    _resume(campaign, file)
+    async with campaign.running():
+        await campaign.rounds(trials, lambda one: _keep(one, file))
+    return campaign
+
+
+def main(arguments: list[str]) -> int:
+    """Run a campaign; 1 if the witnesses disagree."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--store", default="", help="postgresql, or a database's URL")
+    parser.add_argument("--folder", type=Path, help="kept if there is a failure, or if given")
+    given = parser.parse_args(arguments)
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="fedcare-kills-"))
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        store = given.store or None
+        if store == "postgresql":
+            if why := why_not():
+                parser.error(why)
+            store = stack.enter_context(Postgres()).url
+        federation = stack.enter_context(federation_at(folder / "federation", store))
+        try:
+            campaign = asyncio.run(_campaign(federation, given.trials, given.seed))
+        except Disagreement as found:
+            print(f"DISAGREEMENT, kept in {folder}:\n{found}", file=sys.stderr)  # noqa: T201
+            return 1
+    for fault, count in sorted(Counter(one.fault for one in campaign.trials).items()):
+        record(fault, trials=count, failures=0, lost=0, double_counted=0,
+               runs=campaign.runs.checked, **figures_of(campaign.trials, fault))  # fmt: skip
+    _report(campaign)
+    print(f"{time.monotonic() - began:.0f} s; never reached: "  # noqa: T201
+          f"{dict(campaign.unreached)}")  # fmt: skip
+    if given.folder is None:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
