@@ -445,4 +445,23 @@ def open_store(url: str, federation: str | None = None) -> SqlStore:
     if federation is not None:
         check_federation(engine, federation)
     migrate(engine)
+    _take_over(engine)
     return SqlStore(engine)
+
+
+def _take_over(engine: Engine) -> None:
+    """Make durable what a process that was killed left in SQLite's log.
+
+    It may have died between the write of a commit and its flush. This process reads that
+    commit and tells others of it, and a power cut could take it back.
+
+    Raises:
+        StateError: DISK.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    try:
+        with engine.connect() as db:
+            db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    except SQLAlchemyError as error:
+        raise _failure(engine, error, "DISK") from error

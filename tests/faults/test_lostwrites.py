@@ -192,12 +192,13 @@ def test_sqlite_keeps_a_commit_if_it_flushes(
     With a rollback journal FULL does not flush the journal's removal, as SQLite's own pages
     say: the commit is rolled back.
     """
-    run(disk, f"""
+    program = """
 db = sqlite3.connect('t.db', isolation_level=None)
-db.execute('PRAGMA journal_mode={journal}')
-db.execute('PRAGMA synchronous={synchronous}')
+db.execute('PRAGMA journal_mode=' + journal)
+db.execute('PRAGMA synchronous=' + synchronous)
 db.execute('create table t (x)')
-db.execute('insert into t values (7)')""")
+db.execute('insert into t values (7)')"""
+    run(disk, f"journal, synchronous = {journal!r}, {synchronous!r}{program}")
     disk.power_cut()
     assert _row(disk.root / "t.db") == (7 if kept else None)
     suffix = {"WAL": "-wal", "DELETE": "-journal"}[journal]
@@ -207,14 +208,17 @@ db.execute('insert into t values (7)')""")
 
 def test_sqlite_with_normal_flushes_loses_a_commit_of_its_log(disk: Disk) -> None:
     """`synchronous=NORMAL` in WAL mode: whole after a power cut, and older."""
-    run(disk, """
+    run(
+        disk,
+        """
 db = sqlite3.connect('t.db', isolation_level=None)
 db.execute('PRAGMA journal_mode=WAL')
 db.execute('PRAGMA synchronous=FULL')
 db.execute('create table t (x)')
 db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
 db.execute('PRAGMA synchronous=NORMAL')
-db.execute('insert into t values (7)')""")
+db.execute('insert into t values (7)')""",
+    )
     disk.power_cut()
     assert _row(disk.root / "t.db") is None
 
