@@ -168,14 +168,19 @@ class Spool:
         self._open: dict[tuple[HeaderDigest, NodeId], SpoolFile] = {}
 
     def file(self, hd: HeaderDigest, node: NodeId, expected_bytes: int) -> SpoolFile:
-        """Return the spool of `node` in round `hd`, opening or creating it."""
+        """Return the spool of `node` in round `hd`, opening or creating it.
+
+        Raises:
+            StateError: DISK.
+        """
         key = (hd, node)
         if key not in self._open:
             folder = self._root / hd.hex()
-            if not folder.is_dir():
-                folder.mkdir()
-                fsync_folder(self._root)
-            self._open[key] = SpoolFile(folder / site_name(node), expected_bytes)
+            with disk_errors(folder):
+                if not folder.is_dir():
+                    folder.mkdir()
+                    fsync_folder(self._root)
+                self._open[key] = SpoolFile(folder / site_name(node), expected_bytes)
         return self._open[key]
 
     def sync_round(self, hd: HeaderDigest) -> None:
