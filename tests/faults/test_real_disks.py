@@ -44,7 +44,7 @@ pytestmark = [
 
 COORDINATOR: Final = "coordinator"
 SITES: Final = ("east", "north", "south", "west")
-TIMING: Final = {"enrolment_grace": "5s", "setup": "10s", "gather": "2s", "heartbeat": "2s"}
+TIMING: Final = {"enrolment_grace": "5s", "setup": "10s", "heartbeat": "2s"}
 PATIENCE_S: Final = 60.0
 ROOM: Final = 8 << 20
 
@@ -139,15 +139,17 @@ async def running(
     watched: Path | None = None,
     arms: dict[str, str] | None = None,
     small: str | None = None,
+    gather: str = "20s",
 ) -> AsyncIterator[Run]:
     """Start a federation and submit a study.
 
-    `watched` is the lost-write library; `small` names whose state is on a small disk.
+    `watched` is the lost-write library; `small` names whose state is on a small disk. A
+    hospital that is on its way back is waited for as long as `gather` says.
     """
     study = small_study(3, 3, deadline="20s", local_steps=20)
     tables = [SitePlan(site, write_table(folder / f"{site}.csv", at))
               for at, site in enumerate(SITES)]  # fmt: skip
-    plan = FederationPlan(folder / "fed", "heart", study, tables, TIMING)
+    plan = FederationPlan(folder / "fed", "heart", study, tables, {**TIMING, "gather": gather})
     address = free_address()
     build(plan, address)
     disk = None if watched is None else Disk(plan.folder, folder / "log", watched)
@@ -294,7 +296,7 @@ async def test_a_node_without_room_sends_nothing_and_comes_back_when_there_is_so
     tmp_path: Path,
 ) -> None:
     """The others' rounds go on; no truncated update is sent; nobody has to restart it by hand."""
-    async with running(tmp_path, small="north") as run:
+    async with running(tmp_path, small="north", gather="1s") as run:
         await run.until("north", "round.training")
         filler = fill(state_of(run.plan, "north"))
         await run.until(COORDINATOR, "round.closed", 2)
