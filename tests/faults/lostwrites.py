@@ -26,7 +26,6 @@ import struct
 import subprocess
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -41,12 +40,9 @@ class Cut(StrEnum):
     SOME = "some"
 
 
-@cache
-def why_not() -> str:
-    """Say why this machine cannot do it; empty if it can."""
-    if shutil.which("gcc") is None:
-        return "no gcc to build the lost-write layer"
-    return ""
+def can_build() -> bool:
+    """Whether this machine has what the library is compiled with."""
+    return shutil.which("gcc") is not None
 
 
 def build(folder: Path) -> Path:

@@ -18,7 +18,7 @@ import pytest
 from tests.faults import lostwrites
 from tests.faults.lostwrites import PAGE, Cut, Disk
 
-pytestmark = pytest.mark.skipif(bool(lostwrites.why_not()), reason=lostwrites.why_not() or "-")
+pytestmark = pytest.mark.skipif(not lostwrites.can_build(), reason="needs gcc")
 
 _DIE = "os.kill(os.getpid(), 9)"
 
