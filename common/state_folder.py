@@ -21,7 +21,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +112,7 @@ def mark(path: Path, owner: Owner) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path / MARKER)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        fsync_folder(path)
 
 
 def _read(path: Path) -> Owner | None:
@@ -154,7 +150,7 @@ def make(path: Path) -> None:
     if _is_folder(path):
         return
     try:
-        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        _make_durable(path)
     except (FileExistsError, NotADirectoryError):
         raise _no_folder(path) from None
     except OSError as failure:
@@ -165,6 +161,41 @@ def make(path: Path) -> None:
                 fix=f"Make it for this user: install -d -m 0700 -o {os.geteuid()} {path}",
             ) from None
         raise disk_error(path, failure) from failure
+
+
+def _make_durable(path: Path) -> None:
+    """Make a folder and those above it that are missing; their names are durable."""
+    if not path.parent.is_dir():
+        _make_durable(path.parent)
+    path.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make new names, renames and removals in a folder durable. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def take_over(path: Path, parts: Iterable[Path] = ()) -> None:
+    """Make durable what lies in a folder and its `parts` under its names; those are made first.
+
+    A process that was killed between a rename and the flush of the folder leaves a name that
+    the next process sees, and that a power cut takes back. Whoever relies on what it finds, and
+    tells others, has to flush the folders first.
+
+    Raises:
+        StateError: DISK.
+    """
+    for part in parts:
+        with disk_errors(part):
+            part.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            fsync_folder(part)
+    with disk_errors(path):
+        fsync_folder(path)
 
 
 def _is_folder(path: Path) -> bool:

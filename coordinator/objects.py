@@ -18,16 +18,7 @@ from typing import Self
 from common.errors import RoundError
 from common.failpoints import failpoint
 from common.ids import Sha256
-from common.state_folder import disk_errors
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+from common.state_folder import disk_errors, fsync_folder, take_over
 
 
 class ObjectWriter:
@@ -120,6 +111,7 @@ class ObjectStore:
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(".*.part"):
             leftover.unlink()
+        take_over(root.parent, [root])
 
     def writer(self) -> ObjectWriter:
         """Begin a new object."""

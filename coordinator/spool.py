@@ -19,7 +19,7 @@ from common.errors import Refusal, StateError
 from common.failpoints import failpoint
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.messages import CHUNK_BYTES
-from coordinator.objects import fsync_folder
+from common.state_folder import disk_errors, fsync_folder, take_over
 
 _BLOCK: Final = 1 << 20
 _ROUND_FOLDER: Final = re.compile("[0-9a-f]{64}")
@@ -164,23 +164,42 @@ class Spool:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        root.mkdir(parents=True, exist_ok=True)
+        take_over(root.parent, [root])
         self._open: dict[tuple[HeaderDigest, NodeId], SpoolFile] = {}
 
     def file(self, hd: HeaderDigest, node: NodeId, expected_bytes: int) -> SpoolFile:
-        """Return the spool of `node` in round `hd`, opening or creating it."""
+        """Return the spool of `node` in round `hd`, opening or creating it.
+
+        Raises:
+            StateError: DISK.
+        """
         key = (hd, node)
         if key not in self._open:
             folder = self._root / hd.hex()
-            if not folder.is_dir():
-                folder.mkdir()
-                fsync_folder(self._root)
-            self._open[key] = SpoolFile(folder / site_name(node), expected_bytes)
+            with disk_errors(folder):
+                if not folder.is_dir():
+                    folder.mkdir()
+                    fsync_folder(self._root)
+                self._open[key] = SpoolFile(folder / site_name(node), expected_bytes)
         return self._open[key]
 
     def sync_round(self, hd: HeaderDigest) -> None:
-        """Make the names of a round's files durable, before an upload is acknowledged."""
-        fsync_folder(self._root / hd.hex())
+        """Make the names of a round's files durable, before an upload is acknowledged.
+
+        Raises:
+            StateError: DISK, and the next call makes durable what is in the folder then.
+        """
+        folder = self._root / hd.hex()
+        try:
+            with disk_errors(folder):
+                fsync_folder(folder)
+        except StateError:
+            # As after a flush of a file that failed (F38), the system may take names for
+            # durable that are not: they are made anew before the next flush.
+            for path in folder.iterdir():
+                path.rename(again := path.with_name(f".{path.name}"))
+                again.rename(path)
+            raise
 
     def drop(self, hd: HeaderDigest) -> None:
         """Delete a round's files: it is closed or voided."""

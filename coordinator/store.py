@@ -27,7 +27,7 @@ from common.errors import FedError, RoundError, StateError
 from common.failpoints import failpoint
 from common.ids import ConfigHash, Epoch, RunId, StudyId
 from common.secagg.params import EPOCH_SECONDS
-from common.state_folder import MARKER, free_text
+from common.state_folder import MARKER, free_text, take_over
 
 STATE_NAMES: Final = frozenset(
     {
@@ -200,7 +200,10 @@ def open_engine(url: str) -> Engine:
 
 def _sqlite_settings(connection: object, _record: object) -> None:
     cursor = connection.cursor()  # type: ignore[attr-defined]  # the DBAPI's own connection
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+    (mode,) = cursor.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":  # a flush failed, or the file system cannot: FULL would not be enough
+        raise StateError("DISK", f"the database cannot keep a write-ahead log here: {mode}")
+    for setting in ("synchronous=FULL", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {setting}")
     cursor.close()
 
@@ -219,6 +222,10 @@ def migrate(engine: Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     try:
         with engine.begin() as connection:
+            if engine.dialect.name == "sqlite":
+                # Python's module begins no transaction before DDL: a process that was killed
+                # between two tables would leave what no later one could bring up to date.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except DBAPIError as error:
@@ -456,4 +463,25 @@ def open_store(url: str, federation: str | None = None) -> SqlStore:
     if federation is not None:
         check_federation(engine, federation)
     migrate(engine)
+    _take_over(engine)
     return SqlStore(engine)
+
+
+def _take_over(engine: Engine) -> None:
+    """Make durable what a process that was killed left in SQLite's log.
+
+    It may have died between the write of a commit and its flush. This process reads that
+    commit and tells others of it, and a power cut could take it back.
+
+    Raises:
+        StateError: DISK.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    try:
+        with engine.connect() as db:
+            db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            # SQLite passes over a failure to flush the folder in which it made its files.
+            take_over(Path(str(engine.url.database)).parent)
+    except SQLAlchemyError as error:
+        raise _failure(engine, error, "DISK") from error

@@ -43,7 +43,7 @@ class WordSource(Protocol):
 def write_masked(
     path: Path, source: WordSource, plan: MaskPlan, abandoned: Callable[[], bool] = lambda: False
 ) -> Sha256:
-    """Write `y_i` to `path`, its bytes durably, and return `ydig`. Blocking; any thread.
+    """Write `y_i` to `path`, durably, and return `ydig`. Blocking; any thread.
 
     `abandoned` is asked between blocks: the round may end while this works.
 
@@ -63,14 +63,13 @@ def write_masked(
             os.fsync(handle)
             failpoint("node.vector.before_rename")
             temporary.replace(path)
+        files.sync_directory(path.parent)
     except BaseException:
         failpoint("node.vector.undo")
         files.remove(temporary)
         raise
     finally:
         os.close(handle)
-    # The name becomes durable with the session record that promises these bytes (same
-    # journal); a power cut that took it would cost the round, never two inputs.
     failpoint("node.vector.after")
     return digest
 

@@ -64,11 +64,7 @@ def sync_directory(path: Path) -> None:
         StateError: DISK.
     """
     with disk_errors(path):
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        state_folder.fsync_folder(path)
 
 
 def sync_file(path: Path) -> None:

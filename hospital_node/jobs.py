@@ -117,6 +117,9 @@ class RoundJobs:
         """The round whose masked vector this process wrote or checked."""
         self._unsent: HeaderDigest | None = None
         """The round of which not one byte was sent yet."""
+        self._start: tuple[HeaderDigest, RoundStart] | None = None
+        """Of the open round, if this process was told of it again."""
+        self._start_came = asyncio.Event()
         self._accepted: Sha256 | None = None
         """The model of the last header that this process accepted in the run."""
         self._made: dict[str, object] = {}
@@ -126,15 +129,15 @@ class RoundJobs:
 
     def fetch(self, start: RoundStart, hd: HeaderDigest) -> None:
         """Fetch the model that a header names; ends in `HeaderReceived`."""
-        self._start("fetch", hd, self._fetch(start, hd))
+        self._begin("fetch", hd, self._fetch(start, hd))
 
     def make(self, prepared: Input) -> None:
         """Train, quantise, mask and write `y`; ends in `InputFinal` or `InputFailed`."""
-        self._start("input", prepared.hd, self._make(prepared))
+        self._begin("input", prepared.hd, self._make(prepared))
 
     def upload(self, end: UploadEnd) -> None:
         """Upload the written `y`; ends in `UploadAcked` or `InputFailed`."""
-        self._start("upload", end.hd, self._upload(end))
+        self._begin("upload", end.hd, self._upload(end))
 
     def cancel(self, hd: HeaderDigest) -> None:
         """Stop whatever works for a round that is over; its masked vector goes."""
@@ -166,7 +169,7 @@ class RoundJobs:
         self._abandoned.set()
         self._abandoned = threading.Event()
 
-    def _start(self, kind: str, hd: HeaderDigest, job: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, kind: str, hd: HeaderDigest, job: Coroutine[Any, Any, None]) -> None:
         """Start a job unless the same one is running; another round's is cancelled."""
         known = self._jobs.get(kind)
         if known is not None and not known[1].done():
@@ -200,15 +203,42 @@ class RoundJobs:
             await self._check_step(wanted, schema)
             around.shelf.keep(self._task, wanted)
             return wanted
-        with ModelReceiver(path, schema) as receiver:
-            found = await transfer.download(around.road, Sha256(start.model_stream_id), receiver)
-            if found != wanted:
-                around.store.drop_models((wanted,))
-                raise Refusal("MODEL_HASH", "the model that came is not the one of the header")
+        if left:
+            self._ignore(path)
+        total = await self._download(start, path, schema)
         await self._check_step(wanted, schema)
         around.shelf.keep(self._task, wanted)
-        self._log().info(Event.DOWNLOAD_FINISHED, bytes=receiver.total)
+        self._log().info(Event.DOWNLOAD_FINISHED, bytes=total)
         return wanted
+
+    async def _download(self, start: RoundStart, path: Path, schema: ParameterSchema) -> int:
+        """Fetch the model of a header to `path`; return its bytes.
+
+        What an earlier process left of it counts only if the whole then has the right digest;
+        else all of it is fetched.
+
+        Raises:
+            Refusal: MODEL_HASH, what the coordinator sent is not the header's model.
+        """
+        around, wanted = self._around, start.header.model_sha256
+        while True:
+            with ModelReceiver(path, schema) as receiver:
+                taken_up = receiver.offset > 0
+                if receiver.ignored:
+                    self._ignore(receiver.part)
+                address = Sha256(start.model_stream_id)
+                found = await transfer.download(around.road, address, receiver)
+            if found == wanted:
+                return receiver.total
+            around.store.drop_models((wanted,))
+            if not taken_up:
+                raise Refusal("MODEL_HASH", "the model that came is not the one of the header")
+            self._ignore(receiver.part)
+
+    def _ignore(self, path: Path) -> None:
+        """Say that what an earlier process left is not what its name says."""
+        detail = f"{path.name} is damaged or of another model; it is fetched again"
+        self._log().failure(Event.MODEL_REFUSED, StateError("MODEL_INVALID", detail))
 
     async def _check_step(self, model: Sha256, schema: ParameterSchema) -> None:
         """Refuse a model that moved too far from the last one of this run (protocol, 10.2).
@@ -259,7 +289,7 @@ class RoundJobs:
         model = store.model_path(header.model_sha256) if has_model else None
         path, own = store.spool_path(prepared.hd), store.own(prepared.run_id)
         if model is not None:
-            await self._check_held(header.model_sha256, model, work)
+            await self._have(prepared, model, work)
 
         def make() -> Sha256:
             source = work.make(header, model, prepared.seed, abandoned, own)
@@ -270,18 +300,28 @@ class RoundJobs:
             return make()
         return await self._around.worker.run(make, abandoned)
 
-    async def _check_held(self, wanted: Sha256, model: Path, work: Work) -> None:
-        """Read again what an earlier process received for the open round.
+    async def _have(self, prepared: Input, model: Path, work: Work) -> None:
+        """Read again what an earlier process received for the open round, or fetch it again.
 
         Raises:
-            StateError: STATE_DAMAGED; the round goes on without this hospital.
+            Refusal: MODEL_HASH or MODEL_RANGE; the round goes on without this hospital.
+            StateError: DISK.
         """
-        shelf = self._around.shelf
+        shelf, wanted = self._around.shelf, prepared.header.model_sha256
         if shelf.holds(wanted):
             return
-        if await asyncio.to_thread(digest_of_file, model, work.model_schema()) != wanted:
-            raise StateError("STATE_DAMAGED", "the model of the open round is lost or has changed")
-        shelf.keep(self._task, wanted)
+        if await asyncio.to_thread(digest_of_file, model, work.model_schema()) == wanted:
+            shelf.keep(self._task, wanted)
+            return
+        while self._start is None or self._start[0] != prepared.hd:
+            self._start_came.clear()
+            await self._start_came.wait()
+        await self._receive(self._start[1])
+
+    def told(self, start: RoundStart, hd: HeaderDigest) -> None:
+        """Hear again of the open round, as a hospital does that comes back."""
+        self._start = (hd, start)
+        self._start_came.set()
 
     # --- the upload -------------------------------------------------------------------------
 

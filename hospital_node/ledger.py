@@ -160,9 +160,11 @@ class Ledger:
         )
 
     def _flush(self, handle: int, line: bytes) -> None:
+        written = False
         try:
             failpoint("node.ledger.before_write")
             files.write_all(handle, line)
+            written = True
             failpoint("node.ledger.before_fsync")
             os.fsync(handle)
         except BaseException:
@@ -171,7 +173,9 @@ class Ledger:
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, self._size)
                 os.fsync(handle)
-                self._broken = False
+                # A flush that works after one that failed proves nothing (F38): then the next
+                # process reads what there is.
+                self._broken = written
             raise
         failpoint("node.ledger.after")
 

@@ -106,6 +106,7 @@ class OwnTensors:
                 with files.disk_errors(staged):
                     staged.replace(self._path(name))
         self._forget(left)
+        files.sync_directory(self._folder)  # also where it had come this far before
 
     def drop(self, names: Iterable[str] = NAMES) -> None:
         """Forget tensors and whatever is staged.
@@ -115,6 +116,7 @@ class OwnTensors:
         """
         known = [path for path in map(self._path, names) if path.exists()]
         self._forget([*known, *self._staged_files()])
+        files.sync_directory(self._folder)
 
     def _staged_files(self) -> list[Path]:
         return list(self._folder.glob(f"{self._run}.*{_STAGED}"))
@@ -122,8 +124,6 @@ class OwnTensors:
     def _forget(self, paths: list[Path]) -> None:
         for path in paths:
             files.remove(path)
-        if paths:
-            files.sync_directory(self._folder)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{self._run}.{name}.f32"

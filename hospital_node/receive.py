@@ -45,7 +45,9 @@ class ModelReceiver:
 
     def __init__(self, path: Path, schema: ParameterSchema) -> None:
         self._path = path
-        self._part = path.with_name(path.name + files.TEMPORARY)
+        self.part = path.with_name(path.name + files.TEMPORARY)
+        self.ignored = False
+        """Whether what an earlier process left was no beginning of such a model."""
         self._head = model_header(schema)
         self._hasher = ModelHasher(schema)
         self._finite = _FiniteCheck(schema.tensors)
@@ -53,15 +55,16 @@ class ModelReceiver:
         self.offset = 0
         with files.disk_errors(path):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._file = os.open(self._part, flags, files.FILE_MODE)
+            self._file = os.open(self.part, flags, files.FILE_MODE)
         try:
             self._read_again()
         except Refusal:
+            self.ignored = True
             self._restart(schema)
 
     def _read_again(self) -> None:
         """Take up what an earlier process left."""
-        with files.disk_errors(self._part):
+        with files.disk_errors(self.part):
             while piece := os.read(self._file, CHUNK_BYTES):
                 self._check(piece)
                 self.offset += len(piece)
@@ -70,7 +73,7 @@ class ModelReceiver:
         self._hasher = ModelHasher(schema)
         self._finite = _FiniteCheck(schema.tensors)
         self.offset = 0
-        with files.disk_errors(self._part):
+        with files.disk_errors(self.part):
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
 
@@ -91,7 +94,7 @@ class ModelReceiver:
         if not piece.data:
             raise Refusal("MODEL_HASH", "an empty piece: a stream of these would never end")
         self._check(piece.data)
-        with files.disk_errors(self._part):
+        with files.disk_errors(self.part):
             failpoint("node.model.before_write")
             files.write_all(self._file, piece.data)
         self.offset += len(piece.data)
@@ -122,7 +125,7 @@ class ModelReceiver:
         digest = self._hasher.finish()
         with files.disk_errors(self._path):
             failpoint("node.model.before_rename")
-            self._part.replace(self._path)
+            self.part.replace(self._path)
             failpoint("node.model.after")
         self.close()
         return digest
@@ -130,7 +133,7 @@ class ModelReceiver:
     def discard(self) -> None:
         """Forget what came: it is not the model that was announced."""
         self.close()
-        files.remove(self._part)
+        files.remove(self.part)
 
     def close(self) -> None:
         """Let go of the file; what is on disk stays for a later attempt."""

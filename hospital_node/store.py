@@ -130,6 +130,7 @@ class NodeStore:
                 if part not in ("models", "approvals"):
                     files.sweep(root / part)
             files.sweep(root)
+            state_folder.take_over(root, [root / part for part in _PARTS])
             store = cls(root, Vault(_key(root, key_file, entropy), entropy), lock)
             for task in store.tasks():
                 store.load_session(task)

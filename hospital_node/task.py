@@ -501,6 +501,7 @@ class Task:
         hd = header.digest()
         shelf = self._around.shelf
         if open_digest(self._state) == hd:
+            self._jobs.told(start, hd)
             return  # its jobs are running; after a restart `Restarted` started them
         refusal = self._objection()
         if refusal is not None:  # nothing is fetched either

@@ -29,6 +29,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 import numpy as np
 
+from common import state_folder
 from common.clock import Clock, SystemClock
 from common.errors import ConnectError
 from common.events import EVENTS
@@ -343,7 +344,7 @@ class Federation:
     def start_coordinator(self) -> None:
         config = CoordinatorConfig.read(self.plan.coordinator_folder / "coordinator.yaml")
         identity = load_identity(self.plan.coordinator_folder, now_unix=self.clock.unix())
-        config.path(config.state_dir).mkdir(exist_ok=True)
+        state_folder.make(config.path(config.state_dir))
         service = build_service(config, identity, self.clock, self.own_log)
         store = service._shop.store
         append = store.append

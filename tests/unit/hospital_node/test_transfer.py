@@ -301,6 +301,15 @@ async def test_a_refused_upload_is_not_tried_again(tmp_path: Path, name: str) ->
     assert link.starts == [0]
 
 
+async def test_an_upload_goes_on_after_the_coordinators_disk_was_full(tmp_path: Path) -> None:
+    """It asks again how far it came, as after a connection that broke."""
+    link = ScriptedLink()
+    link.failures = [StateError("DISK", "the coordinator's")]
+    await _upload(tmp_path, link, done=True)
+    assert link.starts == [0]
+    assert not link.failures
+
+
 async def test_an_acknowledgement_of_other_bytes_is_given_up_after_three_tries(
     tmp_path: Path,
 ) -> None:

@@ -1,0 +1,160 @@
+"""Power cuts: whatever was acknowledged is there afterwards, and the run ends as without them.
+
+The machine on which a process dies loses all that was never flushed (`tests.faults.power`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from common.failpoints import POINTS
+from tests.faults import lostwrites
+from tests.faults.budget import trials
+from tests.faults.lostwrites import Cut
+from tests.faults.plan import COORDINATOR, SITES, Act, Fault, Plan, draw
+from tests.faults.power import Found, Trial, started
+from tests.faults.record import record
+
+pytestmark = pytest.mark.skipif(not lostwrites.can_build(), reason="needs gcc")
+
+Run = Callable[[Trial], Found]
+
+HERE: Final = sorted(
+    point
+    for point in POINTS
+    if point.startswith(("coordinator.", "node.file", "node.vector", "node.re"))
+)
+"""Where the run must end as if nothing had been. Not where a node has no header yet: the nonce
+that it drew is gone with it, and the round goes on without it, as after `kill -9`."""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lostwrites.build(tmp_path_factory.mktemp("lostwrites"))
+
+
+@pytest.fixture(scope="module")
+def run(library: Path) -> Iterator[Run]:
+    with started(library) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: Run) -> str:
+    model = run(Trial(Plan(0, ()))).model
+    assert model
+    return model
+
+
+def at(point: str, reach: int = 1, who: str = "") -> Plan:
+    """Return a plan in which a machine loses its power at a place; it is back a second later."""
+    who = who or (COORDINATOR if point.startswith("coordinator.") else SITES[1])
+    return Plan(reach, (Fault(Act.CRASH, who, reach, 1.0, point),))
+
+
+@pytest.mark.fault("F06")
+@pytest.mark.parametrize("point", HERE)
+def test_a_power_cut_at_any_step_changes_nothing_in_the_result(
+    run: Run, undisturbed: str, point: str
+) -> None:
+    """Coordinator (F02 to F07) or node (F09 to F13): no receipt without an update, one model."""
+    reaches = range(1, 1 + trials(change=1, nightly=12, release=20))
+    found = [run(Trial(at(point, reach), cut)) for reach in reaches for cut in _cuts()]
+    wrong = [one for one in found if one.problem or one.voided or one.model != undisturbed]
+    record("F06" if point.startswith("coordinator.") else "F13", trials=len(found),
+           failures=len(wrong), power_cuts=sum(one.cuts for one in found))  # fmt: skip
+    assert wrong == []
+
+
+def _cuts() -> tuple[Cut, ...]:
+    return tuple(Cut)[: trials(change=1, nightly=2, release=2)]
+
+
+@pytest.mark.fault("F14")
+def test_a_power_cut_of_everything_loses_nothing(run: Run, undisturbed: str) -> None:
+    """At random times; the round that is open is not even voided."""
+    count = trials(change=16, nightly=400, release=1_000)
+    found = []
+    for seed in range(count):
+        when = Fault(Act.POWER, COORDINATOR, 0.35 + 1.9 * seed / count, 0.5)
+        found.append(run(Trial(Plan(seed, (when,), 0.1), tuple(Cut)[seed % 2])))
+    wrong = [one for one in found if one.problem]
+    same = sum(one.model == undisturbed for one in found)
+    record("F14", trials=count, failures=len(wrong), same_model=same,
+           power_cuts=sum(one.cuts for one in found))  # fmt: skip
+    assert wrong == []
+    assert all(one.cuts == 5 for one in found)
+
+
+@pytest.mark.fault("F14")
+def test_random_faults_with_power_cuts_lose_nothing(run: Run) -> None:
+    """Whatever kills a process takes, by chance, its machine's power too."""
+    count = trials(change=12, nightly=2_000, release=5_000)
+    found = [run(Trial(draw(seed), None)) for seed in range(count)]
+    wrong = [(seed, one.problem) for seed, one in enumerate(found) if one.problem]
+    record("F14", trials=count, failures=len(wrong), power_cuts=sum(one.cuts for one in found))
+    assert wrong == []
+
+
+# --- the instrument finds what it is meant to find ------------------------------------------------
+
+_NO_FLUSH = """
+import os, types
+import {module} as module
+without = {{name: lambda handle: None for name in ("fsync", "fdatasync")}}
+module.os = types.SimpleNamespace(**{{**vars(os), **without}})
+"""
+_IMPATIENT = "\nimport tests.faults.simulation as simulation\nsimulation.MOST_S = 60.0"
+_SETTINGS = """
+import coordinator.store as store
+def settings(connection, record):
+    cursor = connection.cursor()
+    for setting in ("journal_mode=WAL", "synchronous={level}", "secure_delete=ON"):
+        cursor.execute("PRAGMA " + setting)
+store._sqlite_settings = settings
+"""
+
+PLANTED: Final[dict[str, tuple[str, str]]] = {
+    "a receipt before the spool's flush": (
+        _NO_FLUSH.format(module="coordinator.spool"),
+        "coordinator.receipt",
+    ),
+    "a receipt before its name's": (
+        "import coordinator.spool as spool\nspool.Spool.sync_round = lambda self, hd: None",
+        "coordinator.receipt",
+    ),
+    "a model without its folder's": (
+        "import coordinator.objects as objects\nobjects.fsync_folder = lambda path: None",
+        "coordinator.facts.after_commit",
+    ),
+    "a state folder without its parent's": (
+        "import common.state_folder as folder\nfolder.fsync_folder = lambda path: None",
+        "node.receipt",
+    ),
+    "a node's file without its own": (
+        _NO_FLUSH.format(module="hospital_node.files"),
+        "node.receipt",
+    ),
+    "a vector without its own": (
+        _NO_FLUSH.format(module="hospital_node.contribution"),
+        "node.upload",
+    ),
+    "facts flushed sometimes": (_SETTINGS.format(level="NORMAL"), "coordinator.send"),
+    "facts flushed never": (_SETTINGS.format(level="OFF"), "coordinator.send"),
+}
+"""A defect, planted by lines of Python, and a step at which a power cut shows it."""
+
+
+@pytest.mark.parametrize("defect", PLANTED)
+def test_a_planted_defect_is_found(library: Path, undisturbed: str, defect: str) -> None:
+    spoil, point = PLANTED[defect]
+    with started(library, spoil + _IMPATIENT) as run:
+        for reach in (2, 4, 6, 8, 12, 16, 20):
+            one = run(Trial(at(point, reach)))
+            if one.problem or one.voided or one.model != undisturbed:
+                return
+    pytest.fail("nothing was found")
