@@ -366,8 +366,8 @@ class Event(Enum):
         "upload.resumed",
         "node",
         "info",
-        "study run round site",
-        "An upload goes on at the offset where it broke off.",
+        "study run round site chunk",
+        "An upload goes on where it broke off: with this chunk of 1 MiB.",
     )
     UPLOAD_FINISHED = (
         "upload.finished",

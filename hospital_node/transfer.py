@@ -2,7 +2,7 @@
 
 Both directions keep their place: a download asks from the byte it has, an upload from
 the chunk the coordinator names. Attempts that fail wait with the same full jitter as
-reconnects do.
+reconnects do; one that got further than those before it makes the next wait a short one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ async def upload(
         StateError: STATE_DAMAGED, the file is gone.
     """
     backoff = road.backoff()
-    altered = 0
+    altered = arrived = 0
     while True:
         link = await road.slot.get()
         try:
@@ -121,6 +121,9 @@ async def upload(
             fresh = False
             if state.done:
                 return
+            if state.next_chunk > arrived:
+                arrived = state.next_chunk
+                backoff.succeeded()
             begin = UploadStart(start.task, start.hd, state.next_chunk)
             async with closing(read_chunks(path, state.next_chunk)) as chunks:
                 _check_ack(await link.upload(begin, chunks, end), end)

@@ -186,6 +186,11 @@ class Network:
         shutil.copytree(self.plan.site_folder(site), folder)
         return folder
 
+    async def models(self) -> list[str]:
+        """Return the objects that the coordinator holds: the model of the moment, no other."""
+        folder = self.plan.coordinator_folder / "state" / "objects"
+        return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
     # --- a run -------------------------------------------------------------------------------
 
     async def submit(self) -> RunId:

@@ -64,6 +64,10 @@ class Way:
         """Pass on again, first what was held."""
         self._open.set()
 
+    def flip_next(self) -> None:
+        """Turn one bit of what comes next, on whichever connection."""
+        self.flip_at = -1
+
     async def passing(self) -> None:
         """Return once nothing holds this direction."""
         await self._open.wait()
@@ -169,6 +173,11 @@ class Proxy:
         """Reset every connection that is open."""
         for connection in self.connections:
             connection.end(End.RESET)
+
+    def reset_after(self, count: int) -> None:
+        """Reset every connection that is open after so many more bytes."""
+        for connection in self.connections:
+            connection.cut_after = connection.passed + count
 
     def half_open(self) -> None:
         """The far end of each open connection is gone; the near end is told nothing."""
@@ -329,10 +338,13 @@ class Proxy:
 
 def _flipped(data: bytes, taken: int, way: Way) -> bytes:
     """Return `data`, which begins at byte `taken` of its connection, with the bit turned."""
-    if way.flip_at is None or not taken <= way.flip_at < taken + len(data):
+    if way.flip_at is None or not data:
+        return data
+    place = len(data) // 2 if way.flip_at < 0 else way.flip_at - taken
+    if not 0 <= place < len(data):
         return data
     changed = bytearray(data)
-    changed[way.flip_at - taken] ^= 0x01
+    changed[place] ^= 0x01
     way.flip_at = None
     way.flipped += 1
     return bytes(changed)
