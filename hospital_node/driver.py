@@ -128,7 +128,7 @@ class Node:
             parts.log,
             parts.conduct,
         )
-        road = Road(self._slot, parts.sleep, self._new_backoff)
+        road = Road(self._slot, parts.sleep, self._new_backoff, self._backoff.succeeded)
         self._around = Surroundings(
             own=parts.own,
             federation=parts.federation,

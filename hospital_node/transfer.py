@@ -39,6 +39,8 @@ class Road:
     slot: LinkSlot
     sleep: Sleep
     backoff: Callable[[], Backoff]
+    moved: Callable[[], None] = lambda: None
+    """Told that a connection brought a transfer further: dialling again is worth while."""
 
 
 async def download(road: Road, address: Sha256, receiver: ModelReceiver) -> Sha256:
@@ -63,6 +65,7 @@ async def download(road: Road, address: Sha256, receiver: ModelReceiver) -> Sha2
             break
         if receiver.offset > before:
             backoff.succeeded()
+            road.moved()
         await road.sleep(backoff.failed())
     return receiver.finish()
 
@@ -124,6 +127,7 @@ async def upload(
             if state.next_chunk > arrived:
                 arrived = state.next_chunk
                 backoff.succeeded()
+                road.moved()
             begin = UploadStart(start.task, start.hd, state.next_chunk)
             async with closing(read_chunks(path, state.next_chunk)) as chunks:
                 _check_ack(await link.upload(begin, chunks, end), end)

@@ -34,6 +34,9 @@ _SLOW_BLOCK: Final = 1 << 12
 _BUFFER: Final = 1 << 14
 """Of the kernel, on a slow line: a router queues little, and a fast machine much."""
 
+_SEGMENT: Final = 1400
+"""Bytes of a packet, as on Ethernet: loopback's 64 KiB let a sender queue megabytes."""
+
 _NOW: Final = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends a reset."""
 
@@ -138,6 +141,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         if slow:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
         self._listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
