@@ -107,6 +107,14 @@ class Event(Enum):
         "site library text",
         "A library's own warning, in its words, cut to one line.",
     )
+    CLOCK_SET = (
+        "clock.set",
+        "both",
+        "warning",
+        "site seconds then",
+        "The clock of the day jumped by so many seconds, back if below 0: the lines above and"
+        " below are in order all the same, and no deadline moved.",
+    )
     LOG_SUPPRESSED = (
         "log.suppressed",
         "both",
@@ -129,6 +137,14 @@ class Event(Enum):
         "info or warning",
         f"study run round site {_ERROR} reason then until what",
         "The stream ended; the node dials again. In an open round: what the round does now.",
+    )
+    LINK_REPLACED = (
+        "link.replaced",
+        "coordinator",
+        "info or warning",
+        "site from seconds then was",
+        "A hospital opened a stream before its former one, last heard of so many seconds ago, was"
+        " missed: the newer one stands. A warning if the former was alive.",
     )
     LINK_RETRYING = (
         "link.retrying",
@@ -425,6 +441,7 @@ LIMITED: Final = frozenset(
         Event.LIBRARY_MESSAGE,
         Event.LINK_CONNECTED,
         Event.LINK_LOST,
+        Event.LINK_REPLACED,
         Event.LINK_RETRYING,
         Event.MODEL_REFUSED,
         Event.PROTOCOL_REFUSED,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -104,6 +105,31 @@ async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -
             await asyncio.sleep(_TURN_S)
 
 
+async def start_fresh(
+    arguments: list[str], folder: Path, env: Mapping[str, str], words: Path, *before: str
+) -> asyncio.subprocess.Process:
+    """Start `fedcare ARGUMENTS` in an interpreter of its own, behind the words `before`."""
+    words.parent.mkdir(parents=True, exist_ok=True)
+    program = "import sys; from common.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [*before, sys.executable, "-P", "-c", program, *arguments]
+    with words.open("ab") as out:
+        return await asyncio.create_subprocess_exec(
+            *command, cwd=folder, env=dict(env), stdin=asyncio.subprocess.DEVNULL, stdout=out,
+            stderr=out,
+        )  # fmt: skip
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Ask a process to end, and wait for it; kill it if it does not."""
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), 8.0)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
 class Network:
     """See the module. Start it with `LOG_FORMAT=json` in the environment."""
 
@@ -117,7 +143,9 @@ class Network:
         timing: Mapping[str, str] = TIMING,
         slow: bool = False,
         stay_away: frozenset[str] = frozenset(),
+        coordinator: Mapping[str, str] | None = None,
     ) -> None:
+        """`coordinator`: the environment of its process, which is then a fresh one."""
         self.study = study_of(size=size, rounds=rounds, deadline=deadline)
         sites = [SitePlan(site) for site in SITES]
         self.plan = FederationPlan(root, NAME, self.study, sites, timing)
@@ -131,6 +159,7 @@ class Network:
         here = [site for site in sites if site.name not in stay_away]
         started = FederationPlan(root, NAME, self.study, here, timing)
         self.federation = LocalFederation(started, self.address)
+        self._coordinator = coordinator
         self.log = Log(root / "logs" / "coordinator.log")
         self.client: Client
         self._stack = AsyncExitStack()
@@ -144,10 +173,24 @@ class Network:
         for proxy in self.proxies.values():
             await self._stack.enter_async_context(proxy)
         await self._stack.enter_async_context(self.federation)
-        await self.federation.start()
+        if self._coordinator is None:
+            await self.federation.start()
+        else:
+            await self._start_apart(self._coordinator)
         owner = load_identity(self.plan.researcher_folder, now_unix=SystemClock().unix())
         self.client = await self._stack.enter_async_context(Client(self.address, owner))
         return self
+
+    async def _start_apart(self, env: Mapping[str, str]) -> None:
+        """Start the coordinator in a fresh process with its own environment, then the nodes."""
+        folder = self.plan.coordinator_folder
+        serve = ["coordinator", "serve", "--config", "coordinator.yaml"]
+        process = await start_fresh(serve, folder, env, self.log.path)
+        self._stack.push_async_callback(end, process)
+        await until((folder / "state" / "address").exists)
+        for site in self.federation.plan.sites:
+            node = ["node", "serve", "--config", "node.yaml"]
+            await self.federation.children.start(site.name, node, self.plan.site_folder(site.name))
 
     async def __aexit__(
         self,
