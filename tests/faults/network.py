@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from common.certificates import Role
-from common.clock import SystemClock
+from common.clock import ManualClock, SystemClock
 from common.identity import Identity, load_identity
 from common.ids import RunId
 from common.manifest import Manifest
@@ -144,13 +144,17 @@ class Network:
         slow: bool = False,
         stay_away: frozenset[str] = frozenset(),
         coordinator: Mapping[str, str] | None = None,
+        old_s: float = 0.0,
     ) -> None:
-        """`coordinator`: the environment of its process, which is then a fresh one."""
+        """`coordinator`: the environment of its process, which is then a fresh one.
+
+        `old_s`: so long ago every certificate was issued.
+        """
         self.study = study_of(size=size, rounds=rounds, deadline=deadline)
         sites = [SitePlan(site) for site in SITES]
         self.plan = FederationPlan(root, NAME, self.study, sites, timing)
         self.address = free_address()
-        build(self.plan, self.address)
+        build(self.plan, self.address, ManualClock(epoch=SystemClock().unix() - old_s))
         self.proxies = {
             site: Proxy(self.address, seed=number, slow=slow) for number, site in enumerate(SITES)
         }
@@ -218,15 +222,16 @@ class Network:
         """Send a signal to a process."""
         self.federation.children[name].process.send_signal(number)
 
-    def issue(self, role: Role, name: str, out: Path, **more: Any) -> None:  # noqa: ANN401
+    def issue(self, role: Role, name: str, out: Path, *hosts: str) -> None:
         """Write another certificate of the same consortium."""
         now = SystemClock().unix()
-        issue(self.plan.folder / "pki", role, name, out=out, **{"now_unix": now, "days": 2} | more)
+        issue(self.plan.folder / "pki", role, name, now_unix=now, hosts=hosts, days=2, out=out)
 
     def copy(self, site: str, name: str) -> Path:
         """Return a copy of a hospital's folder: the same certificate and state, elsewhere."""
         folder = self.plan.folder / name
-        shutil.copytree(self.plan.site_folder(site), folder)
+        live = shutil.ignore_patterns("*.sock")
+        shutil.copytree(self.plan.site_folder(site), folder, ignore=live)
         return folder
 
     async def models(self) -> list[str]:
