@@ -168,10 +168,12 @@ class Network:
         self.client: Client
         self._stack = AsyncExitStack()
 
-    def lead(self, site: str, address: str) -> None:
+    def lead(self, site: str, address: str, former: str | None = None) -> None:
         """Write another address of the coordinator into a hospital's policy."""
         path = self.plan.site_folder(site) / "policy.yaml"
-        path.write_text(path.read_text("utf-8").replace(self.address, address), "utf-8")
+        text = path.read_text("utf-8")
+        assert (former or self.address) in text
+        path.write_text(text.replace(former or self.address, address), "utf-8")
 
     async def __aenter__(self) -> Self:
         for proxy in self.proxies.values():
