@@ -111,9 +111,8 @@ class Event(Enum):
         "clock.set",
         "both",
         "warning",
-        "site seconds then",
-        "The clock of the day jumped by so many seconds, back if below 0: the lines above and"
-        " below are in order all the same, and no deadline moved.",
+        "site by_s then",
+        "The clock of the day was set by so many seconds, back if below 0; lines stay in order.",
     )
     LOG_SUPPRESSED = (
         "log.suppressed",
@@ -142,9 +141,8 @@ class Event(Enum):
         "link.replaced",
         "coordinator",
         "info or warning",
-        "site from seconds then was",
-        "A hospital opened a stream before its former one, last heard of so many seconds ago, was"
-        " missed: the newer one stands. A warning if the former was alive.",
+        "site at heard_s then was",
+        "A hospital opened a stream before its former one was missed; the newer one stands.",
     )
     LINK_RETRYING = (
         "link.retrying",

@@ -64,7 +64,6 @@ from coordinator.run_step import fewest
 from coordinator.store import StoredRun, StoredStudy
 from coordinator.witness import noised_sums
 
-
 ALIVE_BEATS: Final = 1.5
 """A stream that was heard of within so many heartbeats was alive when another came."""
 
@@ -228,7 +227,7 @@ class CoordinatorService:
                 await asyncio.wait_for(self._run_died.wait(), self._heartbeat_s)
             self._run_died.clear()
             if jump := self._clock_watch.jumped():
-                self._shop.log.warning(Event.CLOCK_SET, seconds=jump, then=CLOCK_THEN)
+                self._shop.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
             for task in self._tasks.values():
                 if task.done() and not task.cancelled():
                     task.result()
@@ -380,10 +379,10 @@ class CoordinatorService:
         write(
             Event.LINK_REPLACED,
             site=site_name(node),
-            seconds=silent_s,
+            at=self._calls_from.get(node) or None,
             was=was or None,
+            heard_s=silent_s,
             then=then,
-            **{"from": self._calls_from.get(node) or None},
         )
 
     def _has_keys(self, node: NodeId, task: str) -> bool:

@@ -341,7 +341,7 @@ class Node:
 
     def _look_at_clock(self) -> None:
         if jump := self._clock_watch.jumped():
-            self._parts.log.warning(Event.CLOCK_SET, seconds=jump, then=CLOCK_THEN)
+            self._parts.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
 
     def _tick(self) -> None:
         self._look_at_clock()

@@ -132,7 +132,7 @@ class Namespace:
         _run(*self.inside, "tc", "qdisc", "del", "dev", self.cable, "root")
 
     def hosts(self, lines: str) -> None:
-        """Say what names mean in there: the namespace's own `/etc/hosts`, before or while it runs."""
+        """Say what names mean in there: its own `/etc/hosts`, before or while a process runs."""
         folder = _HOSTS / self.name
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "hosts").open("w", encoding="ascii") as file:  # the same file, as mounted

@@ -90,7 +90,7 @@ class Log:
         """Return the first such line, waiting for it."""
         try:
             async with asyncio.timeout(patience_s):
-                while not (found := self.lines(event, **fields)):
+                while not (found := self.lines(event, **fields)):  # noqa: ASYNC110 - a file
                     await asyncio.sleep(_TURN_S)
         except TimeoutError:
             words = self.path.read_text(encoding="utf-8")[-3000:]
@@ -101,7 +101,7 @@ class Log:
 async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
     """Wait for something that a test sees from outside."""
     async with asyncio.timeout(patience_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - of another process
             await asyncio.sleep(_TURN_S)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import FedError
 from common.ids import Sha256
-from common.messages import DownloadChunk, Hello, UploadAck, UploadChunk, UploadStart
+from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
 from common.secagg.messages import UploadEnd
 from hospital_node.link import CoordinatorOut, Link, NodeOut
 from tests import forked
@@ -169,7 +169,7 @@ async def test_two_processes_with_one_certificate_are_seen_and_the_newer_stands(
         await net.federation.children.start("stolen", serve, folder)
         replaced = await net.log.until("link.replaced", site="va")
         assert replaced["level"] == "warning"
-        assert (replaced["from"], replaced["was"]) == ("127.0.0.1", "127.0.0.1")
+        assert (replaced["at"], replaced["was"]) == ("127.0.0.1", "127.0.0.1")
         lost = await net.log_of("va").until("link.lost")
         assert lost["name"] == "UNREACHABLE"
         first = net.log_of("stolen").lines("link.connected")
