@@ -182,7 +182,7 @@ async def test_below_the_quorum_nothing_is_opened_and_the_model_stays_as_it_was(
 async def test_a_slow_line_delays_a_round_and_nobody_is_called_dead(tmp_path: Path) -> None:
     """256 kbit/s and 300 ms +- 100 ms each way: the upload takes longer than three heartbeats."""
     timing = TIMING | {"gather": "60s"}
-    async with Network(tmp_path / "f", size=CHUNK_WORDS // 2, slow=True, timing=timing) as net:
+    async with Network(tmp_path / "f", size=CHUNK_WORDS // 4, slow=True, timing=timing) as net:
         va = net.proxies["va"]
         for way in (va.up, va.down):
             way.latency_s, way.jitter_s = 0.3, 0.1
@@ -200,6 +200,8 @@ async def test_a_slow_line_delays_a_round_and_nobody_is_called_dead(tmp_path: Pa
 # --- connections that break ----------------------------------------------------------------------
 
 BIG: Final = 6
+LANES: Final = 2
+"""Connections of a node that meets nothing: for control messages, and for what is bulky."""
 
 
 def _overhead(sent: int, missing: int) -> float:
@@ -267,7 +269,7 @@ async def test_a_flipped_byte_is_caught_by_tls_and_the_bytes_come_again(
         view = await net.finish(run)
         assert everybody(view)
         assert way.flipped == 1
-        assert va.accepted == 2, "the connection with the altered byte went on"
+        assert va.accepted > LANES, "the connection with the altered byte went on"
         record("F24", trials=1, failures=0, flipped_bytes_accepted=0)
 
 
@@ -286,4 +288,4 @@ async def test_a_connection_of_which_one_end_is_gone_is_replaced(tmp_path: Path,
             va.half_open()
         view = await net.finish(run)
         assert everybody(view)
-        assert va.accepted == 2
+        assert va.accepted > LANES
