@@ -15,7 +15,7 @@ from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
 from common.secagg.messages import UploadEnd
 from hospital_node.link import CoordinatorOut, Link, NodeOut
 from tests import forked
-from tests.faults.network import Network, at, everybody, until
+from tests.faults.network import BEAT_S, Network, at, everybody, until
 from tests.faults.record import record
 from tests.federation import SITES
 from tests.integration.test_federation_mtls import OverTls
@@ -172,6 +172,7 @@ async def test_two_processes_with_one_certificate_are_seen_and_the_newer_stands(
         assert (replaced["at"], replaced["was"]) == ("127.0.0.1", "127.0.0.1")
         lost = await net.log_of("va").until("link.lost")
         assert lost["name"] == "UNREACHABLE"
+        assert at(lost) - at(replaced) < 2 * BEAT_S, "it fell silent; it was not closed"
         first = net.log_of("stolen").lines("link.connected")
         assert first, "the newer one stands"
         await net.federation.children.stop("stolen")
