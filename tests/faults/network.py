@@ -141,7 +141,6 @@ class Network:
         rounds: int = 1,
         deadline: str = "60s",
         timing: Mapping[str, str] = TIMING,
-        slow: bool = False,
         stay_away: frozenset[str] = frozenset(),
         coordinator: Mapping[str, str] | None = None,
         old_s: float = 0.0,
@@ -155,9 +154,7 @@ class Network:
         self.plan = FederationPlan(root, NAME, self.study, sites, timing)
         self.address = free_address()
         build(self.plan, self.address, ManualClock(epoch=SystemClock().unix() - old_s))
-        self.proxies = {
-            site: Proxy(self.address, seed=number, slow=slow) for number, site in enumerate(SITES)
-        }
+        self.proxies = {site: Proxy(self.address, seed=n) for n, site in enumerate(SITES)}
         for site, proxy in self.proxies.items():
             self.lead(site, proxy.address)
         here = [site for site in sites if site.name not in stay_away]

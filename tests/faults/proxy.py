@@ -31,12 +31,6 @@ from common.address import split_address
 
 _BLOCK: Final = 1 << 16
 _SLOW_BLOCK: Final = 1 << 12
-_BUFFER: Final = 1 << 14
-"""Of the kernel, on a slow line: a router queues little, and a fast machine much."""
-
-_SEGMENT: Final = 1400
-"""Bytes of a packet, as on Ethernet: loopback's 64 KiB let a sender queue megabytes."""
-
 _NOW: Final = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends a reset."""
 
@@ -116,8 +110,7 @@ def _reset(end: socket.socket) -> None:
 class Proxy:
     """See the module. `target` may be changed: it is where new connections lead."""
 
-    def __init__(self, target: str, *, seed: int = 0, slow: bool = False) -> None:
-        """`slow`: the kernel's buffers are small, as a slow line's are."""
+    def __init__(self, target: str, *, seed: int = 0) -> None:
         self.target = target
         self.up = Way()
         self.down = Way()
@@ -134,14 +127,10 @@ class Proxy:
         """What went up on each connection that ended while the proxy recorded."""
         self.accepted = 0
         self.cuts = 0
-        self._slow = slow
         self._chance = random.Random(seed)  # noqa: S311 - when a network fails is no secret
         self._jobs: set[asyncio.Task[None]] = set()
         self._kept: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        if slow:
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-            self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
         self._listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
@@ -236,8 +225,6 @@ class Proxy:
         for end in (near, far):
             end.setblocking(False)  # noqa: FBT003
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._slow:
-            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         connection = Connection(near, far, self.cut_after())
         self.connections.append(connection)
         try:

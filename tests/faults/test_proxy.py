@@ -67,7 +67,7 @@ async def test_it_carries_bytes_unchanged_and_counts_them() -> None:
 
 
 async def test_latency_and_a_slow_line_take_the_time_they_should() -> None:
-    async with _echo() as target, Proxy(target, slow=True) as proxy:
+    async with _echo() as target, Proxy(target) as proxy:
         proxy.up.latency_s, proxy.up.jitter_s = 0.2, 0.05
         proxy.down.bytes_per_s = 200_000
         began = time.monotonic()
