@@ -180,7 +180,7 @@ async def test_below_the_quorum_nothing_is_opened_and_the_model_stays_as_it_was(
 
 @pytest.mark.fault("F22")
 async def test_a_slow_line_delays_a_round_and_nobody_is_called_dead(tmp_path: Path) -> None:
-    """256 kbit/s and 300 ms +- 100 ms each way, behind a hospital's own proxy whose buffers are deep.
+    """256 kbit/s and 300 ms +- 100 ms each way, behind a hospital's proxy whose buffers are deep.
 
     Whatever is on one connection with a heartbeat stands in them before it: on a connection
     that carried the upload too, the hospital was silent for more than three heartbeats.
