@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Clock(Protocol):
@@ -29,6 +29,26 @@ class SystemClock:
     def unix(self) -> float:
         """See `Clock`."""
         return time.time()
+
+
+JUMP_S: Final = 2.0
+"""Clocks that a daemon corrects drift by less between two looks."""
+
+CLOCK_THEN: Final = "durations, deadlines and the order of lines are as before; set it right"
+
+
+class ClockWatch:
+    """Notices that the clock of the day was set: it moved by more or less than durations did."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead = clock.unix() - clock.monotonic()
+
+    def jumped(self) -> float:
+        """Return by how many seconds it was set since the last look, back below 0; 0 if not."""
+        ahead = self._clock.unix() - self._clock.monotonic()
+        by, self._ahead = ahead - self._ahead, ahead
+        return by if abs(by) > JUMP_S else 0.0
 
 
 @dataclass(slots=True)

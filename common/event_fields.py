@@ -10,10 +10,13 @@ from typing import Final
 
 FIELDS: Final = {
     "address": "where it listens",
+    "at": "network address that it calls from",
     "attempts": "failed attempts in a row",
     "away_s": "seconds since its last stream ended",
+    "by_s": "seconds by which a clock was set, back if below 0",
     "bytes": "length of what was moved; the same for every hospital of a round",
     "capabilities": "how many capabilities the process has",
+    "chunk": "number of the next part of an upload, from 0; a part is 1 MiB",
     "code": "the error's code; `fedcare explain CODE` tells more",
     "cohort": "the hospitals of the round",
     "config_hash": "SHA-256 of the study in canonical form",
@@ -24,6 +27,7 @@ FIELDS: Final = {
     "dropped": "hospitals of the cohort that are not in the sum",
     "epoch": "number of the key exchange",
     "fix": "what to do about it",
+    "heard_s": "seconds since its former stream was heard of",
     "http": "where health and metrics are served",
     "incident": "number that the caller was given for the same error",
     "kind": "statistics, train or evaluate; of a personal model: how made; of an error: its type",
@@ -70,6 +74,7 @@ FIELDS: Final = {
     "user": "number of the user it runs as",
     "version": "version of the software",
     "waiting_for": "hospitals that are waited for",
+    "was": "network address of its former stream",
     "weak": "the settings that are weaker than they could be",
     "what": (
         "what they owe: decision, connection, keys, readiness, upload, commit, release,"

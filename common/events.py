@@ -107,6 +107,13 @@ class Event(Enum):
         "site library text",
         "A library's own warning, in its words, cut to one line.",
     )
+    CLOCK_SET = (
+        "clock.set",
+        "both",
+        "warning",
+        "site by_s then",
+        "The clock of the day was set by so many seconds, back if below 0; lines stay in order.",
+    )
     LOG_SUPPRESSED = (
         "log.suppressed",
         "both",
@@ -129,6 +136,13 @@ class Event(Enum):
         "info or warning",
         f"study run round site {_ERROR} reason then until what",
         "The stream ended; the node dials again. In an open round: what the round does now.",
+    )
+    LINK_REPLACED = (
+        "link.replaced",
+        "coordinator",
+        "info or warning",
+        "site at heard_s then was",
+        "A hospital opened a stream before its former one was missed; the newer one stands.",
     )
     LINK_RETRYING = (
         "link.retrying",
@@ -366,8 +380,8 @@ class Event(Enum):
         "upload.resumed",
         "node",
         "info",
-        "study run round site",
-        "An upload goes on at the offset where it broke off.",
+        "study run round site chunk",
+        "An upload goes on where it broke off: with this chunk of 1 MiB.",
     )
     UPLOAD_FINISHED = (
         "upload.finished",
@@ -425,6 +439,7 @@ LIMITED: Final = frozenset(
         Event.LIBRARY_MESSAGE,
         Event.LINK_CONNECTED,
         Event.LINK_LOST,
+        Event.LINK_REPLACED,
         Event.LINK_RETRYING,
         Event.MODEL_REFUSED,
         Event.PROTOCOL_REFUSED,

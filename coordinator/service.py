@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final
 
 from common.certificates import verify_study
+from common.clock import CLOCK_THEN, ClockWatch
 from common.errors import ConfigError, FedError, IdentityError, Refusal, RoundError
 from common.events import Event
 from common.failpoints import failpoint
@@ -62,6 +63,9 @@ from coordinator.run_state import (
 from coordinator.run_step import fewest
 from coordinator.store import StoredRun, StoredStudy
 from coordinator.witness import noised_sums
+
+ALIVE_BEATS: Final = 1.5
+"""A stream that was heard of within so many heartbeats was alive when another came."""
 
 
 class _Behind:
@@ -150,6 +154,12 @@ class CoordinatorService:
         self._closing = False
         self._silent: dict[NodeId, str] = {}
         """Whose stream is being closed for its silence, in words."""
+        self._calls_from: dict[NodeId, str] = {}
+        """The network address of each hospital's newest stream."""
+        self._replaced: dict[NodeId, tuple[float, str]] = {}
+        """Of a stream that took another's place and has not said Hello: when the former was
+        last heard of, and from where it called."""
+        self._clock_watch = ClockWatch(shop.clock)
         self._link_changed_at: dict[NodeId, float] = {}
         """Monotonic seconds at which a hospital's stream came or went; none yet: not there."""
         self._began = shop.clock.monotonic()
@@ -216,6 +226,8 @@ class CoordinatorService:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._run_died.wait(), self._heartbeat_s)
             self._run_died.clear()
+            if jump := self._clock_watch.jumped():
+                self._shop.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
             for task in self._tasks.values():
                 if task.done() and not task.cancelled():
                     task.result()
@@ -263,10 +275,19 @@ class CoordinatorService:
         if node not in self._roster:
             raise Refusal("NOT_MEMBER", f"{node} is not among the coordinator's members")
 
-    def connect(self, node: NodeId) -> Outbox:
-        """Open a hospital's control stream; it begins with Hello."""
+    def connect(self, node: NodeId, address: str = "") -> Outbox:
+        """Open a hospital's control stream, from a network address; it begins with Hello.
+
+        Raises:
+            Refusal: NOT_MEMBER.
+        """
         self.check_member(node)
-        self._last_seen[node] = self._shop.clock.monotonic()
+        now = self._shop.clock.monotonic()
+        if node in self._tasks_with_keys:
+            former = self._last_seen.get(node, now), self._calls_from.get(node, "")
+            self._replaced.setdefault(node, former)
+        self._last_seen[node] = now
+        self._calls_from[node] = address
         return self._shop.hub.connect(node)
 
     def disconnect(self, outbox: Outbox) -> None:
@@ -274,6 +295,7 @@ class CoordinatorService:
         if not self._shop.hub.disconnect(outbox):
             return
         self._last_seen.pop(outbox.node, None)
+        self._replaced.pop(outbox.node, None)
         reason = "this coordinator stops" if self._closing else None
         reason = self._silent.pop(outbox.node, reason)  # of this stream, never of a later one
         if self._tasks_with_keys.pop(outbox.node, None) is not None:
@@ -329,6 +351,7 @@ class CoordinatorService:
                 f" {PROTOCOL_VERSION}",
             )
         known = node in self._tasks_with_keys
+        self._tell_replaced(node)
         self._tasks_with_keys[node] = frozenset(hello.tasks)
         heartbeat_ms = round(self._heartbeat_s * 1000)
         noised = noised_sums((driver.state for driver in self._drivers.values()), node)
@@ -340,6 +363,27 @@ class CoordinatorService:
         self._tell_link(node, lost=False, version=hello.software, away_s=away_s)
         for driver in self._drivers.values():
             driver.post(NodeConnected(node, self._has_keys(node, driver.state.study.id)))
+
+    def _tell_replaced(self, node: NodeId) -> None:
+        """Log that a hospital's newer stream stands; two processes may have its certificate."""
+        found = self._replaced.pop(node, None)
+        if found is None:
+            return
+        heard_at, was = found
+        silent_s = self._shop.clock.monotonic() - heard_at
+        alive = silent_s < ALIVE_BEATS * self._heartbeat_s
+        write = self._shop.log.warning if alive else self._shop.log.info
+        then = "the newer stream stands, the former is closed"
+        if alive:
+            then += "; again and again: its certificate is in two places"
+        write(
+            Event.LINK_REPLACED,
+            site=site_name(node),
+            at=self._calls_from.get(node) or None,
+            was=was or None,
+            heard_s=silent_s,
+            then=then,
+        )
 
     def _has_keys(self, node: NodeId, task: str) -> bool:
         return task in self._tasks_with_keys.get(node, frozenset())

@@ -74,11 +74,11 @@ class AggregationServicer(aggregation_pb2_grpc.AggregationServicer):
         self._service = service
 
     async def Session(  # noqa: N802 - the method's name on the wire
-        self, requests: AsyncIterator[pb.NodeMessage], _context: Context
+        self, requests: AsyncIterator[pb.NodeMessage], context: Context
     ) -> AsyncIterator[pb.CoordinatorMessage]:
         """Carry one hospital's control stream, both ways, until either side ends it."""
         node = NodeId(caller().node_id)
-        outbox = self._service.connect(node)
+        outbox = self._service.connect(node, _host(context.peer()))
         reader = asyncio.create_task(self._read(node, outbox, requests))
         try:
             async for task, step in outbox.messages():
@@ -112,6 +112,11 @@ class AggregationServicer(aggregation_pb2_grpc.AggregationServicer):
         sha256, offset = decode_download(request)
         async for piece in self._service.download(sha256, offset, caller().node_id):
             yield encode_piece(piece)
+
+
+def _host(peer: str) -> str:
+    """Return the address of gRPC's `ipv4:10.0.0.5:40312` or `ipv6:%5B::1%5D:40312`."""
+    return peer.partition(":")[2].rpartition(":")[0].replace("%5B", "").replace("%5D", "")
 
 
 async def _parts(requests: AsyncIterator[pb.UploadMessage]) -> AsyncIterator[UploadPart]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from common.clock import Clock, SystemClock
+from common.clock import CLOCK_THEN, Clock, ClockWatch, SystemClock
 from common.entropy import Entropy, OsEntropy
 from common.errors import FedError, InternalError, PolicyRefusal, StateError
 from common.events import Event
@@ -105,6 +105,7 @@ class Node:
         self._stopping = asyncio.Event()
         self._backoff = self._new_backoff()
         self._connection: Connection | None = None
+        self._clock_watch = ClockWatch(parts.clock)
         self._worker = Worker()
         self._trouble: asyncio.Future[FedError] | None = None
         self._tasks: dict[str, Task] = {}
@@ -128,7 +129,7 @@ class Node:
             parts.log,
             parts.conduct,
         )
-        road = Road(self._slot, parts.sleep, self._new_backoff)
+        road = Road(self._slot, parts.sleep, self._new_backoff, self._backoff.succeeded)
         self._around = Surroundings(
             own=parts.own,
             federation=parts.federation,
@@ -275,6 +276,7 @@ class Node:
             await self._until_stopped(self._pause())
 
     async def _pause(self) -> None:
+        self._look_at_clock()
         await self._parts.sleep(self._backoff.failed())
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
@@ -337,7 +339,12 @@ class Node:
         if self._trouble is not None and not self._trouble.done():
             self._trouble.set_result(failure)
 
+    def _look_at_clock(self) -> None:
+        if jump := self._clock_watch.jumped():
+            self._parts.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
+
     def _tick(self) -> None:
+        self._look_at_clock()
         for task in self._tasks.values():
             task.tick()
         self._review()

@@ -1,4 +1,8 @@
-"""The link over gRPC: one channel, the control stream on it, and bulk calls beside it.
+"""The link over gRPC: one connection for the control stream, another for what is bulky.
+
+Two, because on one a heartbeat waits for every byte of an upload that the system has taken
+already: on a slow line that alone made a hospital look dead (fault F22). The second one is
+dialled when it is first needed.
 
 Every failure of a call becomes a `FedError` with this side's diagnosis (`from_rpc`): a
 clock that is off or a wrong CA is named as such instead of "handshake failed".
@@ -58,7 +62,8 @@ class GrpcDialler:
         """
         self._identity.check_dates(self._clock.unix())
         lane = channel(self._address, self._identity, self._proxy)
-        link = GrpcLink(lane, self)
+        bulk = channel(self._address, self._identity, self._proxy, apart=True)
+        link = GrpcLink(lane, bulk, self)
         try:
             await link.open()
         except BaseException:
@@ -79,16 +84,19 @@ class GrpcDialler:
 class GrpcLink:
     """See `hospital_node.link.Link`."""
 
-    def __init__(self, lane: grpc.aio.Channel, dialler: GrpcDialler) -> None:
-        self._lane = lane
+    def __init__(
+        self, lane: grpc.aio.Channel, bulk: grpc.aio.Channel, dialler: GrpcDialler
+    ) -> None:
+        self._lanes = (lane, bulk)
         self._dialler = dialler
-        self._stub = AggregationStub(lane)
+        self._control_stub = AggregationStub(lane)
+        self._bulk_stub = AggregationStub(bulk)
         self._stream: _Stream | None = None
         self._writing = asyncio.Lock()
 
     async def open(self) -> None:
         """Start the control stream and wait until it stands."""
-        self._stream = self._stub.Session()
+        self._stream = self._control_stub.Session()
         try:
             async with asyncio.timeout(READY_S):
                 await self._stream.wait_for_connection()
@@ -135,13 +143,13 @@ class GrpcLink:
             yield encode_upload(end)
 
         try:
-            return decode_ack(parsed(await self._stub.Upload(parts())))
+            return decode_ack(parsed(await self._bulk_stub.Upload(parts())))
         except grpc.aio.AioRpcError as failure:
             raise self._dialler.explain(failure) from None
 
     async def download(self, sha256: Sha256, offset: int) -> AsyncIterator[DownloadChunk]:
         """See `Link`."""
-        call = self._stub.Download(encode_download(sha256, offset))
+        call = self._bulk_stub.Download(encode_download(sha256, offset))
         try:
             async for piece in call:
                 yield decode_piece(parsed(piece))
@@ -154,5 +162,6 @@ class GrpcLink:
         """See `Link`."""
         if self._stream is not None:
             self._stream.cancel()
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
-            await self._lane.close()
+        for lane in self._lanes:
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+                await lane.close()

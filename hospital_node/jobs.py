@@ -332,7 +332,9 @@ class RoundJobs:
         self._unsent = None
 
         async def resume(link: Link) -> ResumeState:
-            return await self._ask(link, end.hd)
+            state = await self._ask(link, end.hd)
+            self._log().info(Event.UPLOAD_RESUMED, chunk=state.next_chunk)
+            return state
 
         try:
             # What an earlier process wrote is read again before it is promised again.
@@ -341,8 +343,6 @@ class RoundJobs:
             self._spooled = end.hd
             if fresh:
                 self._log().info(Event.UPLOAD_STARTED, **self._made)
-            else:
-                self._log().info(Event.UPLOAD_RESUMED)
             start = UploadStart(self._task, end.hd, 0)
             await transfer.upload(around.road, start, path, end, resume, fresh=fresh)
         except Refusal as refusal:

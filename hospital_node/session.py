@@ -96,6 +96,7 @@ class Connection:
         self._clock = clock
         self._sleep = sleep
         self._beat_s = WELCOME_S
+        self._welcomed = asyncio.Event()
         self._heard = clock.monotonic()
 
     @property
@@ -125,18 +126,16 @@ class Connection:
             await asyncio.gather(*jobs, return_exceptions=True)
 
     async def _listen(self, ears: Ears) -> None:
-        welcomed = False
         async with closing(self._link.messages()) as stream:
             async for task, message in stream:
                 self._heard = self._clock.monotonic()
                 match message:
-                    case Welcome() if not welcomed:
+                    case Welcome() if not self._welcomed.is_set():
                         self._welcome(message)
-                        welcomed = True
                         ears.welcomed(message)
                     case Heartbeat() | Welcome():
                         pass
-                    case _ if welcomed:
+                    case _ if self._welcomed.is_set():
                         await ears.message(task, message)
                     case _:
                         raise ConnectError(
@@ -152,11 +151,12 @@ class Connection:
             )
         seconds = welcome.heartbeat_ms / 1000
         self._beat_s = min(max(seconds, _SHORTEST_BEAT_S), _LONGEST_BEAT_S)
+        self._welcomed.set()
 
     async def _beat(self, ears: Ears) -> None:
         counter = 0
         while True:
-            await self._sleep(self._beat_s)
+            await self._pause()
             silent_s = self._clock.monotonic() - self._heard
             if silent_s > SILENT_BEATS * self._beat_s:
                 raise ConnectError(
@@ -165,3 +165,18 @@ class Connection:
             counter += 1
             ears.tick()
             await self._link.send("", Heartbeat(counter))
+
+    async def _pause(self) -> None:
+        """Wait for one heartbeat; the coordinator's own interval begins with its welcome."""
+        if not self._welcomed.is_set():
+            unheard = asyncio.ensure_future(self._sleep(self._beat_s))
+            welcome = asyncio.ensure_future(self._welcomed.wait())
+            try:
+                await asyncio.wait((unheard, welcome), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                unheard.cancel()
+                welcome.cancel()
+                await asyncio.gather(unheard, welcome, return_exceptions=True)
+            if not self._welcomed.is_set():
+                return
+        await self._sleep(self._beat_s)

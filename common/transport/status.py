@@ -200,6 +200,8 @@ def _unavailable(
 def _socket_reason(text: str) -> str:
     for mark, words in (
         ("Connection refused", "connection refused"),
+        ("Could not contact DNS", "the name cannot be resolved: no name server answers"),
+        ("errors resolving", "the name cannot be resolved"),
         ("DNS resolution failed", "the name cannot be resolved"),
         ("Domain name not found", "the name cannot be resolved"),
         ("No route to host", "no route to the host"),

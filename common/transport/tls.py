@@ -85,12 +85,18 @@ def _server_configuration(identity: Identity) -> grpc.ServerCertificateConfigura
 
 
 def channel(
-    address: str, identity: Identity, proxy: str | None = None, name: str | None = None
+    address: str,
+    identity: Identity,
+    proxy: str | None = None,
+    name: str | None = None,
+    *,
+    apart: bool = False,
 ) -> grpc.aio.Channel:
     """Return a channel to `host:port` with every setting of `options`.
 
     `proxy` is `http://[user:password@]host:port`, `direct` for none, or None for the
     environment's. `name` is what the certificate there has to carry if not the host.
+    `apart`: on a TCP connection of its own, which gRPC would else share between channels.
     Nothing is dialled yet; check `identity.check_dates` first.
 
     Raises:
@@ -101,6 +107,7 @@ def channel(
         *channel_options(),
         *_proxy_options(host, proxy),
         *expecting(name),
+        *([("grpc.use_local_subchannel_pool", 1)] if apart else []),
     ]
     return grpc.aio.secure_channel(address, channel_credentials(identity), options=options)
 

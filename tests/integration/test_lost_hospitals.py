@@ -79,6 +79,7 @@ def trained_by_all(line: Line) -> bool:
     return bool(line["round"] >= 4 and line["survivors"] == len(SITES))
 
 
+@pytest.mark.fault("F21")
 @pytest.mark.timeout(120)
 async def test_the_log_names_a_hospital_that_hangs_and_one_that_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -147,6 +147,7 @@ async def test_an_answer_that_is_lost_is_not_counted_twice(
         assert model_of(run) == undisturbed
 
 
+@pytest.mark.fault("F31")
 async def test_every_message_twice_changes_nothing(tmp_path: Path, undisturbed: bytes) -> None:
     async with Federation(tmp_path / "f", suite="hybrid") as fed:
         fed.copies = 2
@@ -181,6 +182,7 @@ async def test_delays_repetitions_and_broken_connections_in_any_order_change_not
 # --- uploads that break off ----------------------------------------------------------------------
 
 
+@pytest.mark.fault("F24")
 @pytest.mark.parametrize("sent", [0, 1, 2])
 async def test_a_broken_upload_goes_on_where_it_stopped(tmp_path: Path, sent: int) -> None:
     async with Federation(tmp_path / "f", size=THREE_CHUNKS, rounds=1, gather="5s") as fed:
@@ -295,6 +297,7 @@ async def test_a_hospital_that_comes_back_takes_part_in_the_next_round(tmp_path:
 
 
 @pytest.mark.parametrize("kind", [RoundStart, UploadEnd], ids=["in training", "in upload"])
+@pytest.mark.fault("F20")
 async def test_two_that_vanish_void_the_round_and_it_is_made_up_for_when_they_return(
     tmp_path: Path, kind: type
 ) -> None:
@@ -319,6 +322,7 @@ async def test_two_that_vanish_void_the_round_and_it_is_made_up_for_when_they_re
         assert before is not None
 
 
+@pytest.mark.fault("F20")
 async def test_below_the_quorum_the_run_waits_and_nothing_is_opened(tmp_path: Path) -> None:
     async with Federation(tmp_path / "f", deadline="1s") as fed:
         for site in ("hungarian", "va"):

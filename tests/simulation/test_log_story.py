@@ -169,6 +169,34 @@ async def test_a_stream_that_was_silent_before_its_hello_is_no_reason_of_a_later
         assert "reason" not in fed.told("link.lost")[-1]
 
 
+@pytest.mark.fault("F35")
+@pytest.mark.parametrize(("pause_s", "level"), [(0.0, "warning"), (0.2, "info")])
+async def test_a_stream_that_takes_anothers_place_is_told_with_where_both_came_from(
+    tmp_path: Path, pause_s: float, level: str
+) -> None:
+    """A warning only if the former was alive: a network that came back is no alarm."""
+    async with Federation(tmp_path / "f") as fed:
+        await fed.run()
+        assert fed.service is not None
+        service, node = fed.service, hospital_id(NAME, "va")
+        await fed.kill("va")
+        await fed.until(lambda: node not in service.connected)
+        service._heartbeat_s = 0.1
+        former = service.connect(node, "10.0.0.1")
+        await service.receive(node, "", Hello("fedcare", 1, ()))
+        await asyncio.sleep(pause_s)
+        newer = service.connect(node, "10.0.0.2")
+        assert not fed.told("link.replaced"), "its holder has not spoken yet"
+        await service.receive(node, "", Hello("fedcare", 1, ()))
+        (line,) = fed.told("link.replaced")
+        assert (line["level"], line["site"]) == (level, "va")
+        assert (line["was"], line["at"]) == ("10.0.0.1", "10.0.0.2")
+        assert former.closed
+        service.disconnect(former)
+        assert node in service.connected
+        service.disconnect(newer)
+
+
 async def test_two_that_vanish_void_the_round_and_the_pause_says_whom_it_waits_for(
     tmp_path: Path,
 ) -> None:

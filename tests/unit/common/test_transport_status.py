@@ -83,6 +83,22 @@ def test_statuses_without_a_code_of_ours_are_read_as_well(
     assert from_rpc(error, address="there").name == name
 
 
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [
+        ("Could not contact DNS servers", "the name cannot be resolved: no name server answers"),
+        ("Domain name not found", "the name cannot be resolved"),
+        ("something new", "the name cannot be resolved"),
+    ],
+)
+def test_a_name_that_is_not_found_is_called_so(why: str, words: str) -> None:
+    details = f"errors resolving c.test:1: [field:hostname lookup error:lookup failed: {why}]"
+    error = AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), details)
+    assert from_rpc(error, address="c.test:1").detail == f"c.test:1: {words}"
+
+
+@pytest.mark.fault("F17")
+@pytest.mark.fault("F21")
 def test_the_settings_are_those_of_the_fault_table() -> None:
     both = {
         "grpc.max_receive_message_length": 2 * 1024**2,

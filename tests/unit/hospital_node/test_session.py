@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from common.clock import ManualClock
+from common.clock import ManualClock, SystemClock
 from common.entropy import OsEntropy
 from common.errors import ConfigError, ConnectError, FedError, IdentityError, StateError
 from common.messages import Heartbeat, Hello, Welcome
@@ -92,6 +92,29 @@ async def test_a_connection_that_is_never_welcomed_is_given_up() -> None:
     failure, slept, _ = await _serve(Script(), ManualClock())
     assert isinstance(failure, ConnectError)
     assert sum(slept) == 40.0
+
+
+class LateWelcome(Script):
+    """Its coordinator takes a moment to answer Hello."""
+
+    async def messages(self) -> AsyncIterator[tuple[str, CoordinatorStep]]:
+        await asyncio.sleep(0.02)
+        yield "", Welcome("sim", 50)
+        await asyncio.Event().wait()
+
+
+async def test_the_coordinators_heartbeats_begin_with_its_welcome() -> None:
+    """Not ten seconds after Hello: a coordinator of short heartbeats would miss three."""
+    script = LateWelcome()
+    connection = Connection(script, "sim", SystemClock(), asyncio.sleep)  # type: ignore[arg-type]
+
+    async def ignore(task: str, message: CoordinatorStep) -> None:
+        return None
+
+    with pytest.raises(ConnectError, match="silent"):
+        async with asyncio.timeout(5):
+            await connection.serve(HELLO, Ears(lambda _: None, ignore, lambda: None))
+    assert script.sent[1] == Heartbeat(1)
 
 
 async def test_a_coordinator_of_another_federation_is_refused() -> None:

@@ -1,0 +1,295 @@
+"""Faults B over real processes and mutual TLS: links that die, freeze, crawl and break.
+
+Heartbeats are a second here, so a silent peer is one after three; the figures of the settings
+that ship are measured in tests/faults/test_network_defaults.py.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests import forked
+from tests.faults.network import BEAT_S, CHUNK, CHUNK_WORDS, TIMING, Network, at, everybody, until
+from tests.faults.record import record
+from tests.federation import SITES
+from tests.zygote import Zygote
+
+pytestmark = pytest.mark.slow
+
+ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite",
+                "hospital_node.grpc_link")  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zygote() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        forked.services_of(ZYGOTE, patch)
+        patch.setenv("LOG_FORMAT", "json")
+        yield
+    ZYGOTE.close()
+
+
+NOTICED_S = 5 * BEAT_S
+"""Three beats of silence, the look at it once a beat, and the machine's own delays."""
+
+
+def _upset(net: Network, fault: str, *, on: bool) -> None:
+    proxy = net.proxies["va"]
+    match fault:
+        case "partition":
+            (proxy.hold if on else proxy.go_on)()
+        case "nothing goes up":
+            (proxy.up.hold if on else proxy.up.go_on)()
+        case "nothing comes down":
+            (proxy.down.hold if on else proxy.down.go_on)()
+        case _:
+            net.signal("va", signal.SIGSTOP if on else signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("partition", marks=pytest.mark.fault("F17")),
+        pytest.param("nothing goes up", marks=pytest.mark.fault("F19")),
+        pytest.param("nothing comes down", marks=pytest.mark.fault("F19")),
+        pytest.param("frozen node", marks=pytest.mark.fault("F21")),
+    ],
+)
+async def test_a_link_that_dies_in_an_upload_is_noticed_and_its_hospital_still_counts(
+    tmp_path: Path, fault: str, request: pytest.FixtureRequest
+) -> None:
+    async with Network(tmp_path / "f", size=4 * CHUNK_WORDS) as net:
+        net.proxies["va"].up.bytes_per_s = 2 * CHUNK
+        run = await net.submit()
+        await net.uploading("va", CHUNK)
+        began = time.time()
+        _upset(net, fault, on=True)
+        lost = [await net.log.until("link.lost", site="va")]
+        if fault != "frozen node":
+            lost.append(await net.log_of("va").until("link.lost"))
+        detection_s = max(map(at, lost)) - began
+        assert detection_s < NOTICED_S
+        net.log.forget()
+        healed = time.time()
+        _upset(net, fault, on=False)
+        back = await net.log.until("link.connected", site="va")
+        view = await net.finish(run)
+        assert everybody(view)
+        record(
+            request.node.get_closest_marker("fault").args[0],
+            trials=1,
+            failures=0,
+            detection_s=detection_s,
+            rejoin_s=max(0.0, at(back) - healed),
+        )
+
+
+@pytest.mark.fault("F21")
+async def test_a_frozen_coordinator_is_noticed_by_every_hospital_and_goes_on_where_it_was(
+    tmp_path: Path,
+) -> None:
+    async with Network(tmp_path / "f", size=4 * CHUNK_WORDS) as net:
+        net.proxies["va"].up.bytes_per_s = 2 * CHUNK
+        run = await net.submit()
+        await net.uploading("va", CHUNK)
+        began = time.time()
+        net.signal("coordinator", signal.SIGSTOP)
+        lost = [await net.log_of(site).until("link.lost") for site in SITES]
+        detection_s = max(map(at, lost)) - began
+        assert detection_s < NOTICED_S
+        healed = time.time()
+        net.signal("coordinator", signal.SIGCONT)
+        await until(
+            lambda: all(len(net.log_of(site).lines("link.connected")) >= 2 for site in SITES)
+        )
+        back = [at(net.log_of(site).lines("link.connected")[1]) for site in SITES]
+        assert everybody(await net.finish(run))
+        record(
+            "F21", trials=1, failures=0, coordinator_frozen_detection_s=detection_s,
+            coordinator_frozen_rejoin_s=max(back) - healed,
+        )  # fmt: skip
+
+
+# --- beyond the deadline, below the quorum -------------------------------------------------------
+
+
+@pytest.mark.fault("F18")
+async def test_a_partition_beyond_the_deadline_costs_one_round_and_its_late_update_none(
+    tmp_path: Path,
+) -> None:
+    deadline_s = 6.0
+    async with Network(
+        tmp_path / "f", size=3 * CHUNK_WORDS, rounds=2, deadline=f"{deadline_s:g}s"
+    ) as net:
+        va = net.proxies["va"]
+        va.up.bytes_per_s = 2 * CHUNK
+        run = await net.submit()
+        await net.uploading("va", CHUNK)
+        va.hold()
+        closed = await net.log.until("round.closed", round=1)
+        assert (closed["survivors"], closed["dropped"]) == (3, ["va"])
+        va.up.bytes_per_s = None
+        va.go_on()
+        view = await net.finish(run)  # both sums are exact: nothing of the late update is in one
+        first, second = view.history
+        assert sorted(first.survivors) == ["cleveland", "hungarian", "switzerland"]
+        assert sorted(second.survivors) == sorted(SITES)
+        assert not net.log_of("va").lines("upload.finished", round=1)
+        record(
+            "F18", trials=1, failures=0, round_s=closed["seconds"], deadline_s=deadline_s,
+            late_updates_counted=0,
+        )  # fmt: skip
+
+
+@pytest.mark.fault("F20")
+async def test_below_the_quorum_nothing_is_opened_and_the_model_stays_as_it_was(
+    tmp_path: Path,
+) -> None:
+    async with Network(tmp_path / "f", size=3 * CHUNK_WORDS, deadline="6s") as net:
+        away = [net.proxies[site] for site in ("switzerland", "va")]
+        for proxy in away:
+            proxy.up.bytes_per_s = 2 * CHUNK
+        run = await net.submit()
+        await net.uploading("va", CHUNK)
+        for proxy in away:
+            proxy.hold()
+        voided = await net.log.until("round.voided")
+        models = await net.models()
+        for proxy in away:
+            proxy.up.bytes_per_s = None
+            proxy.go_on()
+        view = await net.finish(run)
+        first, *_, last = view.history
+        assert (first.state, first.sum_sha256, last.state) == ("ABORTED", b"", "CLOSED")
+        assert sorted(last.survivors) == sorted(SITES)
+        assert len(models) == 1, "a voided round left a model"
+        record(
+            "F20", trials=1, failures=0, releases_below_quorum=0, voided_after_s=voided["seconds"]
+        )
+
+
+# --- slow lines ----------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F22")
+async def test_a_slow_line_delays_a_round_and_nobody_is_called_dead(tmp_path: Path) -> None:
+    """256 kbit/s and 300 ms +- 100 ms each way, behind a hospital's proxy whose buffers are deep.
+
+    Whatever is on one connection with a heartbeat stands in them before it: on a connection
+    that carried the upload too, the hospital was silent for more than three heartbeats.
+    """
+    timing = TIMING | {"gather": "60s"}
+    async with Network(tmp_path / "f", size=CHUNK_WORDS // 2, timing=timing) as net:
+        va = net.proxies["va"]
+        for way in (va.up, va.down):
+            way.latency_s, way.jitter_s = 0.3, 0.1
+        await net.log.until("link.connected", site="va")
+        va.up.bytes_per_s = 32_000
+        run = await net.submit()
+        view = await net.finish(run)
+        assert everybody(view)
+        deaths = len(net.log.lines("link.lost")) + len(net.log_of("va").lines("link.lost"))
+        assert deaths == 0
+        assert view.history[0].seconds > 3 * BEAT_S
+        record("F22", trials=1, failures=0, round_s=view.history[0].seconds, false_deaths=deaths)
+
+
+# --- connections that break ----------------------------------------------------------------------
+
+BIG: Final = 6
+LANES: Final = 2
+"""Connections of a node that meets nothing: for control messages, and for what is bulky."""
+
+
+def _overhead(sent: int, missing: int) -> float:
+    """Return the bytes re-sent above what was missing and one chunk, in parts of the missing."""
+    return max(0.0, (sent - CHUNK) / missing - 1.0)
+
+
+@pytest.mark.fault("F24")
+async def test_an_upload_that_breaks_sends_what_is_missing_and_no_more(tmp_path: Path) -> None:
+    async with Network(tmp_path / "f", size=BIG * CHUNK_WORDS) as net:
+        va = net.proxies["va"]
+        va.up.bytes_per_s = 4 * CHUNK
+        run = await net.submit()
+        await net.uploading("va", 5 * CHUNK // 2)
+        before = va.up.bytes
+        va.reset()
+        log = net.log_of("va")
+        chunk = (await log.until("upload.resumed"))["chunk"]
+        assert 1 <= chunk <= 2
+        await log.until("upload.finished")
+        sent, missing = va.up.bytes - before, (BIG - chunk) * CHUNK
+        assert everybody(await net.finish(run))
+        assert sent <= 1.05 * missing + CHUNK
+        record(
+            "F24", trials=1, failures=0, upload_missing_bytes=missing, upload_sent_again_bytes=sent,
+            upload_overhead=_overhead(sent, missing),
+        )  # fmt: skip
+
+
+@pytest.mark.fault("F24")
+async def test_an_upload_over_a_line_that_breaks_again_and_again_arrives(tmp_path: Path) -> None:
+    """A reset after each N bytes, N random between 1.5 and 4 chunks, for uploads and downloads."""
+    chance = random.Random(24)  # noqa: S311 - where a line breaks is no secret
+    async with Network(tmp_path / "f", size=BIG * CHUNK_WORDS, rounds=2) as net:
+        va = net.proxies["va"]
+        await net.log.until("link.connected", site="va")
+        va.reset_after(2 * CHUNK)
+        va.cut_after = lambda: chance.randint(3 * CHUNK // 2, 4 * CHUNK)
+        started = va.up.bytes, va.down.bytes
+        run = await net.submit()
+        view = await net.finish(run)
+        assert everybody(view)
+        assert va.cuts >= 4
+        whole = BIG * CHUNK
+        up, down = va.up.bytes - started[0], va.down.bytes - started[1]
+        record(
+            "F24", trials=va.cuts, failures=0,
+            up_ratio=up / (2 * whole), down_ratio=down / (2 * whole), resets=va.cuts,
+        )  # fmt: skip
+        assert up <= 2 * whole * 1.05 + va.cuts * CHUNK
+        assert down <= 2 * whole * 1.05 + va.cuts * CHUNK
+
+
+@pytest.mark.fault("F24")
+@pytest.mark.parametrize("where", ["up", "down"])
+async def test_a_flipped_byte_is_caught_by_tls_and_the_bytes_come_again(
+    tmp_path: Path, where: str
+) -> None:
+    async with Network(tmp_path / "f", size=3 * CHUNK_WORDS, rounds=2) as net:
+        va = net.proxies["va"]
+        run = await net.submit()
+        await net.log.until("round.opened")
+        way = va.up if where == "up" else va.down
+        way.flip_next()
+        view = await net.finish(run)
+        assert everybody(view)
+        assert way.flipped == 1
+        assert va.accepted > LANES, "the connection with the altered byte went on"
+        record("F24", trials=1, failures=0, flipped_bytes_accepted=0)
+
+
+@pytest.mark.fault("F24")
+@pytest.mark.parametrize("how", ["truncated", "half open"])
+async def test_a_connection_of_which_one_end_is_gone_is_replaced(tmp_path: Path, how: str) -> None:
+    async with Network(tmp_path / "f", size=3 * CHUNK_WORDS) as net:
+        va = net.proxies["va"]
+        va.up.bytes_per_s = 2 * CHUNK
+        run = await net.submit()
+        await net.uploading("va", CHUNK)
+        if how == "truncated":
+            va.truncate = True
+            va.reset_after(1)
+        else:
+            va.half_open()
+        view = await net.finish(run)
+        assert everybody(view)
+        assert va.accepted > LANES
