@@ -26,6 +26,7 @@ from common.errors import ConfigError, PolicyRefusal, RoundError
 from common.layouts import is_exact
 from common.state_folder import disk_errors
 from common.study import CnnModel, MlpModel, Study, VectorModel
+from hospital_node import checkpoints
 from hospital_node.config import NodeConfig, Training
 from hospital_node.files import TEMPORARY
 
@@ -81,12 +82,13 @@ class Launcher:
         """
         from hospital_node import exchange
 
+        keeper = checkpoints.here()
         with disk_errors(self.root):
             folder = Path(tempfile.mkdtemp(prefix="training-", suffix=TEMPORARY, dir=self.root))
         try:
             with disk_errors(folder):
                 exchange.write_task(folder, task)
-            return exchange.read_result(folder, self._run(folder, abandoned))
+            return exchange.read_result(folder, self._run(folder, abandoned, keeper))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -102,21 +104,40 @@ class Launcher:
         return [
             *training.prefix, sys.executable, "-m", "torch.distributed.run", *where,
             f"--nproc-per-node={training.processes}", "--max-restarts=0",
-            "-m", "hospital_node.distributed", str(folder), training.device,
+            "-m", "hospital_node.distributed", str(folder), training.device, *self._kept,
         ]  # fmt: skip
 
-    def _run(self, folder: Path, abandoned: Callable[[], bool]) -> int:
+    @property
+    def how(self) -> str:
+        """What the bits of a result follow from, besides its input."""
+        return f"{self.training.everywhere} {self.training.device}"
+
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        every_s = self.training.checkpoint_s
+        return () if every_s is None else (repr(every_s), self.how)
+
+    def _run(
+        self, folder: Path, abandoned: Callable[[], bool], keeper: checkpoints.Keeper | None
+    ) -> int:
         """Run torchrun to its end; return its exit code."""
         limit = self.training.limit_s
         ends = time.monotonic() + limit
+        slot = None if keeper is None else checkpoints.Handed(keeper.slot, folder)
+        if slot is not None:
+            slot.give()
         process = self._start(folder)
         try:
             while process.poll() is None:
+                if slot is not None:
+                    slot.take()
                 if abandoned():
                     raise RoundError("RUN_CANCELLED", "the round ended during training")
                 if time.monotonic() > ends:
                     raise RoundError("TRAINING_LOST", f"training took longer than {limit:g} s")
                 time.sleep(_LOOK_S)
+            if slot is not None:
+                slot.take()
             return process.returncode
         finally:
             _end(process)
