@@ -92,8 +92,11 @@ class Launcher:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def command(self, folder: Path) -> list[str]:
-        """Return what starts the processes of this machine, or with `prefix` of all."""
+    def command(self, folder: Path, *, kept: bool = False) -> list[str]:
+        """Return what starts the processes of this machine, or with `prefix` of all.
+
+        `kept`: they leave checkpoints.
+        """
         training = self.training
         where = ["--standalone", "--local-addr=127.0.0.1"]
         if training.machines > 1:
@@ -104,18 +107,14 @@ class Launcher:
         return [
             *training.prefix, sys.executable, "-m", "torch.distributed.run", *where,
             f"--nproc-per-node={training.processes}", "--max-restarts=0",
-            "-m", "hospital_node.distributed", str(folder), training.device, *self._kept,
+            "-m", "hospital_node.distributed", str(folder), training.device,
+            *((repr(training.checkpoint_s), self.how) if kept else ()),
         ]  # fmt: skip
 
     @property
     def how(self) -> str:
         """What the bits of a result follow from, besides its input."""
         return f"{self.training.everywhere} {self.training.device}"
-
-    @property
-    def _kept(self) -> tuple[str, ...]:
-        every_s = self.training.checkpoint_s
-        return () if every_s is None else (repr(every_s), self.how)
 
     def _run(
         self, folder: Path, abandoned: Callable[[], bool], keeper: checkpoints.Keeper | None
@@ -126,7 +125,7 @@ class Launcher:
         slot = None if keeper is None else checkpoints.Handed(keeper.slot, folder)
         if slot is not None:
             slot.give()
-        process = self._start(folder)
+        process = self._start(folder, kept=slot is not None)
         try:
             while process.poll() is None:
                 if slot is not None:
@@ -142,7 +141,7 @@ class Launcher:
         finally:
             _end(process)
 
-    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
+    def _start(self, folder: Path, *, kept: bool) -> subprocess.Popen[bytes]:
         """Start torchrun, with this process' import path and no other.
 
         What the processes print is not kept: a traceback may show a row.
@@ -159,7 +158,7 @@ class Launcher:
             variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         try:
             return subprocess.Popen(  # noqa: S603 - the command is of the hospital's own file
-                self.command(folder),
+                self.command(folder, kept=kept),
                 cwd=folder,
                 env=variables,
                 stdin=subprocess.PIPE,  # nothing is written: it closes when the node ends
