@@ -363,6 +363,7 @@ LONG = study(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.fault("F09")
 def test_training_of_several_processes_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     two = Launcher(Training(processes=2, limit_s=100.0, checkpoint_s=0.2), tmp_path)

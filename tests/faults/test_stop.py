@@ -25,6 +25,7 @@ from common.study import canonical_json
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address
 from tests import forked
+from tests.faults.budget import Budget, budget, trials
 from tests.faults.record import record
 from tests.small_study import TIMING, small_study, write_table
 from tests.zygote import Zygote
@@ -32,7 +33,8 @@ from tests.zygote import Zygote
 pytestmark = pytest.mark.slow
 
 SITES = ("east", "north", "south")
-STUDY = small_study(8, 3, deadline="30s", local_steps=300)
+ROUNDS = trials(change=3, nightly=8, release=8)
+STUDY = small_study(ROUNDS, 3, deadline="30s", local_steps=300)
 
 COORDINATOR_PHASES = {
     "idle": "service.started",
@@ -50,6 +52,10 @@ NODE_PHASES = {
     "sent": "upload.finished",
     "round over": "round.closed",
 }
+
+if budget() is Budget.CHANGE:
+    COORDINATOR_PHASES = {key: COORDINATOR_PHASES[key] for key in ("collecting", "the sum is open")}
+    NODE_PHASES = {key: NODE_PHASES[key] for key in ("training", "sent")}
 
 GRACE_S = 10.0
 """What container engines give before they kill."""
@@ -121,7 +127,7 @@ class Federation:
 async def running(folder: Path) -> AsyncIterator[Federation]:
     await asyncio.to_thread(folder.mkdir)
     tables = [SitePlan(site, write_table(folder / f"{site}.csv", 1)) for site in SITES]
-    plan = FederationPlan(folder / "fed", "heart", STUDY, tables, TIMING)
+    plan = FederationPlan(folder / "fed", "heart", STUDY, tables, {**TIMING, "heartbeat": "1s"})
     address = free_address()
     build(plan, address)
     async with LocalFederation(plan, address) as inner:
