@@ -257,7 +257,7 @@ def test_a_hospitals_own_floor_holds_against_a_header_that_is_right_for_all_othe
 
 @pytest.mark.fault("F70")
 def test_no_second_crowd_on_one_model_whoever_it_leaves_out() -> None:
-    """After one set was signed: each cohort of one fewer, and each set of one fewer, at all nodes."""
+    """After one set was signed: each cohort of one fewer, at all of its nodes."""
     tried = 0
     for left_out in PLACES:
         play = Scripted()
@@ -388,7 +388,7 @@ def test_equal_randomness_after_the_set_up_repeats_no_pair_mask_and_no_share() -
 
 @pytest.mark.fault("F75")
 def test_a_clone_with_the_same_state_makes_other_masks_or_the_same_bytes() -> None:
-    """A copied machine: with its own randomness another nonce, so one of the two is in no header."""
+    """With randomness of its own it says another nonce: one of the two is in no header."""
     play = Scripted()
     one = play.at(0)
     copied = node.encode_state(one.state)
