@@ -43,7 +43,8 @@ def config(tmp_path: Path) -> Path:
     now = time.time()
     create_ca(tmp_path / "pki", "heart", now_unix=now)
     own = tmp_path / "own"
-    issue(tmp_path / "pki", Role.COORDINATOR, "coordinator", now_unix=now, out=own)
+    hosts = ("127.0.0.1",)
+    issue(tmp_path / "pki", Role.COORDINATOR, "coordinator", now_unix=now, hosts=hosts, out=own)
     (own / "coordinator.yaml").write_text(CONFIG.replace("ADDRESS", free_address()))
     return own / "coordinator.yaml"
 
