@@ -18,8 +18,8 @@ It is an update in the making, so it is sealed (`hospital_node.sealing`) for its
 nothing else, and goes as soon as the masked vector is on disk, or the round over. What does
 not open, or was made of other rows, terms or software, is not used: training begins again.
 
-Rounds with differential privacy keep none. What was drawn, which patients and which noise,
-would have to lie on disk beside sums without noise, or be drawn a second time.
+Rounds with differential privacy keep none: which patients were drawn would have to lie on disk,
+beside sums without noise. They begin again; nothing of the first attempt had left.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Slot(Protocol):
         """Hear that training goes on from what was loaded."""
         ...
 
-    def ignored(self, why: StateError) -> None:
-        """Hear that what was loaded, or should be saved, is of no use, and why."""
+    def ignored(self, why: StateError | str) -> None:
+        """Hear that what was loaded is of no use, or nothing will be saved, and why."""
         ...
 
 
@@ -128,8 +128,9 @@ class Keeper:
                 self.slot.resumed()
             return found
         self._stored = []
-        why = "it was made of other rows, terms or software, or in another number of processes"
-        self.slot.ignored(StateError("STATE_DAMAGED", f"a checkpoint of training: {why}"))
+        self.slot.ignored(
+            "the checkpoint is of other rows, terms or software, or another number of processes"
+        )
         return None
 
     def due(self) -> bool:
@@ -140,6 +141,11 @@ class Keeper:
         """Write how far this call is. What cannot be written costs no round: training goes on."""
         began = self.now()
         calls = [*self._calls, (self._of, steps, arrays)]
+        size = sum(values.nbytes for *_, state in calls for values in state.values())
+        if size > MOST_BYTES:
+            self.slot.ignored(f"a state of {size} bytes is not kept; the most is {MOST_BYTES}")
+            self.every_s = float("inf")
+            return
         try:
             self.slot.save(_pack([Progress(of(), count, state) for of, count, state in calls]))
         except StateError as failure:
@@ -223,8 +229,6 @@ class CheckpointFolder:
             StateError: DISK.
         """
         path = self.path(hd)
-        if len(content) > MOST_BYTES:
-            raise StateError("DISK", f"{path}: a state of training of {len(content)} bytes")
         try:
             files.replace(path, self._vault.seal(_purpose(hd), content))
         except StateError:
@@ -289,9 +293,12 @@ class SealedSlot:
         """See `Slot`."""
         self.log.info(Event.TRAINING_RESUMED)
 
-    def ignored(self, why: StateError) -> None:
+    def ignored(self, why: StateError | str) -> None:
         """See `Slot`."""
-        self.log.failure(Event.CHECKPOINT_IGNORED, why)
+        if isinstance(why, str):
+            self.log.warning(Event.CHECKPOINT_IGNORED, detail=why)
+        else:
+            self.log.failure(Event.CHECKPOINT_IGNORED, why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,9 +329,9 @@ class PlainSlot:
         """See `Slot`."""
         self._note(RESUMED)
 
-    def ignored(self, why: StateError) -> None:
+    def ignored(self, why: StateError | str) -> None:
         """See `Slot`."""
-        self._note(IGNORED, why.detail)
+        self._note(IGNORED, why if isinstance(why, str) else why.detail)
 
     def _note(self, name: str, text: str = "") -> None:
         if self.writes:
@@ -375,7 +382,7 @@ class Handed:
         with contextlib.suppress(FileNotFoundError):
             why = (self._folder / IGNORED).read_text("utf-8")
             (self._folder / IGNORED).unlink()
-            self._slot.ignored(StateError("STATE_DAMAGED", why))
+            self._slot.ignored(why)
 
 
 def _purpose(hd: HeaderDigest) -> str:

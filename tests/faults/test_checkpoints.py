@@ -95,7 +95,7 @@ class Memory:
     def resumed(self) -> None:
         self.said.append("resumed")
 
-    def ignored(self, why: StateError) -> None:
+    def ignored(self, why: StateError | str) -> None:
         self.said.append(f"ignored: {why}")
 
 
@@ -315,6 +315,18 @@ def test_a_checkpoint_is_sealed_and_only_its_owner_reads_it(folder: CheckpointFo
     assert weights in content
     assert weights not in folder.path(HD).read_bytes()
     assert folder.path(HD).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.fault("F09")
+def test_a_state_that_is_too_large_is_said_once_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, slot = task_of(STUDIES["adam"]), Memory()
+    monkeypatch.setattr(checkpoints, "MOST_BYTES", 100)
+    assert bits(Run().train(task, slot, 1.0)) == bits(task.train())
+    assert slot.content is None
+    assert len(slot.said) == 1
+    assert "the most is 100" in slot.said[0]
 
 
 @pytest.mark.fault("F09")
