@@ -3,7 +3,8 @@
 A hospital reads its file into a `Table`: numbers as they are, a category as the index
 of its level, NaN where a value is missing. The model sees encoded columns: a number
 stays one column, a category of k levels becomes k - 1 indicators (the first level is
-the one where all are 0). The coordinator needs the columns' number and names only.
+the one where all are 0), and a feature with `indicator` has one more, which is 1 where it
+was missing. The coordinator needs the columns' number and names only.
 """
 
 from __future__ import annotations
@@ -62,15 +63,16 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class EncodedColumn:
-    """A column the model sees: `age`, or `cp=3` for a category's level.
+    """A column the model sees: `age`, `cp=3` for a category's level, or `ca=(missing)`.
 
     `feature` is the place of its feature in the study, `level` the index of the level
-    that the indicator stands for (`None` for a number).
+    that the indicator stands for (`None` for a number); `missing` where it stands for none.
     """
 
     name: str
     feature: int
     level: int | None
+    missing: bool = False
 
 
 def level_count(feature: Feature) -> int:
@@ -90,4 +92,6 @@ def encoded_columns(study: Study) -> tuple[EncodedColumn, ...]:
                 for level, text in enumerate(feature.levels)
                 if level > 0
             ]
+        if feature.indicator:
+            columns.append(EncodedColumn(f"{feature.name}=(missing)", place, None, missing=True))
     return tuple(columns)

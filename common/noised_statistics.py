@@ -37,6 +37,8 @@ def unsupported(study: Study) -> tuple[int, str] | None:
     for place, feature in enumerate(study.features):
         if feature.impute == "median":
             return place, "is imputed by its median, which has no noised form; use mean or centre"
+        if feature.indicator:
+            return place, "has an indicator, whose share has no noised form; use normalise: fixed"
         if feature.numeric and feature.range is None:
             return place, "needs a 'range': it bounds what one patient can add to a noised sum"
     return None

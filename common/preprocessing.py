@@ -114,7 +114,9 @@ class Preprocessing:
         out = np.empty((table.rows, len(self.columns)))
         for place, column in enumerate(encoded_columns(study)):
             values = filled[:, column.feature]
-            if column.level is not None:
+            if column.missing:
+                values = np.isnan(table.values[:, column.feature]).astype(np.float64)
+            elif column.level is not None:
                 values = (values == column.level).astype(np.float64)
             with np.errstate(over="ignore", invalid="ignore"):  # whoever computes with it sees it
                 out[:, place] = (values - self.centre[place]) / self.scale[place]

@@ -6,7 +6,8 @@ between hospitals; pooled constants keep it. They come out of one `statistics` r
 1. Each hospital computes, over its training rows and per feature, the share of rows
    where it is present, the mean of z and of z^2 (missing counts as 0), with
    z = (x - middle) / half of the public range; of a category its levels' shares; for a
-   median also the shares in the bins of a histogram over the range.
+   median also the shares in the bins of a histogram over the range; for an `indicator` the
+   share of rows where the feature is missing.
 2. It multiplies all by its weight u and sends them masked (`contribution`).
 3. From the opened sums everybody computes the same constants (`pooled`): weighted
    means of shares. With weights `samples` these are the statistics of the pooled rows,
@@ -25,7 +26,7 @@ every hospital, is scaled by 1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -67,7 +68,10 @@ _FINE: Final = 2.0**64
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Where a feature's numbers stand: `start`, then its moments and bins, or level shares."""
+    """Where a feature's numbers stand: `start`, then its moments and bins, or level shares.
+
+    The last one is the share of rows without a value, if the feature has an `indicator`.
+    """
 
     feature: Feature
     start: int
@@ -76,7 +80,8 @@ class _Block:
     @property
     def size(self) -> int:
         fine = 1 if self.feature.range is None else 0
-        return level_count(self.feature) or _MOMENTS + fine + self.bins
+        values = level_count(self.feature) or _MOMENTS + fine + self.bins
+        return values + self.feature.indicator
 
 
 def needed(study: Study) -> bool:
@@ -108,12 +113,7 @@ def contribution(study: Study, table: Table, weight: float, levels: int) -> NDAr
     """
     if table.rows == 0:
         raise DataError("DATA_EMPTY", "there is no training row to compute statistics from")
-    shares = [
-        _level_shares(block, table.values[:, place])
-        if level_count(block.feature)
-        else _moments(block, table.values[:, place])
-        for place, block in enumerate(_blocks(study))
-    ]
+    shares = [_shares(block, table.values[:, place]) for place, block in enumerate(_blocks(study))]
     value = np.clip(np.concatenate(shares) * weight, -1.0, 1.0)
     return limbs(value, 1.0, levels)
 
@@ -180,6 +180,11 @@ def middle_and_half(feature: Feature) -> tuple[float, float]:
     return low / 2.0 + high / 2.0, high / 2.0 - low / 2.0
 
 
+def _shares(block: _Block, column: NDArray[np.float64]) -> NDArray[np.float64]:
+    values = _level_shares(block, column) if level_count(block.feature) else _moments(block, column)
+    return np.append(values, np.isnan(column).mean()) if block.feature.indicator else values
+
+
 def _moments(block: _Block, column: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return [present, mean of z, mean of z^2, (fine z^2 | bins...)], each over all rows."""
     middle, half = middle_and_half(block.feature)
@@ -199,7 +204,7 @@ def _moments(block: _Block, column: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _level_shares(block: _Block, column: NDArray[np.float64]) -> NDArray[np.float64]:
     present = column[~np.isnan(column)].astype(np.int64)
-    return np.bincount(present, minlength=block.size) / len(column)
+    return np.bincount(present, minlength=level_count(block.feature)) / len(column)
 
 
 # --- from the opened sums -----------------------------------------------------------
@@ -207,17 +212,34 @@ def _level_shares(block: _Block, column: NDArray[np.float64]) -> NDArray[np.floa
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """One feature's constants; a category has a centre and a scale per level."""
+    """One feature's constants; a category has a centre and a scale per level.
+
+    `absent`: centre and scale of the column that says where the feature is missing.
+    """
 
     centre: tuple[float, ...]
     scale: tuple[float, ...]
     impute: float | None
+    absent: tuple[float, float] = (0.0, 1.0)
 
 
 def _constants(block: _Block, sums: NDArray[np.float64]) -> Constants:
-    if level_count(block.feature):
-        return category_constants(block.feature, sums)
-    return _number_constants(block, sums)
+    count = level_count(block.feature)
+    values = sums[:-1] if block.feature.indicator else sums
+    found = category_constants(block.feature, values) if count else _number_constants(block, values)
+    if not block.feature.indicator:
+        return found
+    present = float(np.maximum(values[:count], 0.0).sum()) if count else float(values[0])
+    return replace(found, absent=_absent(float(sums[-1]), present))
+
+
+def _absent(missing: float, present: float) -> tuple[float, float]:
+    """Return centre and scale of an indicator from two shares of the same weight."""
+    if missing + present < _ABSENT:
+        return 0.0, 1.0
+    share = missing / (missing + present)
+    spread = math.sqrt(max(share * (1.0 - share), 0.0))
+    return share, max(spread, SMALLEST_INDICATOR_SCALE) if spread > 0.0 else 1.0
 
 
 def category_constants(feature: Feature, sums: NDArray[np.float64]) -> Constants:
@@ -290,7 +312,11 @@ def assemble(study: Study, found: list[Constants]) -> Preprocessing:
     columns = encoded_columns(study)
     for column in columns:
         feature = study.features[column.feature]
-        if study.normalise == "federated":
+        if column.missing:
+            of_all = found[column.feature].absent if study.normalise == "federated" else (0.0, 1.0)
+            centre.append(of_all[0])
+            scale.append(of_all[1])
+        elif study.normalise == "federated":
             place = column.level or 0
             centre.append(found[column.feature].centre[place])
             scale.append(found[column.feature].scale[place])

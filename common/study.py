@@ -352,7 +352,11 @@ def completed_yaml(study: Study) -> str:
 
 def _stated(feature: dict[str, Any]) -> dict[str, Any]:
     """Drop what a feature does not have, so that a line holds it."""
-    return {key: value for key, value in feature.items() if value is not None and value != []}
+    return {
+        key: value
+        for key, value in feature.items()
+        if value is not None and value is not False and value != []
+    }
 
 
 def canonical_json(study: Study) -> bytes:
@@ -362,6 +366,9 @@ def canonical_json(study: Study) -> bytes:
     default, so that what hospitals approved earlier keeps its hash.
     """
     data = completed(study)
+    for feature in data["features"]:
+        if not feature["indicator"]:
+            del feature["indicator"]
     for section, added in _ADDED.items():
         if section in data:
             for key, default in added.items():

@@ -84,7 +84,8 @@ class Feature(Section):
     cell: numbers are compared with the value, texts with the cell. `impute: none` (the
     default) makes a missing value an error; `median` needs a `range`, because the federated
     median is read off a secure histogram over it; `centre` is the feature's own public
-    constant, which no patient has a part in.
+    constant, which no patient has a part in. `indicator` gives the model a further column, 1
+    where the value was missing and a stand-in is used, so that it can tell the two apart.
 
     An `image` column names a file per row. It is brought to `size` = [height, width] and
     `channels` (1 grey, 3 RGB), and a pixel's value v to (v - low) / (high - low), cut off at
@@ -99,6 +100,7 @@ class Feature(Section):
     levels: Levels | None = None
     missing: Annotated[tuple[Code, ...], Field(max_length=100), AfterValidator(no_repeats)] = ()
     impute: Literal["mean", "median", "most-frequent", "centre", "drop-row", "none"] = "none"
+    indicator: bool = False
     centre: Number | None = None
     scale: Annotated[Number, Field(gt=0)] | None = None
     size: Annotated[tuple[Pixels, Pixels], BeforeValidator(_height_width)] | None = None
@@ -131,6 +133,12 @@ class Feature(Section):
             self._check_numeric()
         else:
             self._check_category()
+        if self.indicator and self.impute in ("none", "drop-row"):
+            raise problem(
+                f"is true, and with impute: {self.impute} no row of the model's lacks the value; "
+                "state a stand-in",
+                "indicator",
+            )
         return self
 
     def _check_image(self) -> None:
@@ -139,6 +147,8 @@ class Feature(Section):
                 raise problem("does not belong to an image", key)
         if self.missing or self.impute != "none":
             raise problem("must be none: every row needs its image", "impute")
+        if self.indicator:
+            raise problem("must be false: every row needs its image", "indicator")
         if self.size is None or self.channels is None or self.window is None:
             raise problem("is image, which needs 'size', [height, width]", "type")
 

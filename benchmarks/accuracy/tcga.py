@@ -11,8 +11,11 @@ held out by one fold, so that one model ranks them; a region's pairs are added u
 and repeats, and then small regions weigh as much as large ones, as in the figure aimed at.
 
 The module as a command measures Ditto: over random splits, stratified likewise, the mean of
-regions of Ditto's personal models less that of FedAvg's model, paired by split. Each split's
-lambda is chosen by the same cross-validation of its own training rows.
+regions of Ditto's personal models less that of FedAvg's model, paired by split. A region's is
+the one that its node keeps after the release: fitted on from the run's own, held near the
+released model. What the last round left behind was held near the model before, which after
+few rounds is still far from the last. Each split's lambda is chosen in its own training rows:
+the strongest pull whose figure, over the folds, is within one standard error of the best.
 """
 
 # ruff: noqa: T201 - a command, and its table is its output
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import sys
 import tempfile
@@ -46,14 +50,15 @@ from common.weights import weight
 from hospital_node.data import tcga
 from hospital_node.data.load import SiteData, load
 from hospital_node.evaluate import predict
-from hospital_node.personal_state import DITTO, Own
+from hospital_node.personal import fits
+from hospital_node.personal_state import Own
 from hospital_node.strategies import Received, local_round
 from researcher.local import site_file, write
 
 STUDY: Final = frame.ROOT / "studies" / "tcga-brca.yaml"
 MUSTS: Final = (frame.Must("federated", frame.C_INDEX, 0.82),)
-LAMBDAS: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Ditto's candidates; the larger, the nearer to the federated model."""
+LAMBDAS: Final = (0.3, 1.0, 3.0, 10.0, math.inf)
+"""Ditto's candidates; the larger, the nearer to the federated model, which the last one is."""
 
 _FOLDS: Final = 5
 
@@ -79,7 +84,9 @@ def measure(given: argparse.Namespace) -> frame.Entry:
         "TCGA-BRCA, FLamby's rows and split (866 training and 222 test rows; Canada's test rows "
         f"have one event, Europe's two), {study.federation.rounds} rounds, {given.seeds} seeds. "
         "The terms were chosen inside the training rows (`--select --repeats 5`); before that "
-        "rule was fixed, test figures of 37 other settings had been seen.",
+        "rule was fixed, test figures of 37 other settings had been seen. Of 222 test rows 32 had "
+        "the event: over other patients the standard error of the mean of sites is 0.06 "
+        "(bootstrap within regions), ten times the distance to the aim.",
         results,
         MUSTS,
         time.monotonic() - began,
@@ -158,6 +165,11 @@ def candidates(study: Study) -> Iterator[tuple[str, Study]]:
         name = f"fedavg lr {lr} steps 20 decay {decay} batch 64"
         yield _with(study, name, lr, 20, decay, batch=64)
     yield _with(study, "fedavg lr 0.03 steps 10 decay 0.3", 0.03, 10, 0.3)
+    for steps, decay in itertools.product((40, 80), (0.1, 0.3)):
+        name = f"fedavg lr 0.03 steps {steps} decay {decay} batch 64"
+        yield _with(study, name, 0.03, steps, decay, batch=64)
+    name = "fedavg lr 0.03 steps 20 decay 0.1 batch 64 weights equal"
+    yield name, _equal(_with(study, name, 0.03, 20, 0.1, batch=64)[1])
     for mu, lr, decay in itertools.product((0.1, 1.0), (0.1, 0.3), (0.1, 0.3)):
         name, one = _with(study, f"fedprox mu {mu} lr {lr} steps 20 decay {decay}", lr, 20, decay)
         yield name, with_strategy(one, FedProx.model_validate({"name": "fedprox", "mu": mu}))
@@ -171,6 +183,11 @@ def _with(
 ) -> tuple[str, Study]:
     changed = {"lr": lr, "local_steps": steps, "weight_decay": decay, "batch": batch}
     return name, study.model_copy(update={"train": study.train.model_copy(update=changed)})
+
+
+def _equal(study: Study) -> Study:
+    federation = study.federation.model_copy(update={"weights": "equal"})
+    return study.model_copy(update={"federation": federation})
 
 
 def with_strategy(study: Study, strategy: Ditto | FedProx | Newton) -> Study:
@@ -210,10 +227,9 @@ def cross_validated(study: Study, parts: Sequence[Sites]) -> float:
     """Return the mean over regions of the C-index over all held-out pairs."""
     total = dict.fromkeys(parts[0], np.zeros(5))
     for sites in parts:
-        model, kept = federated(study, sites)
+        model, _ = federated(study, sites)
         for site, (_, held_out) in sites.items():
-            own = kept.get(site, {}).get(DITTO, model)
-            total[site] = total[site] + counted(study, own, held_out)
+            total[site] = total[site] + counted(study, model, held_out)
     return mean_of_regions(total.values())
 
 
@@ -257,14 +273,64 @@ def redrawn(tables: Mapping[str, SiteData], seed: int) -> dict[str, SiteData]:
 
 def gain(study: Study, tables: Mapping[str, SiteData]) -> tuple[float, float]:
     """Return Ditto's mean C-index of regions less FedAvg's on one split, and its lambda."""
-    parts = cuts(study, tables, 1)
-    judged = {one: cross_validated(_ditto(study, one), parts) for one in LAMBDAS}
-    chosen = max(judged, key=judged.__getitem__)
-    sites = rounds.prepare(study, tables)
-    model, kept = federated(_ditto(study, chosen), sites)  # its federated model is FedAvg's
-    own = mean_of_regions(counted(study, kept[s][DITTO], test) for s, (_, test) in sites.items())
+    chosen = strongest(by_strength(study, cuts(study, tables, 1)))
+    if chosen == math.inf:
+        return 0.0, chosen
+    sites, terms = rounds.prepare(study, tables), _ditto(study, chosen)
+    model, kept = federated(terms, sites)  # its federated model is FedAvg's
+    own = mean_of_regions(
+        counted(study, personal(terms, site, train, model, kept[site]), test)
+        for site, (train, test) in sites.items()
+    )
     shared = mean_of_regions(counted(study, model, test) for _, test in sites.values())
     return own - shared, chosen
+
+
+def strongest(judged: Mapping[float, Sequence[float]]) -> float:
+    """Return the largest lambda within one standard error of the best, paired by fold.
+
+    (Breiman et al. 1984, section 3.4.3: the simplest within one standard error.)
+    """
+    best = max(judged.values(), key=statistics.fmean)
+    for one in sorted(judged, reverse=True):
+        behind = [top - figure for top, figure in zip(best, judged[one], strict=True)]
+        if statistics.fmean(behind) <= statistics.stdev(behind) / math.sqrt(len(behind)):
+            return one
+    raise AssertionError("the best is within any distance of itself")
+
+
+def by_strength(study: Study, parts: Sequence[Sites]) -> dict[float, list[float]]:
+    """Return, by lambda and fold, the mean over regions of Ditto's held-out C-index.
+
+    As when a node compares, fits begin at the federated model, which is the same for all.
+    """
+    found: dict[float, list[float]] = {one: [] for one in LAMBDAS}
+    for sites in parts:
+        model, _ = federated(study, sites)
+        for one in LAMBDAS:
+            found[one].append(
+                mean_of_regions(
+                    counted(study, _ended(study, one, site, train, model), held_out)
+                    for site, (train, held_out) in sites.items()
+                )
+            )
+    return found
+
+
+def _ended(study: Study, strength: float, site: str, train: Encoded, model: Model) -> Model:
+    if strength == math.inf:
+        return model
+    return personal(_ditto(study, strength), site, train, model)
+
+
+def personal(
+    study: Study, site: str, train: Encoded, model: Model, kept: Own | None = None
+) -> Model:
+    """Return Ditto's model as a region's node ends with it; `kept` is what the run left there."""
+    (found,) = fits.fit(
+        study, site, train, fits.start(study, site, train, model, kept), "ditto"
+    ).values()
+    return found
 
 
 def _ditto(study: Study, strength: float) -> Study:
@@ -276,10 +342,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ditto over FedAvg on TCGA-BRCA")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first split")
     given = parser.parse_args()
     study = load_study(STUDY)
     tables, gains = read(given.data, study), []
-    for seed in range(given.splits):
+    for seed in range(given.first, given.first + given.splits):
         found, chosen = gain(study, redrawn(tables, seed))
         gains.append(found)
         print(f"split {seed}: lambda {chosen:g}, {found:+.4f}", flush=True)

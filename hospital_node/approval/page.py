@@ -127,7 +127,8 @@ def _reads(study: Study) -> dict[str, Any]:
 def _feature(feature: Feature) -> dict[str, Any]:
     unit = f" in {feature.unit}" if feature.unit else ""
     form = f"{len(feature.levels)} levels" if feature.levels else f"{feature.type}{unit}"
-    return {"name": feature.name, "form": form, "missing_values": feature.impute}
+    marked = ", and a column that says so" if feature.indicator else ""
+    return {"name": feature.name, "form": form, "missing_values": feature.impute + marked}
 
 
 def _target(study: Study) -> str | None:

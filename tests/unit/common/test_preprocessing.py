@@ -11,6 +11,7 @@ import pytest
 from common.errors import DataError, StateError
 from common.features import encoded_columns
 from common.preprocessing import Preprocessing
+from common.statistics import Constants, assemble
 from tests.learning import study, table
 
 TWO = "\n  - {name: x, type: float}\n  - {name: c, type: category, levels: [a, b, c]}"
@@ -50,6 +51,17 @@ def test_no_such_file_is_refused(text: str) -> None:
 
 def test_a_category_becomes_one_indicator_less_than_it_has_levels() -> None:
     assert [column.name for column in encoded_columns(study(TWO))] == ["x", "c=b", "c=c"]
+
+
+@pytest.mark.parametrize("normalise", ["none", "fixed"])
+def test_an_indicator_without_pooled_constants_is_0_or_1(normalise: str) -> None:
+    more = ", centre: 3, scale: 2" if normalise == "fixed" else ""
+    text = f"\n  - {{name: x, type: float, impute: mean, indicator: true{more}}}"
+    terms = study(text, more=f"normalise: {normalise}")
+    found = assemble(terms, [Constants((7.0,), (9.0,), 7.0, (0.4, 0.5))])
+    encoded = found.encode(terms, table([[math.nan, 5.0]]))
+    assert encoded.features[:, 1].tolist() == [1.0, 0.0]
+    assert encoded.features[0, 0] == (2.0 if normalise == "fixed" else 7.0)
 
 
 def test_rows_are_imputed_encoded_centred_and_scaled() -> None:

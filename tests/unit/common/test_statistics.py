@@ -133,6 +133,46 @@ def test_a_column_missing_at_one_hospital_takes_the_others_constants() -> None:
     assert (found.centre[0], found.scale[0], found.impute[0]) == pytest.approx((3.0, 1.0, 3.0))
 
 
+MARKED = """
+  - {name: x, type: float, range: [0, 9], impute: mean, indicator: true}
+  - {name: d, type: int, range: [0, 40], impute: median, indicator: true}
+  - {name: c, type: category, levels: [a, b, c], impute: most-frequent, indicator: true}
+"""
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 999), st.floats(0, 1))
+def test_an_indicator_is_standardised_by_how_often_all_rows_lack_the_value(
+    sizes: list[int], seed: int, missing: float
+) -> None:
+    rng, terms, plain = np.random.default_rng(seed), study(MARKED), study(
+        MARKED.replace(", indicator: true", "")
+    )  # fmt: skip
+    tables = []
+    for rows in sizes:
+        values = np.column_stack(
+            [rng.uniform(0, 9, rows), rng.integers(0, 41, rows), rng.integers(0, 3, rows)]
+        ).astype(float)
+        values[rng.random(values.shape) < missing] = np.nan
+        tables.append(table(list(values.T)))
+    found, without = constants(terms, tables), constants(plain, tables)
+    whole = np.concatenate([rows.values for rows in tables])
+    share = np.isnan(whole).mean(axis=0)
+    places = [found.columns.index(f"{name}=(missing)") for name in "xdc"]
+    assert [found.centre[place] for place in places] == pytest.approx(share.tolist(), abs=1e-9)
+    spread = np.sqrt(share * (1 - share))
+    wanted = np.where(spread > 0, np.maximum(spread, 0.1), 1.0)
+    assert [found.scale[place] for place in places] == pytest.approx(wanted.tolist(), abs=1e-6)
+    others = [place for place in range(len(found.columns)) if place not in places]
+    assert tuple(found.centre[place] for place in others) == without.centre
+    assert found.impute == without.impute
+    encoded = found.encode(terms, tables[0])
+    for column, place in enumerate(places):
+        lacks = np.isnan(tables[0].values[:, column])
+        expected = (lacks - found.centre[place]) / found.scale[place]
+        assert encoded.features[:, place] == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_column_missing_everywhere_is_zero_after_encoding() -> None:
     terms = study()
     nothing = table([[math.nan] * 4] * 5)

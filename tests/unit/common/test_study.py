@@ -297,6 +297,7 @@ def test_a_statistics_study_has_no_model_in_its_canonical_form() -> None:
         ("missing: [0]", "missing: [0, 0.0]", "DUPLICATE_KEY", "twice"),
         ("unit: a,", 'unit: a, levels: ["a", "b"],', "BAD_VALUE", "belongs to type category"),
         ("unit: a,", "unit: a, centre: 1,", "BAD_VALUE", "both 'centre' and 'scale'"),
+        ('levels: ["0", "1"]', 'levels: ["0", "1"], indicator: true', "BAD_VALUE", "a stand-in"),
         ("unit: a,", "unit: a, centre: 1, scale: 2,", "BAD_VALUE", "belongs to normalise: fixed"),
         ("unit: a,", "unit: a, centre: 1, scale: 0,", "BAD_VALUE", "must be more than 0"),
         ("normalise: federated", "normalise: fixed", "BAD_VALUE", "because normalise is fixed"),
