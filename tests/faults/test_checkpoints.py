@@ -217,9 +217,10 @@ def test_a_checkpoint_that_does_not_open_is_ignored_and_said(
     half_trained(folder, HD, task, whole // 2)
     path, rng = folder.path(HD), np.random.default_rng(1)
     good = path.read_bytes()
+    sealed = folder
     cases = 1 if damage != "flipped" else trials(change=30, nightly=500, release=2000)
     for _ in range(cases):
-        bad, sealed = bytearray(good), folder
+        bad = bytearray(good)
         match damage:
             case "flipped":
                 bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
@@ -289,8 +290,13 @@ def test_a_state_of_another_shape_is_not_put_into_a_module() -> None:
     [progress] = checkpoints._unpack(slot.content)
     names = sorted(progress.arrays)
     for name in names[:2], names[-3:-1]:
-        for change in (lambda values: values.reshape(-1)[:-1], lambda v: v.astype(np.float64)):
-            arrays = progress.arrays | {one: change(progress.arrays[one]) for one in name}
+        for wider in (True, False):
+            arrays = progress.arrays | {
+                one: np.append(progress.arrays[one], np.float32(0))
+                if wider
+                else progress.arrays[one].astype(np.float64)
+                for one in name
+            }
             forged = replace(progress, arrays=arrays)
             damaged = Memory(checkpoints._pack([forged]))
             assert Run().train(task, damaged, float("inf")).delta.any()

@@ -19,6 +19,7 @@ from common.secagg import node
 from common.secagg.messages import (
     Certificate,
     Commit,
+    KeyAdvert,
     Propose,
     RecoverRequest,
     RecoverShares,
@@ -245,7 +246,7 @@ def test_a_hospitals_own_floor_holds_against_a_header_that_is_right_for_all_othe
 ) -> None:
     play = Scripted()
     one = play.at(2)
-    one.rules = replace(one.rules, **floor)
+    one.rules = replace(one.rules, **floor)  # type: ignore[arg-type]
     members = (0, 1, 2, 3) if "min_cohort" in floor else PLACES
     event = header_of(play, 1, *members)
     assert refused(one, event) in {"COHORT_SMALL", "SMIN_RULE", "QUORUM_RULE"}
@@ -329,15 +330,19 @@ def _ask(
 # --- F72: hospitals that are none -----------------------------------------------------------------
 
 
+def adverts_of(sim: Simulation) -> tuple[KeyAdvert, ...]:
+    """Let every node begin the epoch; return the keys that each says."""
+    said = [message for one in sim.nodes.values() for message in one.begin_epoch()]
+    return tuple(message for message in said if isinstance(message, KeyAdvert))
+
+
 @pytest.mark.fault("F72")
 @pytest.mark.parametrize("invented", [1, 2, 3])
 def test_hospitals_outside_the_pinned_list_make_no_crowd(invented: int) -> None:
     """They have certificates, keys and nonces like any other; two nodes know only themselves."""
     setting = Setting(n=2 + invented, colluders=0)
     sim = Simulation(setting)
-    adverts = []
-    for one in sim.nodes.values():
-        adverts += [said for said in one.begin_epoch() if hasattr(said, "x25519_pub")]
+    adverts = adverts_of(sim)
     known = {node_id(0), node_id(1)}
     for place in (0, 1):
         one = sim.at(place)
@@ -345,7 +350,7 @@ def test_hospitals_outside_the_pinned_list_make_no_crowd(invented: int) -> None:
             {key: value for key, value in one.trust.keys.items() if key in known}
         )
         one.trust = pinned
-        assert refused(one, Roster(tuple(adverts), RoundNo(1))) == "NOT_MEMBER"
+        assert refused(one, Roster(adverts, RoundNo(1))) == "NOT_MEMBER"
         assert one.state.session is None
     record("F72", trials=2, failures=0, invented=invented)
 
@@ -358,11 +363,9 @@ def test_two_nodes_with_one_stream_of_randomness_are_found_at_the_roster() -> No
     sim = Simulation(Setting(n=4, colluders=1))
     for place in (1, 2):
         sim.at(place).entropy = CountingEntropy(b"a virtual machine that was copied")
-    adverts = []
+    adverts = adverts_of(sim)
     for one in sim.nodes.values():
-        adverts += [said for said in one.begin_epoch() if hasattr(said, "x25519_pub")]
-    for one in sim.nodes.values():
-        assert refused(one, Roster(tuple(adverts), RoundNo(1))) == "ADVERT_DUP"
+        assert refused(one, Roster(adverts, RoundNo(1))) == "ADVERT_DUP"
         assert one.state.session is None
 
 
@@ -380,10 +383,10 @@ def test_equal_randomness_after_the_set_up_repeats_no_pair_mask_and_no_share() -
     seals = [pair.seal_to.reveal() for one in nodes for pair in opened(one).pairs]
     assert len(set(seals)) == len(seals)
     bodies = [bytes(end.body) for end in play.ends.values()]
-    for one, other in combinations(bodies, 2):
-        assert one != other
-        equal = sum(a == b for a, b in zip(one, other, strict=True))
-        assert equal < len(one) / 4
+    for body, other in combinations(bodies, 2):
+        assert body != other
+        equal = sum(a == b for a, b in zip(body, other, strict=True))
+        assert equal < len(body) / 4
 
 
 @pytest.mark.fault("F75")
@@ -423,6 +426,7 @@ def test_processes_that_were_forked_draw_different_bytes() -> None:
         os.close(reader)
         os.close(writer)
     assert len(drawn) == 9
+    record("F75", trials=9, failures=0)
 
 
 # --- a certificate nobody could make --------------------------------------------------------------
