@@ -16,6 +16,7 @@ import pytest
 from common.entropy import CountingEntropy, OsEntropy
 from common.ids import Epoch, HeaderDigest, NodeId, RoundNo
 from common.secagg import node
+from common.secagg.dp import NO_DP, DpMode, DpPlan
 from common.secagg.messages import (
     Certificate,
     Commit,
@@ -353,6 +354,43 @@ def test_hospitals_outside_the_pinned_list_make_no_crowd(invented: int) -> None:
         assert refused(one, Roster(adverts, RoundNo(1))) == "NOT_MEMBER"
         assert one.state.session is None
     record("F72", trials=2, failures=0, invented=invented)
+
+
+# --- F73: privacy terms that get weaker -----------------------------------------------------------
+
+PLAN = DpPlan(DpMode.HOSPITAL, z=2.0, clip=1.0, delta_int=4096, p=0.0, m_max=0)
+WEAKER = {
+    "no noise at all": None,
+    "half the noise": replace(PLAN, z=1.0),
+    "a hair less noise": replace(PLAN, z=2.0 - 2**-50),
+    "ten times the clip": replace(PLAN, clip=10.0),
+    "another sensitivity": replace(PLAN, delta_int=8192),
+    "another mode": replace(PLAN, mode=DpMode.PATIENT_DISTRIBUTED, p=0.5, m_max=10),
+}
+
+
+@pytest.mark.fault("F73")
+def test_a_header_with_weaker_privacy_than_the_study_is_refused_by_every_node() -> None:
+    """Terms that are right by themselves, in the first round and in a later one."""
+    play, tried = Scripted(Setting(n=5, colluders=1, dp=PLAN)), 0
+    for r in (1, 2):
+        header = play.header(r, FIRST)
+        agreed = replace(header, dp=PLAN.terms(header.honest))
+        for plan in WEAKER.values():
+            terms = NO_DP if plan is None else plan.terms(header.honest)
+            event = node.HeaderReceived(replace(header, dp=terms), FIRST)
+            for place in PLACES:
+                assert refused(play.at(place), event) == "DP_WEAK"
+                tried += 1
+        wanting = play.at(3)
+        wanting.rules = replace(wanting.rules, min_z=3.0)
+        assert refused(wanting, node.HeaderReceived(agreed, FIRST)) == "DP_WEAK", "its own limit"
+        wanting.rules = replace(wanting.rules, min_z=0.0)
+        hd = play.start(agreed)
+        assert len(play.ends) == 5, "and the study's own terms are taken"
+        for one in play.sim.nodes.values():
+            one.hear(result(hd, next_r=r + 1))
+    record("F73", trials=tried, failures=0)
 
 
 # --- F75: randomness that is not ------------------------------------------------------------------
