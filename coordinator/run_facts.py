@@ -95,7 +95,7 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
     return replace(
         state,
         history=history,
-        agreed=() if record.opened else state.agreed or _signed(state.round),
+        agreed=() if record.opened else state.agreed or fact.signed or signed(state.round),
         position=_position_after(state.study, fact, history),
         model=fact.model if fact.model is not None else state.model,
         pooled=fact.pooled or state.pooled,
@@ -107,8 +107,12 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
     )
 
 
-def _signed(ended: RoundState | None) -> tuple[NodeId, ...]:
-    """Return the set that was proposed in a round without noise: some may have signed it."""
+def signed(ended: RoundState | None) -> tuple[NodeId, ...]:
+    """Return the set that was proposed in a round without noise: some may have signed it.
+
+    What ends a round states it, because the round's own facts are blanked while the set still
+    counts; an earlier version left it to them.
+    """
     if ended is None or ended.header is None or ended.header.dp.mode is not DpMode.NONE:
         return ()
     return ended.survivors

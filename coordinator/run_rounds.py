@@ -28,6 +28,7 @@ from common.secagg.messages import (
 from common.secagg.params import EPOCH_ROUNDS
 from common.vectors import EMPTY_MODEL
 from common.views import RunPhase
+from coordinator.run_facts import signed
 from coordinator.run_state import (
     AckUpload,
     DropSpool,
@@ -247,6 +248,7 @@ def _close(step: Step, close: rounds.Close) -> None:
             used.model if used is not None else None,
             used.pooled if used is not None else (),
             used.evaluation if used is not None else "",
+            () if opened else signed(state.round),
         )
     )
     step.do(DropSpool(state.round.hd))

@@ -159,6 +159,8 @@ class RoundEnded:
     pooled: tuple[tuple[str, float], ...]
     evaluation: str = ""
     """`evaluation.json` of the release (`common.evaluation_document`), empty for none."""
+    signed: tuple[NodeId, ...] = field(default=(), metadata=codec.added())
+    """The set that was proposed in a voided round without noise: some may have signed it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from common.study import config_hash, parse_study
 from common.views import RunPhase
 from coordinator import run
 from coordinator import run_state as rs
+from coordinator.journal import Journal
 from coordinator.run_facts import replay
 from coordinator.run_step import RunContext, Timing
 from tests.simulation.secagg_harness import (
@@ -88,6 +89,9 @@ class RunWorld:
         self.first = rs.RunState(RUN, self.study, config_hash(self.study), FEDERATION, ids)
         self.state = self._replayed = self.first
         self.facts: list[bytes] = []
+        self._journal = Journal()
+        self._blanked: set[int] = set()
+        """Places of the facts that a store would not hold any more."""
         self.says: dict[NodeId, tuple[Objection, ...] | None] = dict.fromkeys(ids, ())
         """What a hospital objects to; None: it says nothing yet."""
         self.online: set[NodeId] = set()
@@ -181,7 +185,8 @@ class RunWorld:
         self.timers.clear()
         self.held.clear()
         self._inbox.clear()
-        self.state = replay(self.first, [rs.decode_fact(body) for body in self.facts])
+        left = [body for seq, body in enumerate(self.facts) if seq not in self._blanked]
+        self.state = self._replayed = replay(self.first, [rs.decode_fact(body) for body in left])
         online, self.online = sorted(self.online), set()
         self._inbox.append(rs.Begin())
         for node in online:
@@ -217,8 +222,10 @@ class RunWorld:
 
     def _store(self, bodies: list[bytes]) -> None:
         """Keep facts, and compare the state with what they give when they are read back."""
+        facts = [rs.decode_fact(body) for body in bodies]
         self.facts += bodies
-        self._replayed = replay(self._replayed, [rs.decode_fact(body) for body in bodies])
+        self._blanked.update(self._journal.add(facts))
+        self._replayed = replay(self._replayed, facts)
         assert stored(self._replayed) == stored(self.state)
 
     def _act(self, command: rs.RunCommand) -> None:

@@ -445,6 +445,23 @@ def test_a_restart_remembers_the_set_that_was_signed() -> None:
     finished(world)
 
 
+def test_the_set_that_was_signed_is_remembered_when_its_round_is_forgotten() -> None:
+    """Its facts are blanked when the next try ends; what ended the round states the set."""
+    world = a_signed_set()
+    signed = world.state.agreed
+    world.mute = {(world.at(2), Uploaded)}
+    world.connect(2)
+    world.fire("round:round")
+    assert [record.opened for record in world.state.history] == [False, False]
+    world.restart()
+    assert world.state.agreed == signed
+    world.mute = set()
+    world.tell()
+    finished(world)
+    assert next(record for record in world.state.history if record.opened).survivors == signed
+    assert not [refusal for refusal in world.refused if refusal.name == "RERUN"]
+
+
 def test_a_timer_of_an_ended_round_does_not_end_the_next() -> None:
     """It may have run out just before the next round armed its own of the same name."""
     world = RunWorld()
