@@ -304,6 +304,20 @@ class Event(Enum):
         "study run round site kind members",
         "This hospital trains on the header's model.",
     )
+    TRAINING_RESUMED = (
+        "training.resumed",
+        "node",
+        "info",
+        "study run round site",
+        "This hospital's training of the round goes on from its last checkpoint.",
+    )
+    CHECKPOINT_IGNORED = (
+        "checkpoint.ignored",
+        "node",
+        "warning",
+        f"study run round site {_ERROR}",
+        "A checkpoint of training cannot be used or written; the round is trained without it.",
+    )
     ROUND_PROPOSED = (
         "round.proposed",
         "coordinator",

@@ -73,6 +73,7 @@ POINTS: Final[Mapping[str, str]] = {
     "node.vector.before_rename": "its bytes are durable, under no name",
     "node.vector.undo": "a vector that failed is about to be removed",
     "node.vector.after": "it has its name; the session does not tell of it yet",
+    "node.checkpoint.after": "how far training is lies on disk, sealed; it goes on",
     "node.ledger.before_write": "a charge is not written",
     "node.ledger.before_fsync": "it is written, not flushed",
     "node.ledger.undo": "a charge that failed is about to be taken back",

@@ -147,6 +147,7 @@ async def _serve_state(
     confined: confinement.Facts,
 ) -> None:
     """Serve on a state directory that is this process' alone."""
+    stopped = _stop_signals()  # from here on: a long recovery too ends in order
     service = build_service(config, identity, clock, log)
     state_folder.mark(config.path(config.state_dir), owner)
     standing = Standing(service, clock)
@@ -161,7 +162,7 @@ async def _serve_state(
             _announce(config.path(config.state_dir), address)
             confinement.say(log, config.confinement, confined)
             log.info(Event.SERVICE_STARTED, version=VERSION, address=address, http=http)
-            await _until_stopped(service, standing)
+            await _until_stopped(service, standing, stopped)
             log.info(Event.SERVICE_STOPPING)
         finally:  # also when its store failed: gRPC would end noisily by itself
             standing.stop()
@@ -308,8 +309,8 @@ def _announce(state_dir: Path, address: str) -> None:
     temp.rename(state_dir / ADDRESS_FILE)
 
 
-async def _until_stopped(service: CoordinatorService, standing: Standing) -> None:
-    """Return at the first signal, raise if the service cannot go on."""
+def _stop_signals() -> asyncio.Event:
+    """Return what the first signal sets; a second one ends the process at once."""
     stopped = asyncio.Event()
 
     def stop() -> None:
@@ -320,6 +321,13 @@ async def _until_stopped(service: CoordinatorService, standing: Standing) -> Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    return stopped
+
+
+async def _until_stopped(
+    service: CoordinatorService, standing: Standing, stopped: asyncio.Event
+) -> None:
+    """Return at the first signal, raise if the service cannot go on."""
     watch = asyncio.create_task(service.watch_over())
     waiter = asyncio.create_task(stopped.wait())
     beat = asyncio.create_task(standing.pulse.keep())

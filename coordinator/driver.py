@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar, assert_never
 
 from cryptography import x509
@@ -108,6 +109,8 @@ class Workshop:
     """One thread: the store's, and that of everything that waits for the disk."""
     crunch: Executor
     """Threads that open sums."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the process stops: a sum that is being opened would keep it for minutes."""
 
 
 class RunDriver:
@@ -454,7 +457,8 @@ class RunDriver:
         try:
             failpoint("coordinator.sum.before")
             used: SumUsed = await loop.run_in_executor(
-                shop.crunch, lambda: use_sum(study, command, shop.spool, shop.objects)
+                shop.crunch,
+                lambda: use_sum(study, command, shop.spool, shop.objects, shop.stopping.is_set),
             )
         except Exception as error:  # noqa: BLE001 - hostile sums are numbers of any kind
             self._log_failed_sum(error)

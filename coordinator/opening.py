@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import Refusal
+from common.errors import Refusal, RoundError
 from common.ids import Sha256
 from common.secagg.masking import MaskStream, OpeningPlan
 from common.secagg.ring import (
@@ -54,13 +54,15 @@ class Sink(Protocol):
 class Opening:
     """What is opened: the survivors' spools, the seeds, the vector's shape and bound.
 
-    `words` is `d`; `bound` is `|S| * M`, beyond which no honest sum lies.
+    `words` is `d`; `bound` is `|S| * M`, beyond which no honest sum lies. `stopping`, asked
+    between blocks, says that nobody waits for the sum: it is opened again after a restart.
     """
 
     spools: Sequence[SpoolFile]
     plan: OpeningPlan
     words: int
     bound: int
+    stopping: Callable[[], bool] = lambda: False
 
 
 class _Blocks:
@@ -82,7 +84,10 @@ class _Blocks:
 
         Raises:
             Refusal: SUM_RANGE, a word lies outside the bound.
+            RoundError: RUN_CANCELLED, the process stops.
         """
+        if self._opening.stopping():
+            raise RoundError("RUN_CANCELLED", "the coordinator stops while a sum is opened")
         self._turn = 1 - self._turn
         total, part = self._totals[self._turn][:count], self._part[:count]
         offset = start * self._width

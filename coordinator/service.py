@@ -263,6 +263,7 @@ class CoordinatorService:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._shop.stopping.set()  # no driver is left that would take it for a failed sum
 
     # --- nodes -------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ Runs in a worker thread; everything it returns is durable.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import assert_never
@@ -63,12 +64,19 @@ from coordinator.spool import Spool
 from coordinator.strategies import moment_count, tensor_rules
 
 
-def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) -> SumUsed:
+def use_sum(
+    study: Study,
+    command: OpenSum,
+    spool: Spool,
+    objects: ObjectStore,
+    stopping: Callable[[], bool] = lambda: False,
+) -> SumUsed:
     """Open the sum of a certified set and make of it what the round was for.
 
     Raises:
         Refusal: SUM_RANGE, a word lies outside its bound; nothing was kept.
         StateError: DISK.
+        RoundError: RUN_CANCELLED, `stopping` said so.
     """
     header = command.header
     layout = round_layout(study, header.kind)
@@ -79,6 +87,7 @@ def use_sum(study: Study, command: OpenSum, spool: Spool, objects: ObjectStore) 
         plan=command.plan,
         words=header.d,
         bound=sum_bound(len(command.survivors), header.word_bound),
+        stopping=stopping,
     )
     match header.kind:
         case RoundKind.TRAIN if is_exact(study):

@@ -37,6 +37,7 @@ from common.site import Site, read_site
 from common.state_folder import Owner
 from hospital_node.approval.gate import gate_of
 from hospital_node.approval.records import ApprovalFolder
+from hospital_node.checkpoints import Checkpoints
 from hospital_node.conduct import Conduct
 from hospital_node.config import NodeConfig
 from hospital_node.data.headings import check_tables
@@ -49,7 +50,7 @@ from hospital_node.picture import not_ready
 from hospital_node.private.books import Books
 from hospital_node.private.limits import Limits
 from hospital_node.releases import ReleaseTrust
-from hospital_node.store import open_own
+from hospital_node.store import NodeStore, open_own
 from hospital_node.work import Desk, PrivacyBooks
 
 if TYPE_CHECKING:  # loaded where they are needed: grpc to dial, prometheus for the port
@@ -59,7 +60,15 @@ if TYPE_CHECKING:  # loaded where they are needed: grpc to dial, prometheus for 
 HEALTH_GRACE_S: Final = 1.0
 
 DeskMaker: TypeAlias = Callable[
-    [Loaded[Policy], Site | None, EventLog, PrivacyBooks, Launcher | None], Desk
+    [
+        Loaded[Policy],
+        Site | None,
+        EventLog,
+        PrivacyBooks,
+        Launcher | None,
+        Checkpoints | None,
+    ],
+    Desk,
 ]
 """Makes the hospital's desk; `bench` brings one whose training always fails."""
 
@@ -215,7 +224,9 @@ def build_node(
         release_trust=ReleaseTrust(identity.ca_der, policy.federation.id),
         gate=gate_of(approvals, policy.require.approval, clock, log),
         store=store,
-        desk=desk(setup.policy, setup.site, log, books, Launcher.of(config)),
+        desk=desk(
+            setup.policy, setup.site, log, books, Launcher.of(config), _checkpoints(config, store)
+        ),
         witnessed=books.witnessed,
         connect=connect,
         log=log,
@@ -225,6 +236,11 @@ def build_node(
         entropy=entropy,
     )
     return Node(parts)
+
+
+def _checkpoints(config: NodeConfig, store: NodeStore) -> Checkpoints | None:
+    every_s = config.training.checkpoint_s
+    return None if every_s is None else Checkpoints(store.checkpoints, every_s)
 
 
 def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:

@@ -72,6 +72,8 @@ class Training(Section):
     folder: str | None = None
     limit_s: Annotated[float, Field(gt=0, le=604_800)] = 3600.0
     """How long the training of one round may take before its processes are ended."""
+    checkpoint_s: Annotated[float, Field(gt=0, le=604_800)] | None = 60.0
+    """How often a long training is kept on disk (`hospital_node.checkpoints`); null: never."""
 
     @property
     def everywhere(self) -> int:

@@ -31,11 +31,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hospital_node import exchange
+from hospital_node.checkpoints import Keeper, PlainSlot, kept
 from hospital_node.train import MeanLoss, gradient
 
 
-def main(folder: Path, kind: str) -> int:
-    """Train the round that lies in `folder`; the first process writes what came of it."""
+def main(folder: Path, kind: str, every_s: float | None = None, how: str = "") -> int:
+    """Train the round that lies in `folder`; the first process writes what came of it.
+
+    `every_s`: how often it leaves how far it is; `how` the processes train, which that is for.
+    """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = torch.device("cpu")
     if kind == "cuda":
@@ -44,7 +48,8 @@ def main(folder: Path, kind: str) -> int:
     try:
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         gradient.set(partial(add_shares, rank, world, device))
-        done = exchange.read_task(folder).train()
+        with kept(_keeper(folder, rank, every_s, how)):
+            done = exchange.read_task(folder).train()
     except Exception as failure:  # noqa: BLE001 - told to the node, which knows what to do with it
         exchange.write_failure(folder, rank, failure)
         return 1
@@ -52,6 +57,13 @@ def main(folder: Path, kind: str) -> int:
         exchange.write_result(folder, done)
     dist.destroy_process_group()
     return 0
+
+
+def _keeper(folder: Path, rank: int, every_s: float | None, how: str) -> Keeper | None:
+    """Return what keeps checkpoints; all processes begin from the same, the first one writes."""
+    if every_s is None:
+        return None
+    return Keeper(PlainSlot(folder, rank == 0), every_s if rank == 0 else float("inf"), how)
 
 
 def add_shares(
@@ -86,4 +98,5 @@ def _end_with_node() -> None:
 if __name__ == "__main__":
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:  # one machine
         threading.Thread(target=_end_with_node, daemon=True).start()
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    place, device_kind, *rest = sys.argv[1:]
+    sys.exit(main(Path(place), device_kind, *((float(rest[0]), rest[1]) if rest else ())))

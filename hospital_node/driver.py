@@ -233,6 +233,7 @@ class Node:
                     self._around.shelf.expect(name, found.header.model_sha256)
             task.tick()
         store.keep_spools(frozenset(open_rounds))
+        store.checkpoints.keep(frozenset(open_rounds))
         for run in decided.values():
             if not run.ended and self._offers.agreed(run):
                 self._accepted(run)

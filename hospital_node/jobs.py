@@ -137,10 +137,11 @@ class RoundJobs:
 
     def upload(self, end: UploadEnd) -> None:
         """Upload the written `y`; ends in `UploadAcked` or `InputFailed`."""
+        self._around.store.checkpoints.drop(end.hd)  # training is over, and durably so
         self._begin("upload", end.hd, self._upload(end))
 
     def cancel(self, hd: HeaderDigest) -> None:
-        """Stop whatever works for a round that is over; its masked vector goes."""
+        """Stop whatever works for a round that is over; its vector and its checkpoint go."""
         for kind, (known, job) in tuple(self._jobs.items()):
             if known == hd:
                 del self._jobs[kind]
@@ -148,6 +149,7 @@ class RoundJobs:
                 if kind == "input":
                     self._abandon()
         self._around.store.drop_spool(hd)
+        self._around.store.checkpoints.drop(hd)
 
     def stop_upload(self, hd: HeaderDigest) -> None:
         """Send nothing more of a round's masked vector; the round itself stays open."""

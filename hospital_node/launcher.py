@@ -26,6 +26,7 @@ from common.errors import ConfigError, PolicyRefusal, RoundError
 from common.layouts import is_exact
 from common.state_folder import disk_errors
 from common.study import CnnModel, MlpModel, Study, VectorModel
+from hospital_node import checkpoints
 from hospital_node.config import NodeConfig, Training
 from hospital_node.files import TEMPORARY
 
@@ -81,17 +82,21 @@ class Launcher:
         """
         from hospital_node import exchange
 
+        keeper = checkpoints.here()
         with disk_errors(self.root):
             folder = Path(tempfile.mkdtemp(prefix="training-", suffix=TEMPORARY, dir=self.root))
         try:
             with disk_errors(folder):
                 exchange.write_task(folder, task)
-            return exchange.read_result(folder, self._run(folder, abandoned))
+            return exchange.read_result(folder, self._run(folder, abandoned, keeper))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def command(self, folder: Path) -> list[str]:
-        """Return what starts the processes of this machine, or with `prefix` of all."""
+    def command(self, folder: Path, *, kept: bool = False) -> list[str]:
+        """Return what starts the processes of this machine, or with `prefix` of all.
+
+        `kept`: they leave checkpoints.
+        """
         training = self.training
         where = ["--standalone", "--local-addr=127.0.0.1"]
         if training.machines > 1:
@@ -103,25 +108,40 @@ class Launcher:
             *training.prefix, sys.executable, "-m", "torch.distributed.run", *where,
             f"--nproc-per-node={training.processes}", "--max-restarts=0",
             "-m", "hospital_node.distributed", str(folder), training.device,
+            *((repr(training.checkpoint_s), self.how) if kept else ()),
         ]  # fmt: skip
 
-    def _run(self, folder: Path, abandoned: Callable[[], bool]) -> int:
+    @property
+    def how(self) -> str:
+        """What the bits of a result follow from, besides its input."""
+        return f"{self.training.everywhere} {self.training.device}"
+
+    def _run(
+        self, folder: Path, abandoned: Callable[[], bool], keeper: checkpoints.Keeper | None
+    ) -> int:
         """Run torchrun to its end; return its exit code."""
         limit = self.training.limit_s
         ends = time.monotonic() + limit
-        process = self._start(folder)
+        slot = None if keeper is None else checkpoints.Handed(keeper.slot, folder)
+        if slot is not None:
+            slot.give()
+        process = self._start(folder, kept=slot is not None)
         try:
             while process.poll() is None:
+                if slot is not None:
+                    slot.take()
                 if abandoned():
                     raise RoundError("RUN_CANCELLED", "the round ended during training")
                 if time.monotonic() > ends:
                     raise RoundError("TRAINING_LOST", f"training took longer than {limit:g} s")
                 time.sleep(_LOOK_S)
+            if slot is not None:
+                slot.take()
             return process.returncode
         finally:
             _end(process)
 
-    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
+    def _start(self, folder: Path, *, kept: bool) -> subprocess.Popen[bytes]:
         """Start torchrun, with this process' import path and no other.
 
         What the processes print is not kept: a traceback may show a row.
@@ -138,7 +158,7 @@ class Launcher:
             variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         try:
             return subprocess.Popen(  # noqa: S603 - the command is of the hospital's own file
-                self.command(folder),
+                self.command(folder, kept=kept),
                 cwd=folder,
                 env=variables,
                 stdin=subprocess.PIPE,  # nothing is written: it closes when the node ends

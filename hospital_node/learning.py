@@ -44,6 +44,7 @@ from common.study import Scaffold, Study, VectorModel, study_from_canonical
 from common.subgroups import members
 from common.vectors import ParameterSchema
 from common.weights import public_batch, public_weight
+from hospital_node.checkpoints import Checkpoints, Keeper, kept
 from hospital_node.consent import ConsentRefused, decide
 from hospital_node.contribution import WordSource
 from hospital_node.disclosure import public_detail, shown_figures
@@ -77,8 +78,10 @@ class HospitalDesk:
         log: EventLog,
         books: PrivacyBooks,
         launcher: Launcher | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._launcher = launcher
+        self._checkpoints = checkpoints
         self._policy = policy
         self._site = site
         self._log = log
@@ -127,7 +130,17 @@ class HospitalDesk:
             self._books.admit(study, accepted=accepted)
             for terms in layouts.noise_terms(study, members, members):
                 NoiseTable.of(terms.sigma_loc)  # a full cohort's: no round waits for it then
-        return StudyWork(study, policy.site, members, data, self._books, min_cell, self._launcher)
+        return StudyWork(
+            study, policy.site, members, data, self._books, min_cell, self._launcher, self._keeper
+        )
+
+    def _keeper(self, study: Study, header: Header) -> Keeper | None:
+        """Return what keeps checkpoints of a round's training, if anything does."""
+        if self._checkpoints is None:
+            return None
+        how = "1" if self._launcher is None else self._launcher.how
+        log = self._log.bind(study=study.id, round=header.r)
+        return self._checkpoints.of(header.digest(), log, how)
 
     def _data(self, study: Study) -> SiteData | None:
         if not layouts.has_constants(study) and study.kind == "training":
@@ -151,8 +164,10 @@ class StudyWork:
         books: PrivacyBooks,
         min_cell: int,
         launcher: Launcher | None = None,
+        keeper: Callable[[Study, Header], Keeper | None] = lambda _study, _header: None,
     ) -> None:
         self._launcher = launcher
+        self._keeper = keeper
         self._study = study
         self._site = site
         self._members = members
@@ -262,9 +277,10 @@ class StudyWork:
         training = TrainingTask.train
         if self._launcher is not None:
             training = partial(self._launcher.train, abandoned=abandoned)
-        source = pipeline.make_contribution(
-            study, self._site, rows, received, header.r, own.all(), training
-        )
+        with kept(self._keeper(study, header)):
+            source = pipeline.make_contribution(
+                study, self._site, rows, received, header.r, own.all(), training
+            )
         if abandoned():
             raise RoundError("RUN_CANCELLED", "the round ended during training")
         own.stage(header.digest(), source.own)

@@ -7,6 +7,7 @@
     decisions/<run>.json     the hospital's word on a study, with the study itself
     models/<hex>.safetensors the last models received, by `model_sha256`
     spool/<hd>.y             the masked vector of the open round
+    checkpoints/<hd>.sealed  how far its training is, sealed (`hospital_node.checkpoints`)
     ledger/                  privacy ledgers, their sealed heads, lists of patients
     approvals/               what people said to studies, signed (`hospital_node.approval`)
     own/                     tensors of its own, by run (`hospital_node.personal_state`)
@@ -39,6 +40,7 @@ from common.messages import Objection
 from common.secret import Secret
 from common.state_folder import Owner
 from hospital_node import files
+from hospital_node.checkpoints import CheckpointFolder
 from hospital_node.personal_state import OwnTensors
 from hospital_node.sealing import Vault, create_key, load_key
 
@@ -51,6 +53,7 @@ _PARTS: Final = (
     "decisions",
     "models",
     "spool",
+    "checkpoints",
     "releases",
     "reports",
     "ledger",
@@ -105,6 +108,7 @@ class NodeStore:
 
     def __init__(self, root: Path, vault: Vault, lock: int) -> None:
         self.root = root
+        self.checkpoints = CheckpointFolder(root / "checkpoints", vault)
         self._vault = vault
         self._lock = lock
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Concatenate, Final, TypeAlias
 
 import numpy as np
@@ -23,10 +24,11 @@ from common.errors import DataError, Refusal
 from common.features import Encoded
 from common.models import LOSS_LIMIT, full_layout, split_own
 from common.study import Study, Train
-from hospital_node import losses
+from hospital_node import checkpoints, losses
 from hospital_node.going_on import go_on
 from hospital_node.imbalance import balanced_order, class_weights, focal
 from hospital_node.models import build, flatten
+from hospital_node.snapshot import fits, made_of, put_back, snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Hooks:
     """What a strategy does at every local step (`hospital_node.strategies`).
 
     `gradients` may change the gradients before the optimiser's step, `after` the
-    parameters after it.
+    parameters after it. In a round they keep nothing from one step to the next: a checkpoint
+    (`hospital_node.checkpoints`) does not know of it.
     """
 
     gradients: Callable[[nn.Module], None] | None = None
@@ -122,21 +125,45 @@ def take_steps(
 ) -> int:
     """Train the module in place over the batches that `seed` draws; return their number.
 
-    `terms` are the study's unless others are given. Interruptible before each step.
+    `terms` are the study's unless others are given. Interruptible before each step. Goes on
+    from a checkpoint, and leaves some, where `hospital_node.checkpoints` is asked to.
     """
     make_deterministic()
     terms = study.train if terms is None else terms
+    optimiser, keeper = _optimiser(terms, module), checkpoints.here()
+    steps = 0
+    if keeper is not None:
+        steps = _resumed(keeper, module, optimiser, partial(made_of, study, data, seed, terms))
+    module.train()
+    labels = data.target if terms.imbalance == "resampled" else None
+    take = _stepper(study, module, data, hooks, terms, optimiser)
+    for batch in islice(_batches(terms, data.rows, seed, labels), steps, None):
+        go_on()
+        take(batch)
+        steps += 1
+        if keeper is not None and keeper.due():
+            keeper.save(steps, snapshot(module, optimiser))
+    if keeper is not None:
+        keeper.end(steps, snapshot(module))
+    return steps
+
+
+def _stepper(
+    study: Study,
+    module: nn.Module,
+    data: Encoded,
+    hooks: Hooks,
+    terms: Train,
+    optimiser: torch.optim.Optimizer,
+) -> Callable[[Tensor], None]:
+    """Return what takes one step on the rows of a batch."""
     rows = [torch.from_numpy(data.features), torch.from_numpy(data.target)]
     if terms.imbalance == "weighted":
         rows.append(class_weights(rows[1]))
-    mean = partial(_training_loss, study, terms)
-    optimiser, parameters = _optimiser(terms, module), list(module.parameters())
+    mean, parameters = partial(_training_loss, study, terms), list(module.parameters())
     take = gradient.get()
-    module.train()
-    steps = 0
-    labels = data.target if terms.imbalance == "resampled" else None
-    for batch in _batches(terms, data.rows, seed, labels):
-        go_on()
+
+    def step(batch: Tensor) -> None:
         for parameter in parameters:
             parameter.grad = None  # the optimiser's zero_grad, without its profiling
         take(module, mean, *(values[batch] for values in rows))
@@ -145,8 +172,22 @@ def take_steps(
         optimiser.step()
         if hooks.after is not None:
             hooks.after(module)
-        steps += 1
-    return steps
+
+    return step
+
+
+def _resumed(
+    keeper: checkpoints.Keeper,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    of: Callable[[str], bytes],
+) -> int:
+    """Put back what an earlier process had, if there is anything; return how far it got."""
+    found = keeper.begin(partial(of, keeper.how), partial(fits, module, optimiser))
+    if found is None:
+        return 0
+    put_back(module, optimiser, found.arrays)
+    return found.steps
 
 
 def make_deterministic() -> None:

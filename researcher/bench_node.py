@@ -19,6 +19,7 @@ from common.secagg.header import Header, RoundKind
 from common.secagg.keys import CoefficientSeed
 from common.site import Site
 from common.vectors import ParameterSchema
+from hospital_node.checkpoints import Checkpoints
 from hospital_node.contribution import WordSource
 from hospital_node.launcher import Launcher
 from hospital_node.learning import HospitalDesk
@@ -102,8 +103,10 @@ def serve_wrapped(arguments: Sequence[str], wrapper: Callable[[Path], Wrap]) -> 
         log: EventLog,
         books: PrivacyBooks,
         launcher: Launcher | None,
+        checkpoints: Checkpoints | None,
     ) -> WrappingDesk:
-        return WrappingDesk(HospitalDesk(policy, site, log, books, launcher), wrap)
+        own = HospitalDesk(policy, site, log, books, launcher, checkpoints)
+        return WrappingDesk(own, wrap)
 
     try:
         serve(NodeConfig.read(path), desk)

@@ -89,6 +89,7 @@ def committed(n: int, c: int) -> tuple[Listening, Certificate]:
 
 @given(st.sampled_from([(3, 0), (4, 1), (5, 1)]), st.data())
 @bounded(60)
+@pytest.mark.fault("F69")
 def test_a_certificate_that_lacks_anything_gets_nothing(
     shape: tuple[int, int], data: st.DataObject
 ) -> None:

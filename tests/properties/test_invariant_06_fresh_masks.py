@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,7 @@ def aes_keys(one: SimNode) -> set[bytes]:
     return {expand(seed, Label.MASK, plan.ring_bits) for seed in seeds}
 
 
+@pytest.mark.fault("F75")
 def test_no_two_headers_share_a_mask_key_not_even_after_an_old_backup() -> None:
     sim = Simulation(Setting(n=3, colluders=0))
     sim.open_session()
@@ -80,6 +82,7 @@ def test_no_two_headers_share_a_mask_key_not_even_after_an_old_backup() -> None:
 
 @given(SCRIPTS)
 @bounded(60)
+@pytest.mark.fault("F75")
 def test_no_script_makes_two_headers_share_a_seed(script: Script) -> None:
     world = Attack(script).play()
     owners: dict[bytes, set[tuple[HeaderDigest, frozenset[NodeId]]]] = defaultdict(set)

@@ -114,6 +114,7 @@ def test_every_item_of_the_header_is_tried() -> None:
 
 @given(changed_headers())
 @bounded(400)
+@pytest.mark.fault("F67")
 def test_any_change_gives_another_digest_and_other_tags(changed: tuple[str, Header]) -> None:
     sim, good = waiting()
     _, header = changed
@@ -133,6 +134,7 @@ def test_any_change_gives_another_digest_and_other_tags(changed: tuple[str, Head
 
 @given(changed_headers())
 @bounded(500)
+@pytest.mark.fault("F67")
 def test_any_single_item_against_the_rules_is_refused(changed: tuple[str, Header]) -> None:
     """What a coordinator may choose is listed; everything else has one right value."""
     sim, good = waiting()
@@ -184,6 +186,7 @@ def altered_start(change: Callable[[Header], Header]) -> Simulation:
     return sim
 
 
+@pytest.mark.fault("F66")
 def test_a_node_with_another_header_is_left_out_or_stops_the_round_but_never_spoils_it() -> None:
     sim = altered_start(lambda header: replace(header, deadline_ms=header.deadline_ms - 1))
     tags: dict[NodeId, set[bytes]] = {}
@@ -234,6 +237,7 @@ def test_a_changed_roster_byte_gives_another_session_and_other_pair_keys(
 
 @given(st.binary(min_size=24, max_size=24), st.integers(0, 24 * 8 - 1))
 @bounded(60)
+@pytest.mark.fault("F67")
 def test_a_changed_model_bit_is_refused_or_binds_to_other_masks(data: bytes, bit: int) -> None:
     layout = ParameterSchema((TensorSpec("w", TensorType.FLOAT32, (6,)),))
     number = int.from_bytes(data, "big") ^ 1 << bit

@@ -111,6 +111,7 @@ async def _story(root: Path, deaths: list[tuple[str, int]]) -> PrivateWorld:
     ).filter(lambda deaths: all(nth == 1 for _, nth in deaths[1:]))
 )
 @bounded(5, shrink=False)
+@pytest.mark.fault("F74")
 def test_wherever_a_node_dies_each_round_is_charged_once_and_before_its_first_byte(
     deaths: list[tuple[str, int]],
 ) -> None:
@@ -166,6 +167,7 @@ def _removed(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "code"), [(_tampered, "LEDGER_DAMAGED"), (_removed, "LEDGER_LOST")]
 )
+@pytest.mark.fault("F74")
 def test_a_node_whose_ledger_was_tampered_with_uploads_nothing_more(
     tmp_path: Path, harm: Callable[[Path], None], code: str
 ) -> None:
@@ -196,6 +198,7 @@ def _charged_elsewhere(world: PrivateWorld, rounds: int) -> None:
             ledger.append(replace(ledger.charges[0], task="other", hd=f"{number:064x}"))
 
 
+@pytest.mark.fault("F74")
 def test_a_round_over_budget_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
     """The victim's total holds one round of this study, not two: another study ran meanwhile."""
     world = PrivateWorld(tmp_path, rounds=2)

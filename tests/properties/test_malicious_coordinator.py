@@ -251,6 +251,9 @@ class Attack:
             self.each(targets, event)
 
 
+@pytest.mark.fault("F69")
+@pytest.mark.fault("F70")
+@pytest.mark.fault("F71")
 @given(SCRIPTS)
 @bounded(400)
 def test_invariants_3_4_5_16_hold_against_every_script(script: Script) -> None:

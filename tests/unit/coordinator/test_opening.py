@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.errors import Refusal
+from common.errors import Refusal, RoundError
 from common.ids import HeaderDigest, NodeId, hospital_id
 from common.secagg.keys import EdgeSeed, SelfSeed
 from common.secagg.masking import MaskPlan, OpeningPlan, edge_sign
@@ -194,3 +195,17 @@ def test_nothing_to_open_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refused:
         open_sum(empty, Collect(4))
     assert refused.value.name == "NOT_ENOUGH"
+
+
+@pytest.mark.fault("F16")
+def test_a_sum_that_is_being_opened_does_not_keep_a_process_that_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_BYTES", 64)
+    case, looks = Round(tmp_path, 32, 1000), iter((False, False, True))
+    sink = Collect(case.words)
+    sink.words[:] = 0
+    with pytest.raises(RoundError, match="RUN_CANCELLED"):
+        open_sum(replace(case.opening, stopping=lambda: next(looks)), sink)
+    assert sink.words[:32].tolist() == case.expected[:32]
+    assert not sink.words[32:].any()

@@ -194,7 +194,7 @@ def test_a_row_that_a_process_prints_goes_nowhere(
     two: Launcher, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = f"import sys; print({MARK}); print({MARK}, file=sys.stderr); sys.exit({MARK})"
-    monkeypatch.setattr(Launcher, "command", lambda *_: [sys.executable, "-c", words])
+    monkeypatch.setattr(Launcher, "command", lambda *_, **__: [sys.executable, "-c", words])
     with pytest.raises(RoundError) as failure:
         two.train(task_of(terms()), never)
     assert str(failure.value).endswith("TRAINING_LOST: a training process ended early (1)")

@@ -447,6 +447,7 @@ def test_a_lost_sealing_key_is_not_made_anew_where_heads_are(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("left", ["nothing", "the first line"])
+@pytest.mark.fault("F74")
 def test_file_and_head_gone_together_are_lost_where_a_study_was_accepted(
     tmp_path: Path, left: str
 ) -> None:
@@ -464,6 +465,7 @@ def test_file_and_head_gone_together_are_lost_where_a_study_was_accepted(
     ("harm", "code"),
     [(removed, "LEDGER_LOST"), (cut_at_the_end, "LEDGER_ROLLED_BACK"), (edited, "LEDGER_DAMAGED")],
 )
+@pytest.mark.fault("F74")
 def test_a_file_that_changes_under_a_running_node_stops_the_next_charge(
     tmp_path: Path, harm: Harm, code: str
 ) -> None:
@@ -507,6 +509,7 @@ def test_without_an_anchor_a_whole_old_state_looks_like_itself(tmp_path: Path) -
         assert len(open_ledger(store, begun=None).charges) == 2
 
 
+@pytest.mark.fault("F74")
 def test_with_an_anchor_a_whole_old_state_is_rolled_back(tmp_path: Path, elsewhere: Path) -> None:
     with rolled_back(tmp_path, elsewhere) as store:
         told = refused(store, anchor=elsewhere)
@@ -515,6 +518,7 @@ def test_with_an_anchor_a_whole_old_state_is_rolled_back(tmp_path: Path, elsewhe
     assert "knows of 4" in told.detail
 
 
+@pytest.mark.fault("F74")
 def test_an_empty_state_is_lost_where_an_anchor_is(tmp_path: Path, elsewhere: Path) -> None:
     with open_store(tmp_path / "state") as store:
         filled(store, 2, elsewhere)

@@ -191,6 +191,7 @@ async def test_the_same_release_again_gets_the_same_receipt_and_no_second_downlo
     assert (len(hospital.link.asked), hospital.work.reports) == (asked, 1)
 
 
+@pytest.mark.fault("F64")
 async def test_another_release_of_a_run_that_has_one_is_refused(
     hospital: Hospital, made: Release, signed: Sign
 ) -> None:
@@ -303,6 +304,7 @@ async def test_a_manifest_of_another_run_or_federation_is_refused(
     assert why in (await hospital.refuses(notice, "MODEL_INVALID")).detail
 
 
+@pytest.mark.fault("F67")
 async def test_a_release_of_another_study_than_the_one_accepted_is_refused(
     hospital: Hospital, made: Release, signed: Sign
 ) -> None:
@@ -439,6 +441,7 @@ def _other_model(made: Release, data: bytes) -> Release:
     ],
     ids=["truncated", "too long", "another header", "another value", "not a number"],
 )
+@pytest.mark.fault("F67")
 async def test_a_model_that_is_not_the_one_the_rounds_made_is_refused(
     tmp_path: Path,
     authority: Authority,

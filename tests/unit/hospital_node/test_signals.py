@@ -65,6 +65,7 @@ async def said(stream: asyncio.StreamReader | None, word: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.fault("F16")
 async def test_one_signal_ends_a_node_in_order_with_exit_code_0(
     config: Path, number: signal.Signals
 ) -> None:
@@ -78,6 +79,7 @@ async def test_one_signal_ends_a_node_in_order_with_exit_code_0(
     assert b"Traceback" not in rest
 
 
+@pytest.mark.fault("F16")
 async def test_a_second_signal_ends_a_node_that_does_not_come_to_its_end(config: Path) -> None:
     node = await start(config, "stuck")
     await said(node.stdout, b"running")

@@ -184,6 +184,7 @@ def test_a_nonce_is_never_written_to_disk() -> None:
     assert restored.nonce == b""
 
 
+@pytest.mark.fault("F64")
 def test_a_node_restored_from_a_backup_cannot_be_replayed_an_old_header() -> None:
     play = Scripted()
     header = play.header()
@@ -263,6 +264,7 @@ def rederived(
 
 
 @pytest.mark.parametrize(("what", "code", "alter"), HEADER_RULES, ids=[r[0] for r in HEADER_RULES])
+@pytest.mark.fault("F67")
 def test_a_header_with_one_wrong_item_is_refused_by_its_name(
     what: str, code: str, alter: Callable[[Header], Header]
 ) -> None:
@@ -280,6 +282,7 @@ def test_a_header_that_leaves_this_node_out_is_refused() -> None:
     assert refused(play.at(4), event) == "HEADER_FORM"
 
 
+@pytest.mark.fault("F67")
 def test_a_model_with_other_bytes_than_the_header_names_is_refused() -> None:
     play = Scripted()
     header = play.header()
@@ -294,6 +297,7 @@ def test_a_ring_too_narrow_for_the_cohort_is_refused_as_overflow() -> None:
     assert refused(play.at(0), event) == "OVERFLOW_BOUND"
 
 
+@pytest.mark.fault("F69")
 def test_the_hospitals_own_floors_hold_whatever_the_study_says() -> None:
     play = Scripted()
     header = play.header()
@@ -342,6 +346,7 @@ def test_a_session_past_its_validity_starts_no_round() -> None:
     assert refused(one, node.MakeReady()) == "EPOCH_OLD"
 
 
+@pytest.mark.fault("F64")
 def test_round_numbers_only_grow() -> None:
     play = Scripted()
     hd = play.start(play.header())
@@ -487,6 +492,7 @@ def test_a_commit_is_one_signature_over_set_and_digests() -> None:
     assert commit in play.at(0).crash()
 
 
+@pytest.mark.fault("F69")
 def test_a_proposal_is_refused_by_the_rule_it_breaks() -> None:
     play = Scripted()
     hd = play.start()
@@ -554,6 +560,7 @@ def next_round(play: Scripted, hd: HeaderDigest, r: int, model: Sha256 = MODEL) 
     return play.start(play.header(r, model))
 
 
+@pytest.mark.fault("F70")
 def test_the_same_model_is_summed_over_the_same_set_only() -> None:
     play = Scripted()
     hd = play.start()
@@ -567,6 +574,7 @@ def test_the_same_model_is_summed_over_the_same_set_only() -> None:
     assert [type(said) for said in one.hear(play.propose(hd, 0, 1, 2, 3))] == [Commit]
 
 
+@pytest.mark.fault("F70")
 def test_an_accepted_certificate_is_remembered_too_and_across_crash_and_session() -> None:
     play = Scripted()
     hd = play.start()
@@ -633,6 +641,7 @@ def test_a_node_outside_the_certified_set_releases_nothing() -> None:
     assert refused(play.at(4), request) == "RELEASE_OUTSIDE"
 
 
+@pytest.mark.fault("F69")
 def test_a_certificate_repeats_every_check_of_the_proposal() -> None:
     play = Scripted()
     hd = play.start()
@@ -655,6 +664,7 @@ def sealed_to(play: Scripted, helper: int, *senders: int) -> tuple[SealedFrom, .
     )
 
 
+@pytest.mark.fault("F71")
 def test_a_helper_returns_the_self_share_and_the_shares_of_dropped_edges_only() -> None:
     play = Scripted()
     hd = play.start()
@@ -668,6 +678,7 @@ def test_a_helper_returns_the_self_share_and_the_shares_of_dropped_edges_only() 
     assert play.at(0).hear(request) == [answer]  # the release was sent once
 
 
+@pytest.mark.fault("F71")
 def test_shares_outside_the_set_and_of_the_helper_itself_are_never_returned() -> None:
     play = Scripted()
     hd = play.start()
@@ -702,6 +713,7 @@ def test_a_bundle_sealed_to_another_helper_does_not_open() -> None:
     assert refused(play.at(0), request) == "SHARE_OPEN"
 
 
+@pytest.mark.fault("F71")
 def test_a_helper_is_bound_by_the_set_it_helped() -> None:
     play = Scripted()
     hd = play.start()

@@ -41,6 +41,7 @@ def test_the_same_set_is_agreed_to_again_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("survivors", [(A, B, D), (A, B), (A, B, C, D)])
+@pytest.mark.fault("F70")
 def test_another_set_is_refused(survivors: tuple[NodeId, ...]) -> None:
     with pytest.raises(Refusal, match="RERUN"):
         MEMORY.check_set(HEADER, survivors)

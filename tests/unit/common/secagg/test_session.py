@@ -210,6 +210,7 @@ def test_the_own_advert_has_to_come_back_byte_for_byte() -> None:
 
 
 @pytest.mark.parametrize("column", ["id", "x25519_pub", "ed25519_pub"])
+@pytest.mark.fault("F75")
 def test_no_id_and_no_public_key_may_stand_twice(column: str) -> None:
     sim, roster = advertised(CLASSICAL)
     adverts = list(roster.adverts)
@@ -236,6 +237,7 @@ def test_a_chain_of_another_authority_is_refused() -> None:
     assert refused(sim.at(0), Roster(tuple(adverts), RoundNo(1))) == "CERT_CHAIN"
 
 
+@pytest.mark.fault("F72")
 def test_a_hospital_outside_the_pinned_list_is_refused_though_its_chain_verifies() -> None:
     sim, roster = advertised(CLASSICAL)
     one = sim.at(0)
@@ -244,6 +246,7 @@ def test_a_hospital_outside_the_pinned_list_is_refused_though_its_chain_verifies
     assert refused(one, roster) == "NOT_MEMBER"
 
 
+@pytest.mark.fault("F69")
 def test_a_roster_below_the_hospitals_own_cohort_is_refused() -> None:
     sim, roster = advertised(CLASSICAL)
     one = sim.at(0)
@@ -251,6 +254,7 @@ def test_a_roster_below_the_hospitals_own_cohort_is_refused() -> None:
     assert refused(one, roster) == "COHORT_SMALL"
 
 
+@pytest.mark.fault("F69")
 def test_two_members_need_the_local_switch() -> None:
     sim, roster = advertised(Setting(n=2, colluders=0, allow_two_party=True))
     one = sim.at(0)
@@ -260,6 +264,7 @@ def test_two_members_need_the_local_switch() -> None:
     assert [type(said) for said in one.hear(roster)] == [Confirm]
 
 
+@pytest.mark.fault("F64")
 def test_an_epoch_is_never_used_twice() -> None:
     sim, _ = advertised(CLASSICAL)
     one = sim.at(0)
@@ -276,6 +281,7 @@ def test_the_same_epoch_asked_for_again_gets_the_identical_advert() -> None:
     assert sim.at(0).crash() == first
 
 
+@pytest.mark.fault("F64")
 def test_a_spent_epoch_stays_spent_after_a_crash() -> None:
     sim = Simulation(CLASSICAL)
     sim.open_session()

@@ -1,0 +1,59 @@
+"""`kill -9` of a real node in training: the model is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from researcher.local import FederationPlan
+from tests import forked
+from tests.faults.record import record
+from tests.faults.stopped import running
+from tests.small_study import small_study
+from tests.zygote import Zygote
+
+pytestmark = pytest.mark.slow
+
+SITES = ("east", "north", "south")
+STUDY = small_study(1, 3, deadline="60s", local_steps=5_000)  # a few seconds
+
+ZYGOTE = Zygote(*forked.WORKING)
+
+
+@pytest.fixture(autouse=True)
+def _zygote() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOG_FORMAT", "json")
+        forked.services_of(ZYGOTE, patch)
+        yield
+    ZYGOTE.close()
+
+
+def often(plan: FederationPlan) -> None:
+    """The hospital that will be killed writes checkpoints many times a round."""
+    path = plan.site_folder("north") / "node.yaml"
+    node = yaml.safe_load(path.read_text("utf-8"))
+    path.write_text(yaml.safe_dump({**node, "training": {"checkpoint_s": 0.2}}))
+
+
+@pytest.mark.fault("F09")
+@pytest.mark.timeout(180)
+async def test_a_node_killed_in_training_goes_on_and_the_model_is_the_same(tmp_path: Path) -> None:
+    async with running(tmp_path / "alone", STUDY, SITES) as federation:
+        alone = await federation.model()
+    async with running(tmp_path / "killed", STUDY, SITES, often) as federation:
+        checkpoints = tmp_path / "killed" / "fed" / "sites" / "north" / "state" / "checkpoints"
+        async with asyncio.timeout(60):
+            while not await asyncio.to_thread(lambda: list(checkpoints.glob("*.sealed"))):  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.01)
+        await federation.kill("north")
+        await federation.start("north")
+        await federation.until("north", "training.resumed")
+        assert await federation.model() == alone
+        left = await asyncio.to_thread(lambda: list(checkpoints.iterdir()))
+        assert left == [], "no checkpoint outlives its round"
+    record("F09", trials=1, failures=0)

@@ -1,0 +1,86 @@
+"""SIGTERM in every phase, to real processes: they end in order, and the run goes on as if nothing.
+
+A coordinator or node that is told to stop takes no new round and parks the open one: every step
+is on disk before it is acted on, so there is nothing to finish first. Started again it goes on
+with the same round, the same survivor set, the same sealed vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import forked
+from tests.faults.budget import Budget, budget, trials
+from tests.faults.record import record
+from tests.faults.stopped import running
+from tests.small_study import small_study
+from tests.zygote import Zygote
+
+pytestmark = pytest.mark.slow
+
+SITES = ("east", "north", "south")
+ROUNDS = trials(change=3, nightly=8, release=8)
+STUDY = small_study(ROUNDS, 3, deadline="30s", local_steps=300)
+
+COORDINATOR_PHASES = {
+    "idle": "service.started",
+    "a round was opened": "round.opened",
+    "collecting": "upload.finished",
+    "the set is proposed": "round.proposed",
+    "the set is certified": "round.certified",
+    "the sum is open": "round.summed",
+    "the round is closed": "round.closed",
+}
+NODE_PHASES = {
+    "connected": "link.connected",
+    "training": "round.training",
+    "sending": "upload.started",
+    "sent": "upload.finished",
+    "round over": "round.closed",
+}
+
+if budget() is Budget.CHANGE:
+    COORDINATOR_PHASES = {key: COORDINATOR_PHASES[key] for key in ("collecting", "the sum is open")}
+    NODE_PHASES = {key: NODE_PHASES[key] for key in ("training", "sent")}
+
+GRACE_S = 10.0
+"""What container engines give before they kill."""
+
+ZYGOTE = Zygote(*forked.WORKING)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zygote() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOG_FORMAT", "json")
+        forked.services_of(ZYGOTE, patch)
+        yield
+    ZYGOTE.close()
+
+
+@pytest.mark.fault("F16")
+@pytest.mark.timeout(240)
+async def test_one_signal_in_any_phase_parks_the_round_and_the_model_is_the_same(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path / "alone", STUDY, SITES) as federation:
+        alone = await federation.model()
+    took: dict[str, list[float]] = {"coordinator": [], "node": []}
+    async with running(tmp_path / "stopped", STUDY, SITES) as federation:
+        for name, who, phases in (
+            ("coordinator", "coordinator", COORDINATOR_PHASES),
+            ("node", "north", NODE_PHASES),
+        ):
+            for phase, event in phases.items():
+                await federation.until(who, event)
+                code, seconds = await federation.stop(who)
+                assert code == 0, (who, phase)
+                assert seconds < GRACE_S, (who, phase)
+                took[name].append(seconds)
+                await federation.start(who)
+        assert await federation.model() == alone
+    figures = {f"shutdown_{who}_max_s": round(max(one), 3) for who, one in took.items()}
+    record("F16", trials=sum(map(len, took.values())), failures=0, **figures)
