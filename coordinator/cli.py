@@ -1,4 +1,4 @@
-"""`fedcare coordinator serve|status|health`."""
+"""`fedcare coordinator serve|status|health|backup|restore`."""
 
 from __future__ import annotations
 
@@ -78,3 +78,51 @@ def health(config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag =
     from coordinator.whereabouts import ask_health
 
     return asyncio.run(ask_health(CoordinatorConfig.read(config)))
+
+
+@app.command()
+@command
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="DIR|FILE.tar", show_default=False)],
+    config: ConfigFile = Path("coordinator.yaml"),
+    *,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Copy the state, also while the coordinator serves: verified, with every SHA-256, signed."""
+    del as_json
+    from common.clock import SystemClock
+    from coordinator import backups_cli
+    from coordinator.backup import make_backup
+    from coordinator.config import CoordinatorConfig
+    from coordinator.own import own_identity
+
+    clock = SystemClock()
+    settings = CoordinatorConfig.read(config)
+    identity = own_identity(settings, clock)
+    tell = backups_cli.progress(clock)
+    made = make_backup(settings, identity, target, int(clock.unix()), tell)
+    return backups_cli.backed_up(made)
+
+
+@app.command()
+@command
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", show_default=False)],
+    into: Annotated[
+        Path, typer.Option("--into", metavar="STATE_DIR", help="An empty folder, or none yet.")
+    ],
+    config: ConfigFile = Path("coordinator.yaml"),
+    *,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Make a state directory of a backup: all of it verified, or nothing."""
+    del as_json
+    from common.clock import SystemClock
+    from coordinator import backups_cli
+    from coordinator.config import CoordinatorConfig
+    from coordinator.restore import restore as run
+
+    clock = SystemClock()
+    settings = CoordinatorConfig.read(config)
+    made = run(settings, source, into, backups_cli.progress(clock))
+    return backups_cli.restored(made, into, clock.unix())

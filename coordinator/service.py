@@ -45,15 +45,13 @@ from common.wire import NodeStep, UploadPart
 from common.wire_checks import MAX_MANIFEST_BYTES
 from common.wire_operations import Submission
 from coordinator.admission import Turnstile, at_most, patiently
-from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, chain_of, to_pem
+from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, to_pem
 from coordinator.hub import Outbox
 from coordinator.journal import Journal
-from coordinator.run_facts import models_of, replay
 from coordinator.run_state import (
     Begin,
     Cancel,
     FromNode,
-    ModelRef,
     NodeConnected,
     NodeLost,
     RunState,
@@ -61,6 +59,7 @@ from coordinator.run_state import (
 )
 from coordinator.run_step import fewest
 from coordinator.store import StoredRun, StoredStudy
+from coordinator.stored_runs import first_state, read_runs
 from coordinator.witness import noised_sums
 
 
@@ -163,36 +162,17 @@ class CoordinatorService:
         Raises:
             StateError: STATE_DAMAGED, the store cannot be read.
         """
-        keep = set()
-        models: dict[RunDriver, list[ModelRef]] = {}
-        for run in self._shop.store.runs():
-            study = study_from_canonical(self._shop.store.study(run.config_hash).content)
-            journal = Journal()
-            facts = journal.read(self._shop.store.facts(run.run_id))
-            state = replay(self._first_state(run, study), facts)
-            driver = self._start(state, journal, run.created_unix)
-            models[driver] = models_of(facts)
-            current = state.round
-            if current is not None and current.header is not None and not state.phase.final:
-                keep.add(current.hd)
-        self._shop.spool.drop_all_but(frozenset(keep))
-        for driver, made in models.items():
-            driver.take_up(made[-KEPT_MODELS:])
-        for made in models.values():
-            for model in made:
+        known = read_runs(self._shop.store, self._federation, self._roster)
+        drivers = [self._start(run.state, run.journal, run.stored.created_unix) for run in known]
+        self._shop.spool.drop_all_but(
+            frozenset(run.open_header for run in known if run.open_header is not None)
+        )
+        for run, driver in zip(known, drivers, strict=True):
+            driver.take_up(run.models[-KEPT_MODELS:])
+        for run in known:
+            for model in run.models:
                 for digest in model.addresses:
                     self._shop.objects.remove(digest)
-
-    def _first_state(self, run: StoredRun, study: Study) -> RunState:
-        return RunState(
-            run_id=run.run_id,
-            study=study,
-            config_hash=run.config_hash,
-            federation=self._federation,
-            roster=self._roster,
-            signature=run.signature,
-            cert_chain=chain_of(run.chain),
-        )
 
     def _start(self, state: RunState, journal: Journal, created_unix: float) -> RunDriver:
         driver = RunDriver(state, journal, created_unix, self._shop)
@@ -508,7 +488,8 @@ class CoordinatorService:
         )
         run = shop.store.add_run(StoredStudy(run.study_id, digest, submission.study), run)
         shop.log.info(Event.STUDY_SUBMITTED, study=study.id, run=run.run_id)
-        self._start(self._first_state(run, study), Journal(), run.created_unix)
+        state = first_state(run, study, self._federation, self._roster)
+        self._start(state, Journal(), run.created_unix)
         return run
 
     def _check_can_run(self, study: Study) -> None:

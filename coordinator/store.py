@@ -476,6 +476,11 @@ class SqlStore:
         if self._mark is not None:
             self._mark.check(row[0].changes if row else 0, self._engine.url.database)
 
+    def changes(self) -> int:
+        """Return how many transactions there were."""
+        with self._reading() as db:
+            return int(db.execute(sql.select(METER.c.changes)).scalar() or 0)
+
     def close(self) -> None:
         """See `Store`."""
         self._engine.dispose()
