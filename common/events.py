@@ -93,6 +93,20 @@ class Event(Enum):
         f"study run round site {_ERROR}",
         "State on disk could not be read or written.",
     )
+    HISTORY_BACK = (
+        "history.back",
+        "both",
+        "warning or error",
+        f"study run round site {_ERROR} fix",
+        "State on disk is older than what the other side has seen; nothing goes on with it.",
+    )
+    LOSS_ACCEPTED = (
+        "loss.accepted",
+        "both",
+        "warning",
+        "study run round site reason people meaning",
+        "A person ordered to go on with older state, or to forget a set that was agreed on.",
+    )
     INTERNAL_ERROR = (
         "internal.error",
         "both",

@@ -40,6 +40,7 @@ from common.version import VERSION
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
+from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.metrics import CoordinatorMetrics, take_picture
 from coordinator.objects import ObjectStore
@@ -98,6 +99,7 @@ def build_service(
         objects=ObjectStore(state_dir / "objects"),
         spool=Spool(state_dir / "spool"),
         hub=Hub(),
+        history=History(state_dir),
         clock=clock,
         log=log,
         timing=Timing(waits.enrolment_grace, waits.setup, waits.gather, waits.release),

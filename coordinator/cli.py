@@ -1,4 +1,4 @@
-"""`fedcare coordinator serve|status|health|backup|restore`."""
+"""`fedcare coordinator serve|status|health|backup|restore|accept-loss|unlock`."""
 
 from __future__ import annotations
 
@@ -126,3 +126,57 @@ def restore(
     settings = CoordinatorConfig.read(config)
     made = run(settings, source, into, backups_cli.progress(clock))
     return backups_cli.restored(made, into, clock.unix())
+
+
+Reason = Annotated[str, typer.Option("--reason", help="Why, in one line; it is kept and logged.")]
+
+
+@app.command("accept-loss")
+@command
+def accept_loss(
+    reason: Reason, config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag = False
+) -> Outcome:
+    """Go on from an old backup although hospitals have seen more; the coordinator is stopped."""
+    del as_json
+    from common.clock import SystemClock
+    from common.logs import make_log
+    from coordinator.config import CoordinatorConfig
+    from coordinator.operator import check_reason, orders
+
+    clock = SystemClock()
+    log = make_log(sys.stderr, clock=clock)
+    with orders(CoordinatorConfig.read(config), clock, log) as held:
+        told = held.accept_loss(check_reason(reason))
+    lost = [{"site": one.site, "run": one.seen.run_id, "what": one.why} for one in told]
+    lines = [f"{one.site}: {one.why}" for one in told]
+    lines.append("The loss is on record. Start the coordinator: open runs go on in a new epoch.")
+    return Outcome({"accepted": lost, "reason": reason}, "\n".join(lines))
+
+
+@app.command()
+@command
+def unlock(
+    run: Annotated[str, typer.Argument(metavar="RUN", show_default=False)],
+    reason: Reason,
+    config: ConfigFile = Path("coordinator.yaml"),
+    *,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Stop waiting for a set that was signed (protocol, 10.4); the coordinator is stopped."""
+    del as_json
+    from common.clock import SystemClock
+    from common.ids import RunId
+    from common.logs import make_log
+    from coordinator.config import CoordinatorConfig
+    from coordinator.operator import check_reason, orders
+
+    clock = SystemClock()
+    log = make_log(sys.stderr, clock=clock)
+    with orders(CoordinatorConfig.read(config), clock, log) as held:
+        sites = held.unlock(RunId(run), check_reason(reason))
+    text = (
+        f"{run}: the next round may open with another set than {', '.join(sites)}.\n"
+        "Each of them that signed refuses that until `fedcare node unlock STUDY --reason ...`"
+        " there, node stopped; then start the coordinator."
+    )
+    return Outcome({"run": run, "sites": list(sites), "reason": reason}, text)

@@ -31,6 +31,7 @@ from common.secagg.messages import Ready, Refused, Resume, ResumeState, UploadEn
 from common.secagg.ring import word_bytes
 from common.views import RunView
 from common.wire import CoordinatorStep
+from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.journal import Journal
 from coordinator.objects import ObjectStore
@@ -104,6 +105,8 @@ class Workshop:
     clock: Clock
     log: EventLog
     timing: Timing
+    history: History
+    """What hospitals have seen that the store does not know."""
     disk: Executor
     """One thread: the store's, and that of everything that waits for the disk."""
     crunch: Executor

@@ -30,6 +30,7 @@ from common.messages import (
     Hello,
     ReleaseNotice,
     ReleaseReceipt,
+    RunEnded,
     StudyDecision,
     UploadAck,
     UploadChunk,
@@ -40,12 +41,13 @@ from common.secagg.header import RoundKind
 from common.secagg.messages import Refused, Resume, UploadEnd
 from common.study import Study, config_hash, study_from_canonical
 from common.version import VERSION
-from common.views import RunView, SiteView, StatusView, StudyView
+from common.views import RunPhase, RunView, SiteView, StatusView, StudyView
 from common.wire import NodeStep, UploadPart
 from common.wire_checks import MAX_MANIFEST_BYTES
 from common.wire_operations import Submission
 from coordinator.admission import Turnstile, at_most, patiently
 from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, to_pem
+from coordinator.history import unknown, witness
 from coordinator.hub import Outbox
 from coordinator.journal import Journal
 from coordinator.run_state import (
@@ -173,6 +175,9 @@ class CoordinatorService:
             for model in run.models:
                 for digest in model.addresses:
                     self._shop.objects.remove(digest)
+
+    def _first_state(self, run: StoredRun, study: Study) -> RunState:
+        return first_state(run, study, self._federation, self._roster)
 
     def _start(self, state: RunState, journal: Journal, created_unix: float) -> RunDriver:
         driver = RunDriver(state, journal, created_unix, self._shop)
@@ -308,11 +313,17 @@ class CoordinatorService:
                 f"protocol version {hello.protocol_version}; this coordinator speaks"
                 f" {PROTOCOL_VERSION}",
             )
+        self._compare(node, hello)
         known = node in self._tasks_with_keys
         self._tasks_with_keys[node] = frozenset(hello.tasks)
         heartbeat_ms = round(self._heartbeat_s * 1000)
         noised = noised_sums((driver.state for driver in self._drivers.values()), node)
-        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms, noised))
+        seen = witness((driver.state for driver in self._drivers.values()), node)
+        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms, noised, seen))
+        for one in hello.seen:
+            if one.run_id in self._shop.history.lost and one.run_id not in self._drivers:
+                ended = RunEnded(one.run_id, RunPhase.FAILED.value, "the coordinator has lost it")
+                self._shop.hub.send(node, one.task, ended)
         now = self._shop.clock.monotonic()
         lost_at = None if known else self._link_changed_at.get(node)
         away_s = None if lost_at is None else now - lost_at
@@ -320,6 +331,32 @@ class CoordinatorService:
         self._tell_link(node, lost=False, version=hello.software, away_s=away_s)
         for driver in self._drivers.values():
             driver.post(NodeConnected(node, self._has_keys(node, driver.state.study.id)))
+
+    def _compare(self, node: NodeId, hello: Hello) -> None:
+        """Refuse everybody once a hospital has seen more than the store knows of.
+
+        Raises:
+            Refusal: HISTORY_BACK.
+        """
+        history = self._shop.history
+        runs = {run: driver.state for run, driver in self._drivers.items()}
+        epochs = self._shop.store.epochs() if hello.seen else {}
+        told = unknown(node, hello.seen, runs, epochs, history.lost)
+        if told:
+            history.tell(told)
+            for one in told:
+                failure = Refusal("HISTORY_BACK", f"{one.site}: {one.why}")
+                log = self._shop.log.bind(study=one.seen.task, run=one.seen.run_id, site=one.site)
+                log.failure(Event.HISTORY_BACK, failure)
+            for other in self._shop.hub.connected - {node}:
+                self._shop.hub.drop(other)
+        if history.told:
+            first = history.told[0]
+            raise Refusal(
+                "HISTORY_BACK",
+                "the coordinator was put back from an old copy, and waits for its operator:"
+                f" {first.site} has seen more of {first.seen.run_id}",
+            )
 
     def _has_keys(self, node: NodeId, task: str) -> bool:
         return task in self._tasks_with_keys.get(node, frozenset())
@@ -488,8 +525,7 @@ class CoordinatorService:
         )
         run = shop.store.add_run(StoredStudy(run.study_id, digest, submission.study), run)
         shop.log.info(Event.STUDY_SUBMITTED, study=study.id, run=run.run_id)
-        state = first_state(run, study, self._federation, self._roster)
-        self._start(state, Journal(), run.created_unix)
+        self._start(self._first_state(run, study), Journal(), run.created_unix)
         return run
 
     def _check_can_run(self, study: Study) -> None:

@@ -36,6 +36,7 @@ from coordinator.checksums import FIRST_LINK, MARK_NAME, Mark, link, row_digest
 STATE_NAMES: Final = frozenset(
     {
         MARKER, "lock", "address", ".address", "objects", "spool", "audit", MARK_NAME,
+        "history.json", ".history.json",
         "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "coordinator.db-journal",
     }
 )  # fmt: skip

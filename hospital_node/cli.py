@@ -1,4 +1,4 @@
-"""`fedcare node serve|status|health|budget|predict|report`: serve one hospital; use its models."""
+"""`fedcare node serve|status|health|unlock|budget|predict|...`: serve one hospital."""
 
 from __future__ import annotations
 
@@ -67,3 +67,61 @@ def health(
 
     loaded = NodeConfig.read(config)
     return asyncio.run(ask(loaded.path(loaded.state_dir), link=link))
+
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Why, in one line; it is kept and logged.")
+]
+
+
+@app.command()
+@command
+def unlock(
+    study: Annotated[str, typer.Argument(metavar="STUDY", show_default=False)],
+    reason: ReasonOption,
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """Forget the last set agreed to for a study (protocol, 10.4); the node is stopped."""
+    from common.clock import SystemClock
+    from hospital_node import orders
+    from hospital_node.orders_cli import held, outcome
+
+    with held(config) as store:
+        given = orders.unlock(store, study, reason, SystemClock())
+    return outcome([given])
+
+
+@app.command("accept-loss")
+@command
+def accept_loss(
+    reason: ReasonOption,
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """Go on with an old copy of the state, without its keys; the node is stopped."""
+    from common.clock import SystemClock
+    from hospital_node import orders
+    from hospital_node.orders_cli import held, outcome
+
+    with held(config) as store:
+        given = orders.accept_loss(store, reason, SystemClock())
+    return outcome(given)
+
+
+@app.command("orders")
+@command
+def list_orders(
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """List what people ordered here; the node may run."""
+    from hospital_node import orders
+    from hospital_node.config import NodeConfig
+    from hospital_node.orders_cli import outcome
+
+    loaded = NodeConfig.read(config)
+    return outcome(orders.orders(loaded.path(loaded.state_dir)))

@@ -12,6 +12,7 @@
     own/                     tensors of its own, by run (`hospital_node.personal_state`)
     personal/<run>/          the hospital's own models (`hospital_node.personal`)
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
+    orders/                  what people ordered (`hospital_node.orders`); rolled-back.json
     status.json              what `fedcare node status` shows; never read back
 
 Durable on return: sessions, decisions, own tensors, spooled vectors (`hospital_node.contribution`)
@@ -43,6 +44,9 @@ from hospital_node.personal_state import OwnTensors
 from hospital_node.sealing import Vault, create_key, load_key
 
 KEY_NAME: Final = "node.key"
+ROLLED_BACK: Final = "rolled-back.json"
+"""What the coordinator has seen of this node and its state does not know."""
+
 MODELS_KEPT: Final = 2
 """Models kept per task: the current one and the one before."""
 
@@ -57,10 +61,12 @@ _PARTS: Final = (
     "approvals",
     "own",
     "personal",
+    "orders",
 )
 STATE_NAMES: Final = frozenset(
     {
-        state_folder.MARKER, KEY_NAME, f"{KEY_NAME}{files.TEMPORARY}", "lock", "health.sock",
+        state_folder.MARKER, ROLLED_BACK, f"{ROLLED_BACK}{files.TEMPORARY}",
+        KEY_NAME, f"{KEY_NAME}{files.TEMPORARY}", "lock", "health.sock",
         "status.json", f"status.json{files.TEMPORARY}", *_PARTS,
     }
 )  # fmt: skip

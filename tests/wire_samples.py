@@ -26,6 +26,7 @@ from common.messages import (
     ReleaseNotice,
     ReleaseReceipt,
     RunEnded,
+    Seen,
     StudyDecision,
     StudyOffer,
     UploadAck,
@@ -132,6 +133,7 @@ CERTIFICATE: Final = Certificate(HD, DIGESTS, ((A, fill(64, 20)), (B, fill(64, 2
 
 NODE_STEPS: Final[tuple[NodeStep, ...]] = (
     Hello("fedcare 1.0", 1, ("heart-disease", "tiny")),
+    Hello("fedcare 1.0", 1, (), (Seen(RunId("r-1"), "tiny", 1_800_000_000, 7, released=True),)),
     Heartbeat(17),
     StudyDecision(RUN, CONFIG, Verdict.REFUSED, objections=(Objection("RERUN", "line 3: no"),)),
     advert(A, 30),
