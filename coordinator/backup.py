@@ -43,11 +43,11 @@ from common.version import VERSION
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import KEPT_MODELS
 from coordinator.objects import fsync_folder
+from coordinator.snapshot import DATABASE, copy_database, database_path, is_embedded
 from coordinator.store import Store, open_store
 from coordinator.stored_runs import KnownRun, read_runs
 
 SCHEMA: Final = "fedcare.coordinator-backup/1"
-DATABASE: Final = "coordinator.db"
 MANIFEST, SIGNATURE, CHAIN = "manifest.json", "manifest.sig", "chain.pem"
 PREFIX: Final = b"fedcare/coordinator-backup/1\n"
 BLOCK: Final = 1 << 20
@@ -127,11 +127,12 @@ def _fill(
     tell: Tell,
 ) -> Made:
     state_dir = config.path(config.state_dir)
-    kind = "sqlite" if config.store is None or config.store.startswith("sqlite") else "postgresql"
+    kind = "sqlite" if is_embedded(config) else "postgresql"
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fedcare-") as scratch:
         copy = Path(scratch) / DATABASE
         if kind == "sqlite":
-            _snapshot(_database_path(config), copy)
+            with closing(sqlite3.connect(copy)) as target_db:
+                copy_database(database_path(config), target_db)
             store = open_store(f"sqlite:///{copy}", config.federation)
         else:
             store = open_store(str(config.store), config.federation)
@@ -175,24 +176,6 @@ def _fill(
 def roster_of(config: CoordinatorConfig) -> tuple[NodeId, ...]:
     """Return every hospital of the coordinator's file, sorted."""
     return tuple(sorted(hospital_id(config.federation, site) for site in config.members))
-
-
-def _database_path(config: CoordinatorConfig) -> Path:
-    if config.store is None:
-        return config.path(config.state_dir) / DATABASE
-    return Path(config.store.partition("://")[2].removeprefix("/"))
-
-
-def _snapshot(database: Path, copy: Path) -> None:
-    """Copy an SQLite database as of one transaction; whoever writes to it may go on."""
-    try:
-        with (
-            closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as source,
-            closing(sqlite3.connect(copy)) as target,
-        ):
-            source.backup(target)
-    except sqlite3.DatabaseError as error:
-        raise StateError("STATE_DAMAGED", f"{database}: {error}") from error
 
 
 def _needed(store: Store, runs: list[KnownRun], state_dir: Path) -> list[tuple[str, str, int]]:

@@ -4,7 +4,8 @@ Neither SQLite nor a disk promises to notice a byte that changed. So each row ca
 SHA-256 of what was written, the facts of a run are a chain, and the run's head says how
 many there are and how the chain ends:
 
-    link_n = SHA-256(enc(label, "fact", run, n, link_(n-1), body_n))        link_-1 = 32 zeros
+    link_n = SHA-256(enc(label, "fact", run, n, link_(n-1), body_n, time_n))
+    link_-1 = 32 zeros
 
 A blanked fact keeps its link: the chain still holds, and its content is gone for good.
 
@@ -41,9 +42,9 @@ def row_digest(table: str, *values: Item) -> bytes:
     return hashlib.sha256(enc(LABEL, table, *values)).digest()
 
 
-def link(run_id: str, seq: int, before: bytes, body: bytes) -> bytes:
-    """Return a fact's place in the chain of its run."""
-    return hashlib.sha256(enc(LABEL, "fact", run_id, seq, before, body)).digest()
+def link(run_id: str, seq: int, before: bytes, body: bytes, unix: float) -> bytes:
+    """Return a fact's place in the chain of its run; `unix`: when it was stored."""
+    return hashlib.sha256(enc(LABEL, "fact", run_id, seq, before, body, unix)).digest()
 
 
 class Mark:

@@ -312,7 +312,8 @@ class RunDriver:
         first, run_id = self._journal.length, self.state.run_id
         blank = self._journal.add(facts)
         bodies = [encode_fact(fact) for fact in facts]
-        await self._on_disk(lambda: self._shop.store.append(run_id, first, bodies, blank))
+        now = self._shop.clock.unix()
+        await self._on_disk(lambda: self._shop.store.append(run_id, first, bodies, blank, now))
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._shop.disk, work)

@@ -44,7 +44,7 @@ class Orders:
     def _record(self, run: KnownRun, fact: RunFact) -> None:
         first = run.journal.length
         blank = run.journal.add([fact])
-        self.store.append(run.stored.run_id, first, [encode_fact(fact)], blank)
+        self.store.append(run.stored.run_id, first, [encode_fact(fact)], blank, self.clock.unix())
 
     def accept_loss(self, reason: str) -> Sequence[Told]:
         """Go on without what hospitals told of; return what that was.

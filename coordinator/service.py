@@ -60,6 +60,7 @@ from coordinator.run_state import (
     Shown,
 )
 from coordinator.run_step import fewest
+from coordinator.start_check import check_files
 from coordinator.store import StoredRun, StoredStudy
 from coordinator.stored_runs import first_state, read_runs
 from coordinator.witness import noised_sums
@@ -165,6 +166,7 @@ class CoordinatorService:
             StateError: STATE_DAMAGED, the store cannot be read.
         """
         known = read_runs(self._shop.store, self._federation, self._roster)
+        check_files(known, self._shop)
         drivers = [self._start(run.state, run.journal, run.stored.created_unix) for run in known]
         self._shop.spool.drop_all_but(
             frozenset(run.open_header for run in known if run.open_header is not None)
@@ -470,7 +472,7 @@ class CoordinatorService:
             Refusal: BAD_MESSAGE, the offset lies beyond the end.
         """
         async with self._bulk_down.turn(caller) as turn:
-            with self._shop.objects.open(sha256) as reader:
+            with self._shop.objects.open_unchecked(sha256) as reader:
                 if offset > reader.size:
                     raise Refusal("BAD_MESSAGE", "the offset lies beyond the object's end")
                 if offset == reader.size:

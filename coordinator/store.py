@@ -79,6 +79,7 @@ FACTS: Final = sql.Table(
     sql.Column("run_id", sql.String(63), primary_key=True),
     sql.Column("seq", sql.Integer, primary_key=True, autoincrement=False),
     sql.Column("body", sql.LargeBinary, nullable=False),
+    sql.Column("unix", sql.Float),
     sql.Column("link", sql.LargeBinary(32)),
 )
 EPOCHS: Final = sql.Table(
@@ -143,10 +144,14 @@ class StoredRelease:
 
 @dataclass(frozen=True, slots=True)
 class StoredFact:
-    """A fact's place in its run, from 0, and its content; empty if it was blanked."""
+    """A fact's place in its run, from 0, its content, and when it was stored, in Unix seconds.
+
+    The content is empty if it was blanked; the time is 0 where a former version stored it.
+    """
 
     seq: int
     body: bytes
+    unix: float = 0.0
 
 
 class Store(Protocol):
@@ -170,7 +175,12 @@ class Store(Protocol):
         ...
 
     def append(
-        self, run_id: RunId, first_seq: int, bodies: Sequence[bytes], blank: Sequence[int] = ()
+        self,
+        run_id: RunId,
+        first_seq: int,
+        bodies: Sequence[bytes],
+        blank: Sequence[int] = (),
+        unix: float = 0.0,
     ) -> None:
         """Add facts `first_seq`, `first_seq + 1`, ... of a run and blank old ones, at once."""
         ...
@@ -251,9 +261,10 @@ def migrate(engine: Engine) -> None:
 class SqlStore:
     """`Store` on a relational database, see the module's docstring."""
 
-    def __init__(self, engine: Engine, mark: Mark | None = None) -> None:
+    def __init__(self, engine: Engine, mark: Mark | None = None, name: str = "") -> None:
         self._engine = engine
         self._mark = mark
+        self._name = name or str(engine.url.database)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -266,7 +277,7 @@ class SqlStore:
             raise self._damaged("a row is not what was written") from error
 
     def _damaged(self, what: str) -> StateError:
-        return StateError("STATE_DAMAGED", f"{self._engine.url.database}: {what}")
+        return StateError("STATE_DAMAGED", f"{self._name}: {what}")
 
     def _check(self, table: str, stored: bytes | None, digest: bytes, what: str) -> None:
         if stored is None or bytes(stored) != digest:
@@ -350,15 +361,21 @@ class SqlStore:
             return [self._run(row) for row in db.execute(query)]
 
     def append(
-        self, run_id: RunId, first_seq: int, bodies: Sequence[bytes], blank: Sequence[int] = ()
+        self,
+        run_id: RunId,
+        first_seq: int,
+        bodies: Sequence[bytes],
+        blank: Sequence[int] = (),
+        unix: float = 0.0,
     ) -> None:
         """See `Store`."""
         with self._writing("facts") as db:
             last = self._head(db, run_id, first_seq)
             rows: list[dict[str, object]] = []
             for seq, body in enumerate(bodies, first_seq):
-                last = link(run_id, seq, last, body)
-                rows.append({"run_id": run_id, "seq": seq, "body": body, "link": last})
+                last = link(run_id, seq, last, body, unix)
+                row = {"run_id": run_id, "seq": seq, "body": body, "unix": unix, "link": last}
+                rows.append(row)
             db.execute(FACTS.insert(), rows)
             head = {"facts": first_seq + len(rows), "link": last}
             if first_seq == 0:
@@ -391,7 +408,8 @@ class SqlStore:
                 raise self._damaged(f"run {run_id}: a fact is missing from the store")
             last = FIRST_LINK
             for row in rows:
-                if row.body and link(run_id, row.seq, last, bytes(row.body)) != row.link:
+                good = link(run_id, row.seq, last, bytes(row.body), float(row.unix or 0.0))
+                if row.body and row.link != good:
                     raise self._damaged(
                         f"run {run_id}: fact {row.seq}, or the one before it, is not what was"
                         " written"
@@ -399,7 +417,7 @@ class SqlStore:
                 last = bytes(row.link)
             if self._head(db, run_id, len(rows)) != last:
                 raise self._damaged(f"run {run_id}: its last fact is not what was written")
-        return [StoredFact(row.seq, bytes(row.body)) for row in rows]
+        return [StoredFact(row.seq, bytes(row.body), float(row.unix or 0.0)) for row in rows]
 
     def end_run(self, run_id: RunId) -> None:
         """See `Store`."""

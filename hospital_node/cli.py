@@ -125,3 +125,30 @@ def list_orders(
 
     loaded = NodeConfig.read(config)
     return outcome(orders.orders(loaded.path(loaded.state_dir)))
+
+
+@app.command()
+@command
+def verify(
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """Say what in the state is good and what is damaged; it only reads, the node may run."""
+    from common.errors import ExitCode
+    from common.text import escape
+    from hospital_node.config import NodeConfig
+    from hospital_node.verify import verify as run
+
+    loaded = NodeConfig.read(config)
+    key_file = None if loaded.sealing_key is None else loaded.path(loaded.sealing_key)
+    ca, federation = loaded.path(loaded.tls.ca), loaded.federation
+    parts = run(loaded.path(loaded.state_dir), key_file, ca, federation)
+    bad = [part for part in parts if part.trouble]
+    lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {part.name}" for part in parts]
+    lines += [escape(f"{part.name}: {part.trouble}") for part in bad]
+    data = {
+        "good": [part.name for part in parts if not part.trouble],
+        "damaged": {part.name: part.trouble for part in bad},
+    }
+    return Outcome(data, "\n".join(lines), ExitCode.REFUSED if bad else ExitCode.OK)

@@ -24,6 +24,7 @@ not open stops the node with STATE_DAMAGED; nothing is made anew in its place.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -76,7 +77,10 @@ _LOCK_PAUSES_S: Final = (0.05, 0.05, 0.1)
 """A health check that looks whether a node runs holds the lock for an instant itself."""
 
 _SEALED: Final = ".sealed"
-_DECISION: Final = "fedcare.node-decision/1"
+_DECISION: Final = "fedcare.node-decision/2"
+_WITHOUT_CHECKSUM: Final = "fedcare.node-decision/1"
+"""What former versions wrote; read as it is."""
+
 _RUN_BYTES: Final = 2
 
 
@@ -180,12 +184,7 @@ class NodeStore:
             StateError: STATE_DAMAGED, naming the file.
         """
         path = self._session(task)
-        sealed = _read(path)
-        if sealed is None:
-            return None
-        plain = self._vault.open(f"session/{task}", sealed, str(path))
-        end = _RUN_BYTES + int.from_bytes(plain[:_RUN_BYTES], "big")
-        return SessionRecord(RunId(plain[_RUN_BYTES:end].decode()), plain[end:])
+        return open_session(path, task, self._vault) if path.exists() else None
 
     def _session(self, task: str) -> Path:
         return self.root / "sessions" / f"{task}{_SEALED}"
@@ -226,7 +225,7 @@ class NodeStore:
         Raises:
             StateError: DISK.
         """
-        value = {
+        value: dict[str, object] = {
             "schema": _DECISION,
             "run_id": record.run_id,
             "config_hash": record.config_hash.hex(),
@@ -236,6 +235,7 @@ class NodeStore:
             "decided_at": record.decided_at,
             "ended": record.ended,
         }
+        value["sha256"] = _checksum(value)
         files.replace(self.root / "decisions" / f"{record.run_id}.json", _json(value))
 
     def decisions(self) -> tuple[DecisionRecord, ...]:
@@ -358,7 +358,7 @@ def stored_decisions(root: Path) -> tuple[DecisionRecord, ...]:
     Raises:
         StateError: STATE_DAMAGED, naming the file.
     """
-    found = (_decision(path) for path in (root / "decisions").glob("*.json"))
+    found = (stored_decision(path) for path in (root / "decisions").glob("*.json"))
     return tuple(sorted(found, key=lambda record: (record.decided_at, record.run_id)))
 
 
@@ -406,6 +406,17 @@ def open_own(root: Path, owner: Owner, entropy: Entropy, key_file: Path | None =
         store.close()
         raise
     return store
+
+
+def open_session(path: Path, task: str, vault: Vault) -> SessionRecord:
+    """Return a task's state.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
+    plain = vault.open(f"session/{task}", _read(path) or b"", str(path))
+    end = _RUN_BYTES + int.from_bytes(plain[:_RUN_BYTES], "big")
+    return SessionRecord(RunId(plain[_RUN_BYTES:end].decode()), plain[end:])
 
 
 def is_locked(root: Path) -> bool:
@@ -492,10 +503,24 @@ def _load_sealed(folder: Path, vault: Vault, name: str) -> bytes | None:
     return None if sealed is None else vault.open(f"ledger/{name}", sealed, str(path))
 
 
-def _decision(path: Path) -> DecisionRecord:
+def _checksum(tree: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def stored_decision(path: Path) -> DecisionRecord:
+    """Return the decision in a file.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
     try:
         tree = json.loads(path.read_bytes())
-        if tree["schema"] != _DECISION or tree["run_id"] != path.stem:
+        checksum = tree.pop("sha256", None)
+        wanted = None if tree["schema"] == _WITHOUT_CHECKSUM else _checksum(tree)
+        if checksum != wanted:
+            raise ValueError("it is not what the node wrote")  # noqa: TRY301
+        known = tree["schema"] in (_DECISION, _WITHOUT_CHECKSUM)
+        if not known or tree["run_id"] != path.stem:
             raise ValueError("it is of another schema or run")  # noqa: TRY301
         return DecisionRecord(
             run_id=RunId(tree["run_id"]),

@@ -30,6 +30,7 @@ _COLUMNS = {
 def upgrade() -> None:
     for table in _COLUMNS:
         op.add_column(table, sql.Column("digest", sql.LargeBinary(32)))
+    op.add_column("facts", sql.Column("unix", sql.Float))
     op.add_column("facts", sql.Column("link", sql.LargeBinary(32)))
     op.create_table(
         "heads",
@@ -70,7 +71,7 @@ def _chain(db: sql.Connection, run_id: str) -> None:
     query = sql.text("SELECT seq, body FROM facts WHERE run_id = :run ORDER BY seq")
     update = sql.text("UPDATE facts SET link = :link WHERE run_id = :run AND seq = :seq")
     for count, (seq, body) in enumerate(db.execute(query, {"run": run_id}).all(), 1):  # noqa: B007
-        last = link(run_id, seq, last, bytes(body))
+        last = link(run_id, seq, last, bytes(body), 0.0)
         db.execute(update, {"link": last, "run": run_id, "seq": seq})
     if not count:
         return
@@ -82,5 +83,6 @@ def downgrade() -> None:
     op.drop_table("meter")
     op.drop_table("heads")
     op.drop_column("facts", "link")
+    op.drop_column("facts", "unix")
     for table in _COLUMNS:
         op.drop_column(table, "digest")
