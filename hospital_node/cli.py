@@ -142,8 +142,7 @@ def verify(
 
     loaded = NodeConfig.read(config)
     key_file = None if loaded.sealing_key is None else loaded.path(loaded.sealing_key)
-    ca, federation = loaded.path(loaded.tls.ca), loaded.federation
-    parts = run(loaded.path(loaded.state_dir), key_file, ca, federation)
+    parts = run(loaded.path(loaded.state_dir), key_file, loaded.path(loaded.tls.ca))
     bad = [part for part in parts if part.trouble]
     lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {part.name}" for part in parts]
     lines += [escape(f"{part.name}: {part.trouble}") for part in bad]

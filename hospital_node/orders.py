@@ -159,15 +159,16 @@ def orders(root: Path) -> list[Order]:
     Raises:
         StateError: STATE_DAMAGED, naming the file.
     """
-    found = []
+    found: list[Order] = []
     for path in sorted((root / "orders").glob("*.json")):
+        order: Order | None = None
         try:
             tree = json.loads(path.read_bytes())
             good = tree.pop("sha256") == _digest(tree) and tree.pop("schema") == SCHEMA
-            order = Order(**tree)
+            order = Order(**tree) if good else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            good = False
-        if not good:
+            order = None
+        if order is None:
             raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote")
         found.append(order)
     return found

@@ -35,7 +35,7 @@ class Part:
     trouble: str = ""
 
 
-def verify(root: Path, key_file: Path | None, ca: Path, federation: str) -> list[Part]:
+def verify(root: Path, key_file: Path | None, ca: Path) -> list[Part]:
     """Return every part of a node's state, good or not; the node may run.
 
     `ca` are the consortium's certificates, which released models are signed under.
@@ -46,8 +46,10 @@ def verify(root: Path, key_file: Path | None, ca: Path, federation: str) -> list
     vault = Vault(load_key(key_file or root / KEY_NAME), OsEntropy())
     anchors = [to_der(one) for one in load_certificates(ca)]
     parts = list(_parts(root, vault))
-    for folder in sorted((root / "releases").glob("*")):
-        parts += _release(folder, anchors, federation)
+    owner = state_folder.owner_of(root) if not parts[0].trouble else None
+    if owner is not None:
+        for folder in sorted((root / "releases").glob("*")):
+            parts += _release(folder, anchors, owner.federation)
     return parts
 
 

@@ -27,7 +27,7 @@ from tests.faults.budget import trials
 from tests.faults.record import record
 from tests.federation import NAME, Federation
 
-OWNER = Owner("coordinator", NAME, "main")
+OWNER = Owner("coordinator", NAME, "coordinator")
 
 
 def nothing(name: str, done: int, total: int) -> None:

@@ -7,12 +7,15 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from common import state_folder
 from common.errors import FedError, StateError
 from common.secagg.messages import Commit, UploadEnd
+from common.state_folder import Owner
 from coordinator.backup import objects_of, roster_of
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
@@ -182,9 +185,7 @@ async def test_the_newest_part_of_the_write_ahead_log_is_not_lost_silently(tmp_p
         (again / "coordinator.db-wal").write_bytes(
             log[:at] + bytes([log[at] ^ 0x10]) + log[at + 1 :]
         )
-        failure = refused(
-            lambda again=again: open_store(default_url(again), mark=again / MARK_NAME)
-        )  # type: ignore[misc]
+        failure = refused(partial(open_store, default_url(again), mark=again / MARK_NAME))
         assert failure is not None, back
         assert "newest part" in failure.detail
     whole = open_store(default_url(tmp_path / "killed"), mark=tmp_path / "killed" / MARK_NAME)
@@ -199,6 +200,7 @@ async def test_a_flipped_byte_in_a_hospital_s_state_is_found(
 ) -> None:
     fed = await kept(tmp_path / "fed", finished=finished)
     root = fed.plan.site_folder("va") / "state"
+    state_folder.mark(root, Owner("hospital", NAME, "va"))
     assert [part for part in verify_all(fed) if part.trouble] == []
     names = [
         path
@@ -227,7 +229,7 @@ async def test_a_flipped_byte_in_a_hospital_s_state_is_found(
 def verify_all(fed: Federation) -> list[Part]:
     folder = fed.plan.site_folder("va")
     config = NodeConfig.read(folder / "node.yaml")
-    return verify_node(folder / "state", None, config.path(config.tls.ca), NAME)
+    return verify_node(folder / "state", None, config.path(config.tls.ca))
 
 
 def _same(one: bytes, other: bytes) -> bool:
@@ -245,8 +247,9 @@ async def test_a_coordinator_does_not_start_on_a_damaged_file_and_names_it(
 ) -> None:
     fed = await kept(tmp_path / "fed", finished=False)
     state = settings(fed).path(settings(fed).state_dir)
-    (run,) = what_it_tells(settings(fed))[0]  # type: ignore[misc]
-    victim = state / "objects" / run.model.object_sha256.hex()
+    runs = what_it_tells(settings(fed))[0]
+    assert isinstance(runs, list)
+    victim = state / "objects" / runs[0].model.object_sha256.hex()
     if what == "upload":
         victim = next(path for path in (state / "spool").rglob("*") if path.is_file())
     before = victim.read_bytes()
