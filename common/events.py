@@ -95,16 +95,16 @@ class Event(Enum):
     )
     HISTORY_BACK = (
         "history.back",
-        "both",
-        "warning or error",
-        f"study run round site {_ERROR} fix",
-        "State on disk is older than what the other side has seen; nothing goes on with it.",
+        "coordinator",
+        "warning",
+        f"study run site {_ERROR}",
+        "A hospital has seen more than the store knows of: no round begins until a person decides.",
     )
     LOSS_ACCEPTED = (
         "loss.accepted",
         "both",
         "warning",
-        "study run round site reason people meaning",
+        "study run site reason people meaning",
         "A person ordered to go on with older state, or to forget a set that was agreed on.",
     )
     INTERNAL_ERROR = (
