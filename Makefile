@@ -47,7 +47,7 @@ demo: install ## Four hospitals train one model on this machine; report in build
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: install ## Run every test, two at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --session-timeout=900 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --session-timeout=1800 \
 	    -m "not containers" $(TESTS)
 
 # Where there is no engine and none can be had, the tests are skipped by name; the script says why.

@@ -4,8 +4,9 @@ They never leave the hospital. `federated` is the released model as it is; `fedb
 that is the study's strategy, the same with the hospital's own normalisation; `recalibrated`
 has an intercept and slope of the hospital's own; `fine-tuned` is trained on from it; `ditto`
 likewise, held near it (Li et al. 2021, equation 2); `own` is trained on the hospital's rows
-alone. The hospital keeps the best by predictions for rows that a candidate was not fitted to
-(docs/personal.md).
+alone; `averaged`, of models of one layer, is half `own` and half what cannot be told from the
+best. The hospital keeps the best by predictions for rows that a candidate was not fitted to,
+or the average where nothing is clearly better (docs/personal.md).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pydantic import AfterValidator, Field
 
 from common.config import Number, Section, no_repeats
 
-Candidate = Literal["federated", "fedbn", "recalibrated", "fine-tuned", "ditto", "own"]
+Candidate = Literal["federated", "fedbn", "recalibrated", "fine-tuned", "ditto", "own", "averaged"]
 
 CANDIDATES: Final[tuple[Candidate, ...]] = (
-    "federated", "fedbn", "recalibrated", "fine-tuned", "ditto", "own",
+    "federated", "fedbn", "recalibrated", "fine-tuned", "ditto", "own", "averaged",
 )  # fmt: skip
 
 

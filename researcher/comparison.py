@@ -145,17 +145,18 @@ def compare(
     together = centralised(study, train)
     scores = _score_together(study, test, weights, train)
 
-    def everywhere(model: Weights) -> Assessment:
-        return assess(study, _score_together(study, test, model, train))
+    def everywhere(model: Weights) -> dict[str, Scored]:
+        return _score_together(study, test, model, train)
 
     home = assess(study, score(study, test, lambda site: alone[site], train))
-    elsewhere = {site: everywhere(model).pooled for site, model in alone.items()}
+    # Pooled figures only: n models at each of n hospitals would be most of a large simulation.
+    elsewhere = {site: _pooled(study, everywhere(model)) for site, model in alone.items()}
     return Comparison(
         federated=assess(study, scores),
         local_only=Assessment(_means(elsewhere), home.by_site),
         at_home=home.pooled,
         elsewhere=elsewhere,
-        centralised=everywhere(together),
+        centralised=assess(study, everywhere(together)),
         scores=scores,
         subgroups=subgroup_figures(study, scores, sites),
         by_level=_by_level(study, scores),
@@ -235,14 +236,21 @@ def _score_together(
 
 def assess(study: Study, scores: Mapping[str, Scored]) -> Assessment:
     """Return exact figures over all rows and per hospital."""
-    from common.evaluation import of_hospitals, site_metrics
+    by_site = {site: _figures(study, rows) for site, rows in scores.items()}
+    return Assessment(_pooled(study, scores), by_site)
 
-    def figures(rows: Scored) -> Figures:
-        return site_metrics(study, rows.predictions, rows.target).as_dict(study)
+
+def _pooled(study: Study, scores: Mapping[str, Scored]) -> Figures:
+    """Return exact figures over all rows."""
+    from common.evaluation import of_hospitals
 
     if study.target.type == "survival":  # patients are compared within hospitals
         strata = [(rows.predictions, rows.target) for rows in scores.values()]
-        whole = of_hospitals(study, strata).as_dict(study)
-    else:
-        whole = figures(_together(scores))
-    return Assessment(whole, {site: figures(rows) for site, rows in scores.items()})
+        return of_hospitals(study, strata).as_dict(study)
+    return _figures(study, _together(scores))
+
+
+def _figures(study: Study, rows: Scored) -> Figures:
+    from common.evaluation import site_metrics
+
+    return site_metrics(study, rows.predictions, rows.target).as_dict(study)

@@ -327,6 +327,7 @@ def _data(
         "seed": study.seed,
         "sites": list(comparison.scores),
         "rounds": study.federation.rounds,
+        "round_seconds": [round(one.seconds, 3) for one in view.history if one.kind == "train"],
         "model_sha256": model.manifest.model_sha256,
         "metrics": comparison.metrics(),
         "baselines": comparison.baselines(),

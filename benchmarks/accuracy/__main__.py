@@ -14,12 +14,21 @@ from benchmarks.accuracy.entries import ENTRIES
 _REAL: Final = {"heart": heart.select, "tcga": tcga.select}
 """How the terms of each real data set were chosen."""
 
+_FOLDERS: Final = {"heart": 1, "tcga": 1, "narrow": 2}
+"""How many folders of original files an entry reads."""
+
 
 def main() -> None:
     """Read the command line and do as it says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("what", choices=[*ENTRIES, "page"])
-    parser.add_argument("--data", type=Path, help="folder of the original files, for real sets")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folder of the original files, for real sets; narrow: heart's, then tcga's",
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--select", action="store_true", help="heart, tcga: how the terms were chosen"
@@ -29,8 +38,11 @@ def main() -> None:
     if given.what == "page":
         page.write_page([_stored(parser, name) for name in ENTRIES])
         return
-    if given.what in _REAL and given.data is None:
-        parser.error(f"{given.what} needs --data, the folder of the original files")
+    wanted = _FOLDERS.get(given.what, 0)
+    if len(given.data) != wanted:
+        parser.error(f"{given.what} needs {wanted} of --data, folders of original files")
+    if wanted == 1:
+        (given.data,) = given.data
     if given.select:
         if given.what not in _REAL:
             parser.error(f"{given.what} has nothing to select")

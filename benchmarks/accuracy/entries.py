@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks.accuracy import heart, mixed_units, tcga, wide
+from benchmarks.accuracy import feature_shift, heart, large, mixed_units, narrow, newton, tcga, wide
 from benchmarks.accuracy.frame import Entry
 
 ENTRIES: Final[Mapping[str, Callable[[argparse.Namespace], Entry]]] = {
@@ -14,5 +14,9 @@ ENTRIES: Final[Mapping[str, Callable[[argparse.Namespace], Entry]]] = {
     "tcga": tcga.measure,
     "wide": wide.measure,
     "mixed-units": mixed_units.measure,
+    "newton": newton.measure,
+    "feature-shift": feature_shift.measure,
+    "narrow": narrow.measure,
+    "large": large.measure,
 }
 """What measures each entry; it reads `data` (a folder, if it needs one) and `seeds`."""

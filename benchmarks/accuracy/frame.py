@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from common.site import Site
+from common.site import Site, load_site
 from common.study import Study
 from common.views import RunView
 from researcher.comparison import Assessment, Comparison
+from researcher.local import site_file, write
 from researcher.sim import simulate
 from researcher.studies import with_seed
 
@@ -78,6 +79,8 @@ class Entry:
     results: tuple[Result, ...]
     musts: tuple[Must, ...]
     seconds: float
+    picture: str = ""
+    """An SVG of its own, if it has one."""
 
     def result(self, way: str) -> Result:
         """Return the result of one way of training."""
@@ -104,6 +107,16 @@ class Entry:
         )
         musts = tuple(Must(**one) for one in data.pop("musts"))
         return Entry(**data, results=results, musts=musts)
+
+
+def manifests(files: Mapping[str, Path], dataset: str) -> list[Site]:
+    """Write a manifest beside each hospital's table, and return them."""
+    found = []
+    for name, file in files.items():
+        path = file.with_suffix(".yaml")
+        write(path, site_file(name, dataset, file.name))
+        found.append(load_site(path))
+    return found
 
 
 class Silent:

@@ -1,14 +1,13 @@
-"""Accuracy of mode patient-local on four real hospitals, noise and protocol included.
+"""How the terms of mode patient-local were chosen on four real hospitals.
 
-    python -m benchmarks.accuracy.local --data DIR             # the shipped study, 10 seeds
-    python -m benchmarks.accuracy.local --data DIR --select    # how its terms were chosen
+    python -m benchmarks.accuracy.local --data DIR
 
 DIR holds the four original files `processed.<hospital>.data` of the UCI Heart Disease data
-set; rows and split are FLamby's. The first form is `fedcare sim` once a seed: every mask,
-every draw of noise from the operating system. `--select` ranks rounds, steps, learning rate
-and clip by the log-loss of a cross-validation inside the training rows (4 folds), with the
-hospitals' own noised steps and without the protocol around them. There a fold's patients
-are three quarters, and so are the public numbers and the noise: the same signal to noise.
+set; rows and split are FLamby's. Rounds, steps, learning rate and clip are ranked by the
+log-loss of a cross-validation inside the training rows (4 folds), with the hospitals' own
+noised steps and without the protocol around them. There a fold's patients are three quarters,
+and so are the public numbers and the noise: the same signal to noise. What the shipped study
+reaches, protocol included, is `benchmarks.accuracy.private`'s to say.
 """
 
 # ruff: noqa: T201 - a script, and its table is its output
@@ -18,8 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics as plain
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +25,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.rounds import Figures, Model, folds, scores, spread
+from benchmarks.accuracy.rounds import Figures, Model, folds, read_tables, scores
 from common import layouts, models, statistics
 from common.documents import dump_yaml
 from common.entropy import OsEntropy
@@ -37,14 +34,10 @@ from common.ids import ConfigHash, RoundNo, SessionId, Sha256, hospital_id
 from common.secagg.header import Header, Rounding, RoundKind
 from common.secagg.keys import CoefficientSeed
 from common.secagg.params import SecAggParams
-from common.site import load_site
 from common.study import Study, completed, load_study, parse_study
 from common.weights import public_weight
-from hospital_node.data import heart
-from hospital_node.data.load import SiteData, load
+from hospital_node.data.load import SiteData
 from hospital_node.private.local_steps import LocalTraining
-from researcher.progress import LineDisplay
-from researcher.sim import simulate
 
 STUDY: Final = Path(__file__).resolve().parents[2] / "studies" / "heart-disease-private-local.yaml"
 FOLDS: Final = 4
@@ -131,48 +124,15 @@ def select(study: Study, tables: Mapping[str, SiteData], repeats: int) -> None:
         print(f"{loss:.4f} {mean[0]:.4f} {mean[1]:.4f}  {settings}")
 
 
-def manifest(site: str, table: Path, dataset: str) -> Path:
-    """Write a site manifest beside its table and return its path."""
-    path = table.with_suffix(".yaml")
-    entry = {"name": dataset, "kind": "csv", "path": table.name}
-    path.write_text(
-        dump_yaml({"schema": "fedcare.site/v1", "id": site, "data": [entry]}), encoding="utf-8"
-    )
-    return path
-
-
-def report(study: Study, manifests: list[Path], seeds: int) -> None:
-    """Print the figures of one simulation a seed."""
-    sites = [load_site(path) for path in manifests]
-    aurocs, accuracies = [], []
-    for seed in range(1, seeds + 1):
-        seeded = study.model_copy(update={"seed": seed})
-        found = simulate(seeded, sites, LineDisplay(), time.monotonic()).comparison.federated
-        each = [figures["accuracy"] for figures in found.by_site.values()]
-        aurocs.append(found.pooled["auroc"] or 0.0)
-        accuracies.append(plain.fmean(value for value in each if value is not None))
-    print(f"study {study.id}, mean of {seeds} seeds (min to max)")
-    print(f"pooled AUROC            {spread(aurocs)}")
-    print(f"mean-of-sites accuracy  {spread(accuracies)}")
-
-
 def main() -> None:
-    """Read the command line and print one of the two tables."""
+    """Read the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the UCI files")
     parser.add_argument("--study", type=Path, default=STUDY)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--select", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of the folds")
     given = parser.parse_args()
     study = load_study(given.study)
-    with tempfile.TemporaryDirectory() as folder:
-        files = heart.write_sites(heart.read_uci(given.data), Path(folder), with_flamby_split=True)
-        if given.select:
-            select(study, {site: load(study, file) for site, file in files.items()}, given.repeats)
-        else:
-            manifests = [manifest(site, file, study.dataset) for site, file in files.items()]
-            report(study, manifests, given.seeds)
+    select(study, read_tables(study, given.data), given.repeats)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from benchmarks.accuracy.frame import AUROC, ROOT, Entry, Must, Result
@@ -29,6 +30,7 @@ _LEFT, _RIGHT, _ROW, _TOP = 330, 30, 22, 30
 _WIDTH: Final = 760
 _LOW, _HIGH = 0.5, 1.0
 _FONT: Final = 'font-family="sans-serif" font-size="12" fill="#222"'
+_SMALL, _TENS, _LARGE = 5e-5, 10.0, 1000.0
 _COLOURS: Final = ("#0b6e99", "#8a8f98", "#b8860b", "#5a7d3a", "#8b3a62")
 
 
@@ -36,11 +38,19 @@ def write_page(entries: Sequence[Entry]) -> None:
     """Write the page and its picture."""
     PAGE.write_text(_HEAD + "".join(section(entry) for entry in entries), encoding="utf-8")
     PICTURE.write_text(picture(entries), encoding="utf-8")
+    for entry in entries:
+        if entry.picture:
+            own_picture(entry).write_text(entry.picture, encoding="utf-8")
+
+
+def own_picture(entry: Entry) -> Path:
+    """Return where an entry's own picture goes."""
+    return PICTURE.with_name(f"accuracy-{entry.name}.svg")
 
 
 def section(entry: Entry) -> str:
     """Return one entry as Markdown."""
-    names = list(entry.results[0].figures)
+    names = list(dict.fromkeys(name for result in entry.results for name in result.figures))
     lines = [
         f"\n## {entry.title}\n",
         f"`{entry.command}` ({entry.seconds:.0f} s)\n",
@@ -51,6 +61,8 @@ def section(entry: Entry) -> str:
     for result in entry.results:
         cells = [_cell(result, name) for name in names]
         lines.append(f"| {result.way} | " + " | ".join(cells) + " |")
+    if entry.picture:
+        lines += ["", f"![{entry.title}](img/{own_picture(entry).name})"]
     if entry.musts:
         lines += ["", "| must | found | |", "|:---|---:|:---|"]
         lines += [_must(entry, must) for must in entry.musts]
@@ -58,13 +70,28 @@ def section(entry: Entry) -> str:
 
 
 def _cell(result: Result, name: str) -> str:
-    return f"{result.mean(name):.4f} ± {result.error(name):.4f}"
+    if name not in result.figures:
+        return ""
+    mean, error = result.mean(name), result.error(name)
+    if len(result.figures[name]) == 1:
+        return _number(mean)
+    return f"{_number(mean)} ± {error:.4f}"
+
+
+def _number(value: float) -> str:
+    """Return as many places as tell something; a power of ten of a very small number."""
+    size = abs(value)
+    if size >= _LARGE or (size > 1 and value == int(value)):
+        return f"{value:,.0f}"
+    if 0 < size < _SMALL:
+        return f"{value:.1e}"
+    return f"{value:.1f}" if size >= _TENS else f"{value:.4f}"
 
 
 def _must(entry: Entry, must: Must) -> str:
     mean = entry.result(must.way).mean(must.figure)
     asked = f"{must.way}, {must.figure} {'at most' if must.at_most else 'at least'} {must.value:g}"
-    return f"| {asked} | {mean:.4f} | {'reached' if must.met(mean) else '**not reached**'} |"
+    return f"| {asked} | {_number(mean)} | {'reached' if must.met(mean) else '**not reached**'} |"
 
 
 def picture(entries: Sequence[Entry]) -> str:

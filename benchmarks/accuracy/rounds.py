@@ -43,12 +43,20 @@ from hospital_node.data.load import SiteData, load
 from hospital_node.evaluate import finite, predict, site_metrics
 from hospital_node.pipeline import ContributionSource, make_contribution, make_statistics
 from hospital_node.strategies import Received
+from researcher.studies import with_seed
 
 STUDY: Final = Path(__file__).resolve().parents[2] / "studies" / "heart-disease-flamby.yaml"
 FIRST_RANGE: Final = 1.0
 """R of the first round; later ones follow the previous aggregate (section 7.2)."""
 
 Model = NDArray[np.float32]
+
+
+def read_tables(study: Study, uci: Path) -> dict[str, SiteData]:
+    """Return the four hospitals' rows from the original files, with FLamby's split."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = heart.write_sites(heart.read_uci(uci), Path(folder), with_flamby_split=True)
+        return {site: load(study, file) for site, file in files.items()}
 
 
 # --- rounds in one process ---------------------------------------------------------------
@@ -121,11 +129,6 @@ def scores(study: Study, model: Model, tests: Mapping[str, Encoded]) -> Figures:
     mean_accuracy = plain.fmean(value for value in each if value is not None)
     pooled = metrics.auroc(found, labels), metrics.log_loss(found, labels)
     return pooled[0] or 0.0, mean_accuracy, pooled[1] or 0.0
-
-
-def with_seed(study: Study, seed: int) -> Study:
-    """Return the study with another training seed."""
-    return study.model_copy(update={"seed": seed})
 
 
 def report(study: Study, tables: Mapping[str, SiteData], seeds: int) -> None:
@@ -224,9 +227,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4, help="repeats of the 5 folds")
     given = parser.parse_args()
     study = load_study(given.study)
-    with tempfile.TemporaryDirectory() as folder:
-        files = heart.write_sites(heart.read_uci(given.data), Path(folder), with_flamby_split=True)
-        tables = {site: load(study, file) for site, file in files.items()}
+    tables = read_tables(study, given.data)
     if given.select:
         select(study, tables, given.repeats)
     else:

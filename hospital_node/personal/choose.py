@@ -3,9 +3,11 @@
 A candidate is judged by its loss (in nats; of a number, the squared error; of a time to an
 event, what the unseen patients add to the negative log partial likelihood among themselves)
 for training patients that its local fit did not see: the patients are dealt into folds, each
-fold is predicted by models fitted to the others, and the smallest mean loss wins. `own` is among
-the candidates, so the choice is never worse than it by this measure. The chosen kind is
-then fitted to all training rows.
+fold is predicted by models fitted to the others. Of a model of one layer the average of `own`
+and what cannot be told from the best is kept, unless something is clearly better
+(`hospital_node.personal.average`); otherwise the smallest mean loss wins. `own` is among the
+candidates, so the choice is never worse than it by this measure. The chosen kind is then
+fitted to all training rows.
 
 The released model has seen every hospital's rows, the held-out fold among them. That
 favours the candidates that start from it a little, by the hospital's share of what the
@@ -16,8 +18,9 @@ federation fitted; holding rows out of the federation instead costs far more
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +31,8 @@ from common.metrics import PROBABILITY_FLOOR
 from common.study import FedBn, Study
 from hospital_node.evaluate import finite, predict
 from hospital_node.losses import cox_rows
+from hospital_node.personal import average
+from hospital_node.personal.average import AVERAGED, OWN
 from hospital_node.personal.fits import Start, Weights, families, fit, logit, platt, start
 from hospital_node.personal_state import Own
 
@@ -99,23 +104,34 @@ def choose(
     if study.target.type == "survival" and _events(rows).sum() < LEAST_PATIENTS:
         return _unjudged(study, whole, "too few events to compare on")
     held = _Held.of(study, site, rows, federated, own)
-    best: dict[str, Judged] = {}
-    for family in families(study):
-        settings = {s: held.losses[f, s] for f, s in held.losses if f == family}
-        setting = min(settings, key=lambda name: float(settings[name].mean()))
-        found = settings[setting]
-        spread = float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else 0.0
-        best[family] = Judged(float(found.mean()), spread, setting)
-    family = min(best, key=lambda name: best[name].loss)
-    setting = best[family].setting
+    settings = {family: held.best_setting(family) for family in families(study)}
+    losses = {family: held.losses[family, setting] for family, setting in settings.items()}
+    family = average.best(losses)
+    others = average.near(losses) if average.possible(study) else ()
+    if others:
+        held.add_average([(name, settings[name]) for name in others])
+        settings[AVERAGED] = f"half own, half {' and '.join(others)}"
+        averaged = held.losses[AVERAGED, ""]
+        if average.preferred(averaged, losses):
+            family = AVERAGED
+        losses[AVERAGED] = averaged
+    fitted = [*others, OWN] if family == AVERAGED else [family]
+    models = [fit(study, site, rows.train, whole, name)[settings[name]] for name in fitted]
+    figures = {name: _judged(found, settings[name]) for name, found in losses.items()}
+    key = (family, "" if family == AVERAGED else settings[family])
     return Choice(
         family=family,
-        setting=setting,
-        weights=fit(study, site, rows.train, whole, family)[setting],
-        why=_why(study, family, best, fresh=rows.validation.rows > 0),
-        figures=best,
-        calibration=_calibration(study, held.predictions[family, setting], held.target),
+        setting=settings[family],
+        weights=average.mixed(models[-1], models[:-1]) if family == AVERAGED else models[0],
+        why=_why(study, family, figures, fresh=rows.validation.rows > 0),
+        figures=figures,
+        calibration=_calibration(study, held.predictions[key], held.target),
     )
+
+
+def _judged(losses: NDArray[np.float64], setting: str) -> Judged:
+    spread = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
+    return Judged(float(losses.mean()), spread, setting)
 
 
 def _unjudged(study: Study, at: Start, reason: str) -> Choice:
@@ -133,40 +149,68 @@ def _why(study: Study, family: str, best: dict[str, Judged], *, fresh: bool) -> 
         if name in best and name != family
     ]
     against = f" against {' and '.join(others)}" if others else ""
-    return f"Smallest {measure} for {where}: {best[family].loss:.4f}{against}."
+    loss = f"{best[family].loss:.4f}{against}"
+    if family == AVERAGED:
+        return (
+            f"Nothing is clearly better than {best[family].setting}: {measure} for {where} {loss}."
+        )
+    return f"Smallest {measure} for {where}: {loss}."
+
+
+Key: TypeAlias = tuple[str, str]
+"""A candidate and its setting."""
 
 
 class _Held:
-    """Losses and predictions of every candidate for rows that its fit did not see."""
+    """Losses and predictions of every candidate for rows that its fit did not see.
 
-    def __init__(self) -> None:
-        self.losses: dict[tuple[str, str], NDArray[np.float64]] = {}
-        self.predictions: dict[tuple[str, str], NDArray[np.float64]] = {}
+    Where an average of the fits can be a candidate, they stay with the rows of their part.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self.losses: dict[Key, NDArray[np.float64]] = {}
+        self.predictions: dict[Key, NDArray[np.float64]] = {}
         self.target: NDArray[np.float64] = np.empty(0)
+        self._fits: list[tuple[Encoded, dict[Key, Weights]]] = []
 
     @classmethod
     def of(cls, study: Study, site: str, rows: Rows, federated: Weights, own: Own | None) -> _Held:
-        held, train = cls(), rows.train
+        held, train = cls(study), rows.train
         if rows.validation.rows:
             parts = [(train, rows.validation)]
         else:
             fold = folds(study, site, rows)
             count = 1 if train.rows >= ONE_FOLD_ROWS else int(fold.max()) + 1
             parts = [(_take(train, fold != k), _take(train, fold == k)) for k in range(count)]
+        averaging = average.possible(study)
         for fitted, unseen in parts:
-            target = unseen.target.astype(np.float64)
+            models: dict[Key, Weights] = {}
             kept = own if rows.validation.rows else None
             at = start(study, site, fitted, federated, kept)
             for family in families(study):
                 for setting, weights in fit(study, site, fitted, at, family).items():
-                    found = finite(predict(study, weights, unseen.features))
-                    held._add((family, setting), found, row_losses(study, found, target))
+                    held._add((family, setting), weights, unseen)
+                    if averaging:
+                        models[family, setting] = weights
+            held._fits.append((unseen, models))
         held.target = np.concatenate([unseen.target for _, unseen in parts]).astype(np.float64)
         return held
 
-    def _add(
-        self, key: tuple[str, str], found: NDArray[np.float64], losses: NDArray[np.float64]
-    ) -> None:
+    def best_setting(self, family: str) -> str:
+        """Return the family's setting of the smallest mean loss."""
+        means = {s: float(losses.mean()) for (f, s), losses in self.losses.items() if f == family}
+        return min(means, key=means.__getitem__)
+
+    def add_average(self, others: Sequence[Key]) -> None:
+        """Judge the average of `own` and the others as the candidate `averaged`."""
+        for unseen, models in self._fits:
+            weights = average.mixed(models[OWN, ""], [models[key] for key in others])
+            self._add((AVERAGED, ""), weights, unseen)
+
+    def _add(self, key: Key, weights: Weights, unseen: Encoded) -> None:
+        found = finite(predict(self._study, weights, unseen.features))
+        losses = row_losses(self._study, found, unseen.target.astype(np.float64))
         if key in self.losses:
             found = np.concatenate([self.predictions[key], found])
             losses = np.concatenate([self.losses[key], losses])

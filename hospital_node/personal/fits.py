@@ -89,8 +89,8 @@ def start(
 
 
 def families(study: Study) -> tuple[str, ...]:
-    """Return the study's candidates that its model and strategy have."""
-    strategy, missing = study.federation.strategy, set()
+    """Return the study's candidates that its model and strategy have, and that are fitted."""
+    strategy, missing = study.federation.strategy, {"averaged"}
     if not isinstance(strategy, FedBn):
         missing.add("fedbn")
     if is_exact(study):

@@ -110,4 +110,5 @@ def test_an_exact_regression_has_candidates_that_are_exact(sites: list[Site], se
     found = run(strategy("{name: newton}"), sites).comparison.personal
     assert found is not None
     for _, _, choice in seen.values():
-        assert set(choice.figures) == {"federated", "recalibrated", "ditto", "own"}
+        fitted = {"federated", "recalibrated", "ditto", "own"}
+        assert fitted <= set(choice.figures) <= {*fitted, "averaged"}

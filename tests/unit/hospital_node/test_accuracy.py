@@ -13,6 +13,7 @@ from common.study import load_study
 from hospital_node.baselines import centralised, local_only
 from hospital_node.data import heart
 from hospital_node.data.load import load
+from researcher.studies import with_seed
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "fed_heart_disease"
 UCI = Path(os.environ.get("FEDCARE_UCI_DIR", SHARED))
@@ -29,7 +30,7 @@ def test_flambys_split_in_fifteen_rounds_mean_of_five_seeds(tmp_path: Path) -> N
     prepared = accuracy.prepare(study, {site: load(study, file) for site, file in files.items()})
     trains = {site: pair[0] for site, pair in prepared.items()}
     tests = {site: pair[1] for site, pair in prepared.items()}
-    seeded = [accuracy.with_seed(study, seed) for seed in range(5)]
+    seeded = [with_seed(study, seed) for seed in range(5)]
     found = [accuracy.scores(one, accuracy.federated(one, trains), tests) for one in seeded]
     auroc, mean_accuracy = (plain.fmean(each[k] for each in found) for k in (0, 1))
     assert auroc >= 0.878

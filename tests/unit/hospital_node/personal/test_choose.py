@@ -66,10 +66,13 @@ def test_by_the_measure_that_chooses_no_hospital_is_worse_than_its_own_model(
     asked = small(model)
     released = initial(asked) + np.float32(0.3)
     found = choose(asked, "north", drawn(seed, shift=shift), released)
-    assert set(found.figures) == {"federated", "recalibrated", "fine-tuned", "ditto", "own"}
-    best = found.figures[found.family]
-    assert all(best.loss <= other.loss for other in found.figures.values())
-    assert f"{best.loss:.4f}" in found.why
+    fitted = {"federated", "recalibrated", "fine-tuned", "ditto", "own"}
+    assert fitted <= set(found.figures) <= {*fitted, "averaged"}
+    chosen = found.figures[found.family]
+    assert chosen.loss <= found.figures["own"].loss
+    if found.family != "averaged":
+        assert all(chosen.loss <= found.figures[other].loss for other in fitted)
+    assert f"{chosen.loss:.4f}" in found.why
 
 
 def test_the_figure_of_a_local_fit_is_that_of_a_plain_loop_over_the_folds() -> None:
@@ -90,7 +93,8 @@ def test_the_figure_of_a_local_fit_is_that_of_a_plain_loop_over_the_folds() -> N
 
 
 def test_no_candidate_is_judged_on_a_row_that_its_fit_saw(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, rows = small(), drawn(4)
+    asked = small(more="personal: {candidates: [federated, recalibrated, fine-tuned, own]}")
+    rows = drawn(4)
     fitted: list[set[bytes]] = []
     judged: list[bytes] = []
 
@@ -302,11 +306,11 @@ def test_with_strong_feature_shift_no_site_is_worse_than_local_and_the_mean_is_b
     assert np.mean([own - personal for _, personal, own in found]) > 0.015
 
 
-def test_where_the_effects_differ_too_the_mean_is_better_and_no_site_loses_more_than_a_little(
+def test_where_the_effects_differ_too_no_site_is_worse_than_local_and_the_mean_is_better(
     tmp_path: Path,
 ) -> None:
     found = shifted(tmp_path, 0, concept=0.5)
-    assert max(personal - own for _, personal, own in found) < 0.015
+    assert all(personal <= own for _, personal, own in found)
     assert np.mean([own - personal for _, personal, own in found]) > 0.01
 
 
