@@ -133,7 +133,6 @@ CERTIFICATE: Final = Certificate(HD, DIGESTS, ((A, fill(64, 20)), (B, fill(64, 2
 
 NODE_STEPS: Final[tuple[NodeStep, ...]] = (
     Hello("fedcare 1.0", 1, ("heart-disease", "tiny")),
-    Hello("fedcare 1.0", 1, (), (Seen(RunId("r-1"), "tiny", 1_800_000_000, 7, released=True),)),
     Heartbeat(17),
     StudyDecision(RUN, CONFIG, Verdict.REFUSED, objections=(Objection("RERUN", "line 3: no"),)),
     advert(A, 30),
@@ -147,6 +146,7 @@ NODE_STEPS: Final[tuple[NodeStep, ...]] = (
     Refused(HD, "RERUN", "header of round 7"),
     ReleaseReceipt(RUN, sha(41)),
     StudyDecision(RUN, CONFIG, Verdict.WAITING, waiting_for=("dr-weber", "dr_ito.2")),
+    Hello("fedcare 1.0", 1, (), (Seen(RunId("r-1"), "tiny", 1_800_000_000, 7, released=True),)),
 )
 
 COORDINATOR_STEPS: Final[tuple[CoordinatorStep, ...]] = (
