@@ -93,6 +93,20 @@ class Event(Enum):
         f"study run round site {_ERROR}",
         "State on disk could not be read or written.",
     )
+    HISTORY_BACK = (
+        "history.back",
+        "coordinator",
+        "warning",
+        f"study run site {_ERROR}",
+        "A hospital has seen more than the store knows of: no round begins until a person decides.",
+    )
+    LOSS_ACCEPTED = (
+        "loss.accepted",
+        "both",
+        "warning",
+        "study run site reason people meaning",
+        "A person ordered to go on with older state, or to forget a set that was agreed on.",
+    )
     INTERNAL_ERROR = (
         "internal.error",
         "both",

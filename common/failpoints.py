@@ -57,6 +57,11 @@ POINTS: Final[Mapping[str, str]] = {
     "coordinator.object.before_fsync": "a whole model was written, not flushed",
     "coordinator.object.before_rename": "its bytes are durable, under no name",
     "coordinator.object.after": "it is durable under its name",
+    # Commands beside the coordinator.
+    "backup.before_write": "a block of a backup is about to be written",
+    "backup.before_rename": "all of a backup is durable, under no name",
+    "restore.before_write": "a block of a restored file is about to be written",
+    "restore.before_rename": "all is restored but what says whose the state is",
     # Coordinator: sending.
     "coordinator.sum.before": "a sum is about to be opened",
     "coordinator.send": "a message of the control stream is about to go",

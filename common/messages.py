@@ -17,13 +17,37 @@ CHUNK_BYTES: Final = 1 << 20
 """Bulk data travels in pieces of 1 MiB; only the last one of a stream is shorter."""
 
 
+MAX_SEEN: Final = 256
+"""Runs of which one Hello tells how far they have come; the latest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How far a run has come, as one side has it on its disk.
+
+    `epoch` is the largest of the task (0: none), `r` the last round begun in it (0: none);
+    `released`: its release is held.
+    """
+
+    run_id: RunId
+    task: str
+    epoch: int
+    r: int
+    released: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of a node's stream; `tasks` are those with a confirmed session."""
+    """First message of a node's stream; `tasks` are those with a confirmed session.
+
+    `seen`: how far its runs have come, by the node. A coordinator that knows of less was put
+    back from an old copy.
+    """
 
     software: str
     protocol_version: int
     tasks: tuple[str, ...]
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +55,14 @@ class Welcome:
     """The coordinator's answer to `Hello`.
 
     `noised`: how many opened sums with differential privacy this hospital is in, by data
-    set, as the coordinator remembers: a witness for the hospital's own ledger.
+    set, as the coordinator remembers: a witness for the hospital's own ledger. `seen`: how far
+    the hospital itself had come, by its confirmations and uploads: a witness for its keys.
     """
 
     federation: str
     heartbeat_ms: int
     noised: tuple[tuple[str, int], ...] = ()
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,15 @@ def mark(path: Path, owner: Owner) -> None:
         fsync_folder(path)
 
 
+def owner_of(path: Path) -> Owner | None:
+    """Return whose a state directory is by its marker, None without one.
+
+    Raises:
+        StateError: STATE_DAMAGED.
+    """
+    return _read(path / MARKER)
+
+
 def _read(path: Path) -> Owner | None:
     try:
         with path.open("rb") as file:

@@ -27,6 +27,7 @@ from common.ids import (
 )
 from common.messages import (
     CHUNK_BYTES,
+    MAX_SEEN,
     BeginEpoch,
     DownloadChunk,
     Heartbeat,
@@ -35,6 +36,7 @@ from common.messages import (
     ReleaseNotice,
     ReleaseReceipt,
     RunEnded,
+    Seen,
     StudyDecision,
     StudyOffer,
     UploadAck,
@@ -139,6 +141,27 @@ def _decode_hello(m: pb.Hello) -> Hello:
         printable(m.software, "hello.software", 64),
         m.protocol_version,
         many(m.tasks, "hello.tasks", lambda task: checked_name(task, "hello.tasks")),
+        many(m.seen, "hello.seen", lambda entry: _decode_seen(entry, "hello.seen"), MAX_SEEN),
+    )
+
+
+def _decode_seen(m: pb.Seen, field: str) -> Seen:
+    return Seen(
+        RunId(checked_name(m.run_id, field)),
+        checked_name(m.task, field),
+        whole(m.epoch, field),
+        whole(m.round, field),
+        m.released,
+    )
+
+
+def _encode_seen(seen: Seen) -> pb.Seen:
+    return pb.Seen(
+        run_id=seen.run_id,
+        task=seen.task,
+        epoch=seen.epoch,
+        round=seen.r,
+        released=seen.released,
     )
 
 
@@ -154,6 +177,7 @@ def _decode_welcome(m: pb.Welcome) -> Welcome:
                 whole(entry.sums, "noised.sums"),
             ),
         ),
+        many(m.seen, "welcome.seen", lambda entry: _decode_seen(entry, "welcome.seen"), MAX_SEEN),
     )
 
 
@@ -231,7 +255,10 @@ def encode_node(task: str, step: NodeStep) -> pb.NodeMessage:  # noqa: PLR0911 -
     match step:
         case Hello():
             hello = pb.Hello(
-                software=step.software, protocol_version=step.protocol_version, tasks=step.tasks
+                software=step.software,
+                protocol_version=step.protocol_version,
+                tasks=step.tasks,
+                seen=[_encode_seen(one) for one in step.seen],
             )
             return pb.NodeMessage(task=task, hello=hello)
         case Heartbeat():
@@ -322,7 +349,10 @@ def encode_coordinator(  # noqa: PLR0911, PLR0912, C901 - one line a step
         case Welcome():
             noised = [pb.NoisedSums(dataset=name, sums=count) for name, count in step.noised]
             welcome = pb.Welcome(
-                federation=step.federation, heartbeat_ms=step.heartbeat_ms, noised=noised
+                federation=step.federation,
+                heartbeat_ms=step.heartbeat_ms,
+                noised=noised,
+                seen=[_encode_seen(one) for one in step.seen],
             )
             return pb.CoordinatorMessage(task=task, welcome=welcome)
         case Heartbeat():

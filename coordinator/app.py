@@ -37,8 +37,10 @@ from common.transport.identity import PeerIdentity
 from common.transport.interceptors import CALLS_OF_ONE_PEER, CallFailure, Guard
 from common.transport.tls import bind, server, server_credentials
 from common.version import VERSION
+from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
+from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.metrics import CoordinatorMetrics, take_picture
 from coordinator.objects import ObjectStore
@@ -91,10 +93,13 @@ def build_service(
     shop = Workshop(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
-        store=open_store(config.store or default_url(state_dir), config.federation),
+        store=open_store(
+            config.store or default_url(state_dir), config.federation, state_dir / MARK_NAME
+        ),
         objects=ObjectStore(state_dir / "objects"),
         spool=Spool(state_dir / "spool"),
         hub=Hub(),
+        history=History(state_dir),
         clock=clock,
         log=log,
         timing=Timing(waits.enrolment_grace, waits.setup, waits.gather, waits.release),

@@ -1,4 +1,4 @@
-"""`fedcare coordinator serve|status|health`."""
+"""`fedcare coordinator serve|status|health|backup|restore|verify|doctor|...`."""
 
 from __future__ import annotations
 
@@ -78,3 +78,157 @@ def health(config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag =
     from coordinator.whereabouts import ask_health
 
     return asyncio.run(ask_health(CoordinatorConfig.read(config)))
+
+
+@app.command()
+@command
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="DIR|FILE.tar", show_default=False)],
+    config: ConfigFile = Path("coordinator.yaml"),
+    *,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Copy the state, also while the coordinator serves: verified, with every SHA-256, signed."""
+    del as_json
+    from common.clock import SystemClock
+    from coordinator import backups_cli
+    from coordinator.backup import make_backup
+    from coordinator.config import CoordinatorConfig
+    from coordinator.own import own_identity
+
+    clock = SystemClock()
+    settings = CoordinatorConfig.read(config)
+    identity = own_identity(settings, clock)
+    tell = backups_cli.progress(clock)
+    made = make_backup(settings, identity, target, int(clock.unix()), tell)
+    return backups_cli.backed_up(made)
+
+
+@app.command()
+@command
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", show_default=False)],
+    into: Annotated[
+        Path, typer.Option("--into", metavar="STATE_DIR", help="An empty folder, or none yet.")
+    ],
+    config: ConfigFile = Path("coordinator.yaml"),
+    *,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Make a state directory of a backup: all of it verified, or nothing."""
+    del as_json
+    from common.clock import SystemClock
+    from coordinator import backups_cli
+    from coordinator.config import CoordinatorConfig
+    from coordinator.restore import restore as run
+
+    clock = SystemClock()
+    settings = CoordinatorConfig.read(config)
+    made = run(settings, source, into, backups_cli.progress(clock))
+    return backups_cli.restored(made, into, clock.unix())
+
+
+Reason = Annotated[str, typer.Option("--reason", help="Why, in one line; it is kept and logged.")]
+
+
+@app.command("accept-loss")
+@command
+def accept_loss(
+    reason: Reason, config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag = False
+) -> Outcome:
+    """Go on from an old backup although hospitals have seen more; the coordinator is stopped."""
+    del as_json
+    from common.clock import SystemClock
+    from common.logs import make_log
+    from coordinator.config import CoordinatorConfig
+    from coordinator.operator import check_reason, orders
+
+    clock = SystemClock()
+    log = make_log(sys.stderr, clock=clock)
+    with orders(CoordinatorConfig.read(config), clock, log) as held:
+        told = held.accept_loss(check_reason(reason))
+    lost = [{"site": one.site, "run": one.seen.run_id, "what": one.why} for one in told]
+    lines = [f"{one.site}: {one.why}" for one in told]
+    lines.append("The loss is on record. Start the coordinator: open runs go on in a new epoch.")
+    return Outcome({"accepted": lost, "reason": reason}, "\n".join(lines))
+
+
+@app.command()
+@command
+def unlock(
+    run: Annotated[str, typer.Argument(metavar="RUN", show_default=False)],
+    reason: Reason,
+    config: ConfigFile = Path("coordinator.yaml"),
+    *,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Stop waiting for a set that was signed (protocol, 10.4); the coordinator is stopped."""
+    del as_json
+    from common.clock import SystemClock
+    from common.ids import RunId
+    from common.logs import make_log
+    from coordinator.config import CoordinatorConfig
+    from coordinator.operator import check_reason, orders
+
+    clock = SystemClock()
+    log = make_log(sys.stderr, clock=clock)
+    with orders(CoordinatorConfig.read(config), clock, log) as held:
+        sites = held.unlock(RunId(run), check_reason(reason))
+    text = (
+        f"{run}: the next round may open with another set than {', '.join(sites)}.\n"
+        "Each of them that signed refuses that until `fedcare node unlock STUDY --reason ...`"
+        " there, node stopped; then start the coordinator."
+    )
+    return Outcome({"run": run, "sites": list(sites), "reason": reason}, text)
+
+
+@app.command()
+@command
+def verify(config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag = False) -> Outcome:
+    """Say what in the state is good and what is damaged; it only reads, also beside a server."""
+    del as_json
+    from common.clock import SystemClock
+    from common.errors import ExitCode
+    from common.state_folder import Owner
+    from common.text import escape
+    from coordinator.config import CoordinatorConfig
+    from coordinator.own import own_identity
+    from coordinator.verify import verify as run
+
+    settings = CoordinatorConfig.read(config)
+    identity = own_identity(settings, SystemClock())
+    parts = run(settings, Owner(identity.role, identity.federation, identity.spiffe.id))
+    bad = [part for part in parts if part.trouble]
+    lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {part.name}" for part in parts]
+    lines += [escape(f"{part.name}: {part.trouble}") for part in bad]
+    data = {
+        "good": [part.name for part in parts if not part.trouble],
+        "damaged": {part.name: part.trouble for part in bad},
+    }
+    return Outcome(data, "\n".join(lines), ExitCode.REFUSED if bad else ExitCode.OK)
+
+
+@app.command()
+@command
+def doctor(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run or study; default: all open ones.")
+    ] = None,
+    config: ConfigFile = Path("coordinator.yaml"),
+    *,
+    as_json: JsonFlag = False,
+) -> Outcome:
+    """Explain why a run does not move, from the store alone; the coordinator may run or not."""
+    del as_json
+    from common.clock import SystemClock
+    from common.state_folder import Owner
+    from coordinator.config import CoordinatorConfig
+    from coordinator.doctor import data_of, examine, text_of
+    from coordinator.own import own_identity
+
+    settings = CoordinatorConfig.read(config)
+    identity = own_identity(settings, SystemClock())
+    owner = Owner(identity.role, identity.federation, identity.spiffe.id)
+    found = examine(settings, owner, run)
+    text = "\n\n".join(map(text_of, found)) or "no run is open"
+    return Outcome({"runs": [data_of(one) for one in found]}, text)

@@ -32,6 +32,7 @@ from common.secagg.messages import Ready, Refused, Resume, ResumeState, UploadEn
 from common.secagg.ring import word_bytes
 from common.views import RunView
 from common.wire import CoordinatorStep
+from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.journal import Journal
 from coordinator.objects import ObjectStore
@@ -105,6 +106,8 @@ class Workshop:
     clock: Clock
     log: EventLog
     timing: Timing
+    history: History
+    """What hospitals have seen that the store does not know."""
     disk: Executor
     """One thread: the store's, and that of everything that waits for the disk."""
     crunch: Executor
@@ -312,7 +315,8 @@ class RunDriver:
         first, run_id = self._journal.length, self.state.run_id
         blank = self._journal.add(facts)
         bodies = [encode_fact(fact) for fact in facts]
-        await self._on_disk(lambda: self._shop.store.append(run_id, first, bodies, blank))
+        now = self._shop.clock.unix()
+        await self._on_disk(lambda: self._shop.store.append(run_id, first, bodies, blank, now))
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._shop.disk, work)

@@ -17,7 +17,7 @@ from common.secagg.coordinator_facts import (
     SeedsComplete,
     SharesAccepted,
 )
-from coordinator.run_state import Ended, RoundEnded, RoundStep, RunFact, decode_fact
+from coordinator.run_state import Ended, HistoryLost, RoundEnded, RoundStep, RunFact, decode_fact
 from coordinator.store import StoredFact
 
 
@@ -64,7 +64,7 @@ class Journal:
                 blank = [*self._secrets, *self._last]
                 self._secrets, self._last, self._current = [], self._current, []
                 return blank
-            case Ended():
+            case Ended() | HistoryLost():
                 blank = [*self._secrets, *self._current, *self._last]
                 self._secrets, self._current, self._last = [], [], []
                 return blank

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from common.errors import RoundError
+from common.errors import RoundError, StateError
 from common.failpoints import failpoint
 from common.ids import Sha256
 from common.state_folder import disk_errors, fsync_folder, take_over
@@ -113,6 +113,13 @@ class ObjectStore:
             leftover.unlink()
         take_over(root.parent, [root])
 
+    @classmethod
+    def reading(cls, root: Path) -> Self:
+        """Return the folder for who only reads, beside a coordinator: nothing is made or swept."""
+        store = cls.__new__(cls)
+        store._root, store._held = root, Counter()  # noqa: SLF001 - of this very class
+        return store
+
     def writer(self) -> ObjectWriter:
         """Begin a new object."""
         return ObjectWriter(self._root)
@@ -128,7 +135,34 @@ class ObjectStore:
         return self._root / digest.hex()
 
     def open(self, digest: Sha256) -> ObjectReader:
-        """Open an object for reading.
+        """Open an object for reading, once it was read whole against its name.
+
+        Raises:
+            RoundError: NOT_FOUND, no such object.
+            StateError: STATE_DAMAGED, its bytes are not those that were written.
+        """
+        self.check(digest)
+        return self.open_unchecked(digest)
+
+    def check(self, digest: Sha256) -> None:
+        """Read an object whole against its name. Blocking.
+
+        Raises:
+            RoundError, StateError: as `open`.
+        """
+        path = self.path(digest)
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").digest()
+        except FileNotFoundError:
+            raise RoundError("NOT_FOUND", f"no stored object {digest.hex()[:16]}") from None
+        except OSError as failure:
+            raise StateError("STATE_DAMAGED", f"{path}: {failure.strerror}") from failure
+        if found != digest:
+            raise StateError("STATE_DAMAGED", f"{path} is not what was written: its name says so")
+
+    def open_unchecked(self, digest: Sha256) -> ObjectReader:
+        """Open an object for whoever checks its digest, as every hospital that fetches one does.
 
         Raises:
             RoundError: NOT_FOUND, no such object.

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import Refusal, RoundError
+from common.errors import Refusal, RoundError, StateError
 from common.ids import Sha256
 from common.secagg.masking import MaskStream, OpeningPlan
 from common.secagg.ring import (
@@ -78,6 +78,7 @@ class _Blocks:
         self._turn = 0
         self._part: Words = np.empty(self.size, dtype)
         self._masks: MaskStream = opening.plan.stream()
+        self._read = [hashlib.sha256() for _ in opening.spools]
 
     def open(self, start: int, count: int) -> Words:
         """Return `count` opened words from `start`, valid until the call after the next.
@@ -93,12 +94,24 @@ class _Blocks:
         offset = start * self._width
         first, *others = self._opening.spools
         first.read_into(total.data.cast("B"), offset)
-        for spool in others:
+        self._read[0].update(total.data)
+        for place, spool in enumerate(others, 1):
             spool.read_into(part.data.cast("B"), offset)
+            self._read[place].update(part.data)
             np.add(total, part, out=total)
         self._masks.apply(total, start)
         check_sum_range(total, self._opening.bound)
         return total
+
+    def check_read(self) -> None:
+        """Hold what was read, all of it, against what was received: a disk may lie.
+
+        Raises:
+            StateError: STATE_DAMAGED, naming the file.
+        """
+        for spool, read in zip(self._opening.spools, self._read, strict=True):
+            if read.digest() != spool.digest:
+                raise StateError("STATE_DAMAGED", f"{spool.path} is not what was received")
 
 
 def open_tail(opening: Opening, first_word: int) -> tuple[int, ...]:
@@ -122,6 +135,7 @@ def open_sum(opening: Opening, sink: Sink) -> Sha256:
     Raises:
         Refusal: SUM_RANGE, an input was corrupt or a mask did not cancel; what the sink
             received must then be thrown away. NOT_ENOUGH: no survivor.
+        StateError: STATE_DAMAGED, a spooled upload changed; the same holds.
     """
     if not opening.spools:
         raise Refusal("NOT_ENOUGH", "no upload survived")
@@ -137,6 +151,7 @@ def open_sum(opening: Opening, sink: Sink) -> Sha256:
             behind = hasher.submit(_hash_and_write, digest, words, later)
         if behind is not None:
             behind.result()
+    blocks.check_read()
     return Sha256(digest.digest())
 
 

@@ -18,8 +18,10 @@ from common.study import Study
 from common.views import RunPhase
 from coordinator.run_state import (
     NO_DISPUTES,
+    AgreedLifted,
     Decided,
     Ended,
+    HistoryLost,
     ModelMade,
     ModelRef,
     Received,
@@ -56,6 +58,8 @@ def apply(state: RunState, fact: RunFact) -> RunState:
             return replace(state, released=fact.manifest_sha256)
         case Received():
             return replace(state, receipts=state.receipts | {fact.node})
+        case HistoryLost() | AgreedLifted():
+            return _apply_order(state, fact)
         case Ended():
             return replace(state, phase=fact.phase, reason=fact.reason, ended_unix=fact.unix)
         case _:
@@ -104,6 +108,24 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
         edges=state.round.edges if state.round is not None else state.edges,
         round=None,
         last_round=state.round,
+    )
+
+
+def _apply_order(state: RunState, fact: HistoryLost | AgreedLifted) -> RunState:
+    """A person's order: another set may follow; or back to before the first epoch.
+
+    Decisions, rounds and the model stay.
+    """
+    if isinstance(fact, AgreedLifted):
+        return replace(state, agreed=())
+    return replace(
+        state,
+        phase=RunPhase.ENROLLING,
+        session=None,
+        next_r=sessions.FIRST_ROUND,
+        edges=NO_DISPUTES,
+        round=None,
+        last_round=None,
     )
 
 

@@ -185,6 +185,26 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryLost:
+    """A person ordered to go on although hospitals had seen more of this run: a new epoch begins.
+
+    `unix`: when; `reason`: in the person's words.
+    """
+
+    reason: str
+    unix: float
+
+
+@dataclass(frozen=True, slots=True)
+class AgreedLifted:
+    """A person ordered not to wait for the set that was signed any longer (section 10.4)."""
+
+    nodes: tuple[NodeId, ...]
+    reason: str
+    unix: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """Nothing more will happen. `unix`: when, in seconds since 1970."""
 
@@ -204,6 +224,8 @@ RunFact: TypeAlias = (
     | Witnessed
     | Released
     | Received
+    | HistoryLost
+    | AgreedLifted
     | Ended
 )
 

@@ -31,6 +31,7 @@ from common.messages import (
     Hello,
     ReleaseNotice,
     ReleaseReceipt,
+    RunEnded,
     StudyDecision,
     UploadAck,
     UploadChunk,
@@ -41,27 +42,28 @@ from common.secagg.header import RoundKind
 from common.secagg.messages import Refused, Resume, UploadEnd
 from common.study import Study, config_hash, study_from_canonical
 from common.version import VERSION
-from common.views import RunView, SiteView, StatusView, StudyView
+from common.views import RunPhase, RunView, SiteView, StatusView, StudyView
 from common.wire import NodeStep, UploadPart
 from common.wire_checks import MAX_MANIFEST_BYTES
 from common.wire_operations import Submission
 from coordinator.admission import Turnstile, at_most, patiently
-from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, chain_of, to_pem
+from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, to_pem
+from coordinator.history import unknown, witness
 from coordinator.hub import Outbox
 from coordinator.journal import Journal
-from coordinator.run_facts import models_of, replay
 from coordinator.run_state import (
     Begin,
     Cancel,
     FromNode,
-    ModelRef,
     NodeConnected,
     NodeLost,
     RunState,
     Shown,
 )
 from coordinator.run_step import fewest
+from coordinator.start_check import check_files
 from coordinator.store import StoredRun, StoredStudy
+from coordinator.stored_runs import first_state, read_runs
 from coordinator.witness import noised_sums
 
 ALIVE_BEATS: Final = 1.5
@@ -173,36 +175,21 @@ class CoordinatorService:
         Raises:
             StateError: STATE_DAMAGED, the store cannot be read.
         """
-        keep = set()
-        models: dict[RunDriver, list[ModelRef]] = {}
-        for run in self._shop.store.runs():
-            study = study_from_canonical(self._shop.store.study(run.config_hash).content)
-            journal = Journal()
-            facts = journal.read(self._shop.store.facts(run.run_id))
-            state = replay(self._first_state(run, study), facts)
-            driver = self._start(state, journal, run.created_unix)
-            models[driver] = models_of(facts)
-            current = state.round
-            if current is not None and current.header is not None and not state.phase.final:
-                keep.add(current.hd)
-        self._shop.spool.drop_all_but(frozenset(keep))
-        for driver, made in models.items():
-            driver.take_up(made[-KEPT_MODELS:])
-        for made in models.values():
-            for model in made:
+        known = read_runs(self._shop.store, self._federation, self._roster)
+        check_files(known, self._shop)
+        drivers = [self._start(run.state, run.journal, run.stored.created_unix) for run in known]
+        self._shop.spool.drop_all_but(
+            frozenset(run.open_header for run in known if run.open_header is not None)
+        )
+        for run, driver in zip(known, drivers, strict=True):
+            driver.take_up(run.models[-KEPT_MODELS:])
+        for run in known:
+            for model in run.models:
                 for digest in model.addresses:
                     self._shop.objects.remove(digest)
 
     def _first_state(self, run: StoredRun, study: Study) -> RunState:
-        return RunState(
-            run_id=run.run_id,
-            study=study,
-            config_hash=run.config_hash,
-            federation=self._federation,
-            roster=self._roster,
-            signature=run.signature,
-            cert_chain=chain_of(run.chain),
-        )
+        return first_state(run, study, self._federation, self._roster)
 
     def _start(self, state: RunState, journal: Journal, created_unix: float) -> RunDriver:
         driver = RunDriver(state, journal, created_unix, self._shop)
@@ -351,12 +338,18 @@ class CoordinatorService:
                 f"protocol version {hello.protocol_version}; this coordinator speaks"
                 f" {PROTOCOL_VERSION}",
             )
+        self._compare(node, hello)
         known = node in self._tasks_with_keys
         self._tell_replaced(node)
         self._tasks_with_keys[node] = frozenset(hello.tasks)
         heartbeat_ms = round(self._heartbeat_s * 1000)
         noised = noised_sums((driver.state for driver in self._drivers.values()), node)
-        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms, noised))
+        seen = witness((driver.state for driver in self._drivers.values()), node)
+        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms, noised, seen))
+        for one in hello.seen:
+            if one.run_id in self._shop.history.lost and one.run_id not in self._drivers:
+                ended = RunEnded(one.run_id, RunPhase.FAILED.value, "the coordinator has lost it")
+                self._shop.hub.send(node, one.task, ended)
         now = self._shop.clock.monotonic()
         lost_at = None if known else self._link_changed_at.get(node)
         away_s = None if lost_at is None else now - lost_at
@@ -385,6 +378,32 @@ class CoordinatorService:
             heard_s=silent_s,
             then=then,
         )
+
+    def _compare(self, node: NodeId, hello: Hello) -> None:
+        """Refuse everybody once a hospital has seen more than the store knows of.
+
+        Raises:
+            Refusal: HISTORY_BACK.
+        """
+        history = self._shop.history
+        runs = {run: driver.state for run, driver in self._drivers.items()}
+        epochs = self._shop.store.epochs() if hello.seen else {}
+        told = unknown(node, hello.seen, runs, epochs, history.lost)
+        if told:
+            history.tell(told)
+            for one in told:
+                failure = Refusal("HISTORY_BACK", f"{one.site}: {one.why}")
+                log = self._shop.log.bind(study=one.seen.task, run=one.seen.run_id, site=one.site)
+                log.failure(Event.HISTORY_BACK, failure)
+            for other in self._shop.hub.connected - {node}:
+                self._shop.hub.drop(other)
+        if history.told:
+            first = history.told[0]
+            raise Refusal(
+                "HISTORY_BACK",
+                "the coordinator was put back from an old copy, and waits for its operator:"
+                f" {first.site} has seen more of {first.seen.run_id}",
+            )
 
     def _has_keys(self, node: NodeId, task: str) -> bool:
         return task in self._tasks_with_keys.get(node, frozenset())
@@ -498,7 +517,7 @@ class CoordinatorService:
             Refusal: BAD_MESSAGE, the offset lies beyond the end.
         """
         async with self._bulk_down.turn(caller) as turn:
-            with self._shop.objects.open(sha256) as reader:
+            with self._shop.objects.open_unchecked(sha256) as reader:
                 if offset > reader.size:
                     raise Refusal("BAD_MESSAGE", "the offset lies beyond the object's end")
                 if offset == reader.size:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from common.errors import Refusal, StateError
 from common.failpoints import failpoint
@@ -142,6 +142,11 @@ class SpoolFile:
         self._hash = hashlib.sha256()
         self._length = 0
 
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all that was received, as it came in or lay there at the start."""
+        return self._hash.digest()
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from byte `offset` on.
 
@@ -182,6 +187,31 @@ class Spool:
                     fsync_folder(self._root)
                 self._open[key] = SpoolFile(folder / site_name(node), expected_bytes)
         return self._open[key]
+
+    @classmethod
+    def reading(cls, root: Path) -> Self:
+        """Return the folder for who only reads, beside a coordinator: nothing is made."""
+        spool = cls.__new__(cls)
+        spool._root, spool._open = root, {}  # noqa: SLF001 - of this very class
+        return spool
+
+    def path(self, hd: bytes, node: NodeId) -> Path:
+        """Return where the upload of `node` in round `hd` lies, or would."""
+        return self._root / hd.hex() / site_name(node)
+
+    @staticmethod
+    def digest_of(path: Path, size: int) -> Sha256 | None:
+        """Return the SHA-256 of a spooled upload as it lies there; None if there is no file.
+
+        Of a file of another length than `size` it is none that an upload has.
+        """
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size != size:
+                    return Sha256(bytes(32))
+                return Sha256(hashlib.file_digest(file, "sha256").digest())
+        except FileNotFoundError:
+            return None
 
     def sync_round(self, hd: HeaderDigest) -> None:
         """Make the names of a round's files durable, before an upload is acknowledged.

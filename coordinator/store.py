@@ -7,6 +7,9 @@ durable in one transaction before it returns: that is the "persist" of "persist,
 send". The same transaction may blank facts that nothing will ever need again, seeds
 above all: the row stays, so that a missing one is still noticed, its content goes.
 
+Every row carries a checksum, a run's facts are a chain, and whatever is read is held
+against them (`coordinator.checksums`).
+
 SQLite runs in WAL mode with `synchronous=FULL`; PostgreSQL is used by URL.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -28,10 +31,13 @@ from common.failpoints import failpoint
 from common.ids import ConfigHash, Epoch, RunId, StudyId
 from common.secagg.params import EPOCH_SECONDS
 from common.state_folder import MARKER, free_text, take_over
+from common.text import show
+from coordinator.checksums import FIRST_LINK, MARK_NAME, Mark, link, row_digest
 
 STATE_NAMES: Final = frozenset(
     {
-        MARKER, "lock", "address", ".address", "objects", "spool", "audit",
+        MARKER, "lock", "address", ".address", "objects", "spool", "audit", MARK_NAME,
+        "history.json", ".history.json",
         "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "coordinator.db-journal",
     }
 )  # fmt: skip
@@ -45,6 +51,7 @@ STUDIES: Final = sql.Table(
     sql.Column("config_hash", sql.LargeBinary(32), primary_key=True),
     sql.Column("study_id", sql.String(63), nullable=False, index=True),
     sql.Column("content", sql.LargeBinary, nullable=False),
+    sql.Column("digest", sql.LargeBinary(32)),
 )
 RUNS: Final = sql.Table(
     "runs",
@@ -57,19 +64,31 @@ RUNS: Final = sql.Table(
     sql.Column("chain", sql.LargeBinary, nullable=False),
     sql.Column("created_unix", sql.Float, nullable=False),
     sql.Column("ended", sql.Boolean, nullable=False),
+    sql.Column("digest", sql.LargeBinary(32)),
 )
+HEADS: Final = sql.Table(
+    "heads",
+    _METADATA,
+    sql.Column("run_id", sql.String(63), primary_key=True),
+    sql.Column("facts", sql.Integer, nullable=False),
+    sql.Column("link", sql.LargeBinary(32), nullable=False),
+)
+"""How many facts a run has, and the last link of their chain."""
 FACTS: Final = sql.Table(
     "facts",
     _METADATA,
     sql.Column("run_id", sql.String(63), primary_key=True),
     sql.Column("seq", sql.Integer, primary_key=True, autoincrement=False),
     sql.Column("body", sql.LargeBinary, nullable=False),
+    sql.Column("unix", sql.Float),
+    sql.Column("link", sql.LargeBinary(32)),
 )
 EPOCHS: Final = sql.Table(
     "epochs",
     _METADATA,
     sql.Column("task", sql.String(63), primary_key=True),
     sql.Column("epoch", sql.BigInteger, nullable=False),
+    sql.Column("digest", sql.LargeBinary(32)),
 )
 RELEASES: Final = sql.Table(
     "releases",
@@ -78,7 +97,15 @@ RELEASES: Final = sql.Table(
     sql.Column("manifest", sql.LargeBinary, nullable=False),
     sql.Column("signature", sql.LargeBinary, nullable=False),
     sql.Column("chain", sql.LargeBinary, nullable=False),
+    sql.Column("digest", sql.LargeBinary(32)),
 )
+METER: Final = sql.Table(
+    "meter",
+    _METADATA,
+    sql.Column("id", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("changes", sql.BigInteger, nullable=False),
+)
+"""One row: how many transactions there were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +145,14 @@ class StoredRelease:
 
 @dataclass(frozen=True, slots=True)
 class StoredFact:
-    """A fact's place in its run, from 0, and its content; empty if it was blanked."""
+    """A fact's place in its run, from 0, its content, and when it was stored, in Unix seconds.
+
+    The content is empty if it was blanked; the time is 0 where a former version stored it.
+    """
 
     seq: int
     body: bytes
+    unix: float = 0.0
 
 
 class Store(Protocol):
@@ -145,7 +176,12 @@ class Store(Protocol):
         ...
 
     def append(
-        self, run_id: RunId, first_seq: int, bodies: Sequence[bytes], blank: Sequence[int] = ()
+        self,
+        run_id: RunId,
+        first_seq: int,
+        bodies: Sequence[bytes],
+        blank: Sequence[int] = (),
+        unix: float = 0.0,
     ) -> None:
         """Add facts `first_seq`, `first_seq + 1`, ... of a run and blank old ones, at once."""
         ...
@@ -160,6 +196,10 @@ class Store(Protocol):
 
     def next_epoch(self, task: str, at_least: int) -> Epoch:
         """Reserve an epoch number of at least `at_least`, now; see `next_number`."""
+        ...
+
+    def epochs(self) -> dict[str, Epoch]:
+        """Return the largest epoch that was reserved for each task."""
         ...
 
     def put_release(self, run_id: RunId, release: StoredRelease) -> None:
@@ -239,8 +279,10 @@ def migrate(engine: Engine) -> None:
 class SqlStore:
     """`Store` on a relational database, see the module's docstring."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, mark: Mark | None = None, name: str = "") -> None:
         self._engine = engine
+        self._mark = mark
+        self._name = name or str(engine.url.database)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -249,6 +291,15 @@ class SqlStore:
                 yield db
         except SQLAlchemyError as error:
             raise _failure(self._engine, error, "STATE_DAMAGED") from error
+        except (TypeError, ValueError, OverflowError) as error:  # a cell of another type
+            raise self._damaged("a row is not what was written") from error
+
+    def _damaged(self, what: str) -> StateError:
+        return StateError("STATE_DAMAGED", f"{self._name}: {what}")
+
+    def _check(self, table: str, stored: bytes | None, digest: bytes, what: str) -> None:
+        if stored is None or bytes(stored) != digest:
+            raise self._damaged(f"{what} ({table}) is not what was written")
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[Connection]:
@@ -256,7 +307,10 @@ class SqlStore:
         try:
             with self._engine.begin() as db:
                 yield db
+                changes = _count_change(db)
                 failpoint(f"coordinator.{what}.before_commit")
+            if self._mark is not None:
+                self._mark.write(changes)
             failpoint(f"coordinator.{what}.after_commit")
         except SQLAlchemyError as error:
             raise _failure(self._engine, error, "DISK") from error
@@ -266,7 +320,7 @@ class SqlStore:
         with self._writing("run") as db:
             known = db.execute(sql.select(RUNS).where(RUNS.c.request == run.request)).first()
             if known is not None:
-                return _run(known)
+                return self._run(known)
             where = STUDIES.c.config_hash == study.config_hash
             if db.execute(sql.select(STUDIES.c.study_id).where(where)).first() is None:
                 db.execute(
@@ -274,6 +328,7 @@ class SqlStore:
                         config_hash=study.config_hash,
                         study_id=study.study_id,
                         content=study.content,
+                        digest=_study_digest(study),
                     )
                 )
             db.execute(
@@ -286,6 +341,7 @@ class SqlStore:
                     chain=run.chain,
                     created_unix=run.created_unix,
                     ended=run.ended,
+                    digest=_run_digest(run),
                 )
             )
         return run
@@ -294,65 +350,124 @@ class SqlStore:
         """See `Store`."""
         query = sql.select(STUDIES).order_by(STUDIES.c.study_id, STUDIES.c.config_hash)
         with self._reading() as db:
-            return [_study(row) for row in db.execute(query)]
+            return [self._study(row) for row in db.execute(query)]
 
     def study(self, config_hash: ConfigHash) -> StoredStudy:
         """See `Store`."""
         with self._reading() as db:
             query = sql.select(STUDIES).where(STUDIES.c.config_hash == config_hash)
             row = db.execute(query).first()
-        if row is None:
-            raise RoundError("NOT_FOUND", f"no study of hash {config_hash.hex()[:16]}")
-        return _study(row)
+            if row is None:
+                raise RoundError("NOT_FOUND", f"no study of hash {config_hash.hex()[:16]}")
+            return self._study(row)
+
+    def _study(self, row: sql.Row[tuple[object, ...]]) -> StoredStudy:
+        study = _study(row)
+        what = f"study {show(study.study_id)}"
+        self._check("studies", row.digest, _study_digest(study), what)
+        return study
+
+    def _run(self, row: sql.Row[tuple[object, ...]]) -> StoredRun:
+        run = _run(row)
+        self._check("runs", row.digest, _run_digest(run), f"run {show(run.run_id)}")
+        return run
 
     def runs(self) -> list[StoredRun]:
         """See `Store`."""
         query = sql.select(RUNS).order_by(RUNS.c.created_unix, RUNS.c.run_id)
         with self._reading() as db:
-            return [_run(row) for row in db.execute(query)]
+            return [self._run(row) for row in db.execute(query)]
 
     def append(
-        self, run_id: RunId, first_seq: int, bodies: Sequence[bytes], blank: Sequence[int] = ()
+        self,
+        run_id: RunId,
+        first_seq: int,
+        bodies: Sequence[bytes],
+        blank: Sequence[int] = (),
+        unix: float = 0.0,
     ) -> None:
         """See `Store`."""
-        rows = [
-            {"run_id": run_id, "seq": first_seq + index, "body": body}
-            for index, body in enumerate(bodies)
-        ]
         with self._writing("facts") as db:
+            last = self._head(db, run_id, first_seq)
+            rows: list[dict[str, object]] = []
+            for seq, body in enumerate(bodies, first_seq):
+                last = link(run_id, seq, last, body, unix)
+                row = {"run_id": run_id, "seq": seq, "body": body, "unix": unix, "link": last}
+                rows.append(row)
             db.execute(FACTS.insert(), rows)
+            head = {"facts": first_seq + len(rows), "link": last}
+            if first_seq == 0:
+                db.execute(HEADS.insert().values(run_id=run_id, **head))
+            else:
+                db.execute(HEADS.update().where(HEADS.c.run_id == run_id).values(**head))
             if blank:
                 old = (FACTS.c.run_id == run_id) & FACTS.c.seq.in_(blank)
                 db.execute(FACTS.update().where(old).values(body=b""))
+
+    def _head(self, db: Connection, run_id: RunId, count: int) -> bytes:
+        """Return the last link of a run that has `count` facts."""
+        row = db.execute(sql.select(HEADS).where(HEADS.c.run_id == run_id)).first()
+        if row is None and count == 0:
+            return FIRST_LINK
+        if row is None or row.facts != count:
+            raise self._damaged(f"run {run_id} does not have {count} facts")
+        return bytes(row.link)
 
     def facts(self, run_id: RunId) -> list[StoredFact]:
         """See `Store`.
 
         Raises:
-            StateError: STATE_DAMAGED, a fact is missing.
+            StateError: STATE_DAMAGED, a fact is missing, or is not the one that was written.
         """
         query = sql.select(FACTS).where(FACTS.c.run_id == run_id).order_by(FACTS.c.seq)
         with self._reading() as db:
             rows = db.execute(query).all()
-        if [row.seq for row in rows] != list(range(len(rows))):
-            raise StateError("STATE_DAMAGED", f"run {run_id}: a fact is missing from the store")
-        return [StoredFact(row.seq, bytes(row.body)) for row in rows]
+            if [row.seq for row in rows] != list(range(len(rows))):
+                raise self._damaged(f"run {run_id}: a fact is missing from the store")
+            last = FIRST_LINK
+            for row in rows:
+                good = link(run_id, row.seq, last, bytes(row.body), float(row.unix or 0.0))
+                if row.body and row.link != good:
+                    raise self._damaged(
+                        f"run {run_id}: fact {row.seq}, or the one before it, is not what was"
+                        " written"
+                    )
+                last = bytes(row.link)
+            if self._head(db, run_id, len(rows)) != last:
+                raise self._damaged(f"run {run_id}: its last fact is not what was written")
+        return [StoredFact(row.seq, bytes(row.body), float(row.unix or 0.0)) for row in rows]
 
     def end_run(self, run_id: RunId) -> None:
         """See `Store`."""
         with self._writing("end") as db:
-            db.execute(RUNS.update().where(RUNS.c.run_id == run_id).values(ended=True))
+            where = RUNS.c.run_id == run_id
+            row = db.execute(sql.select(RUNS).where(where)).first()
+            if row is not None:
+                digest = _run_digest(replace(self._run(row), ended=True))
+                db.execute(RUNS.update().where(where).values(ended=True, digest=digest))
 
     def next_epoch(self, task: str, at_least: int) -> Epoch:
         """See `Store`."""
         with self._writing("epoch") as db:
             row = db.execute(sql.select(EPOCHS).where(EPOCHS.c.task == task)).first()
-            epoch = next_number(0 if row is None else row.epoch, at_least)
+            epoch = next_number(0 if row is None else self._epoch(row), at_least)
+            values = {"epoch": epoch, "digest": row_digest("epochs", task, epoch)}
             if row is None:
-                db.execute(EPOCHS.insert().values(task=task, epoch=epoch))
+                db.execute(EPOCHS.insert().values(task=task, **values))
             else:
-                db.execute(EPOCHS.update().where(EPOCHS.c.task == task).values(epoch=epoch))
+                db.execute(EPOCHS.update().where(EPOCHS.c.task == task).values(**values))
         return Epoch(epoch)
+
+    def epochs(self) -> dict[str, Epoch]:
+        """See `Store`."""
+        with self._reading() as db:
+            rows = db.execute(sql.select(EPOCHS)).all()
+            return {row.task: Epoch(self._epoch(row)) for row in rows}
+
+    def _epoch(self, row: sql.Row[tuple[object, ...]]) -> int:
+        digest = row_digest("epochs", row.task, row.epoch)
+        self._check("epochs", row.digest, digest, f"the epoch of {show(row.task)}")
+        return int(row.epoch)
 
     def put_release(self, run_id: RunId, release: StoredRelease) -> None:
         """See `Store`."""
@@ -365,6 +480,7 @@ class SqlStore:
                         manifest=release.manifest,
                         signature=release.signature,
                         chain=release.chain,
+                        digest=_release_digest(run_id, release),
                     )
                 )
 
@@ -372,13 +488,71 @@ class SqlStore:
         """See `Store`."""
         with self._reading() as db:
             row = db.execute(sql.select(RELEASES).where(RELEASES.c.run_id == run_id)).first()
-        if row is None:
-            raise RoundError("NOT_FOUND", f"run {run_id} has no released model")
-        return StoredRelease(bytes(row.manifest), bytes(row.signature), bytes(row.chain))
+            if row is None:
+                raise RoundError("NOT_FOUND", f"run {run_id} has no released model")
+            found = StoredRelease(bytes(row.manifest), bytes(row.signature), bytes(row.chain))
+            self._check(
+                "releases", row.digest, _release_digest(run_id, found), f"the release of {run_id}"
+            )
+        return found
+
+    def check(self) -> None:
+        """Hold the whole database against its own structure and against its mark.
+
+        Raises:
+            StateError: STATE_DAMAGED; DISK, the mark cannot be written.
+        """
+        with self._reading() as db:
+            if db.dialect.name == "sqlite":
+                found = db.execute(sql.text("PRAGMA integrity_check(1)")).scalar()
+                if found != "ok":
+                    raise self._damaged(f"its pages do not fit together: {show(found)}")
+            row = db.execute(sql.select(METER)).all()
+            if len(row) > 1 or (row and row[0].id != 1):
+                raise self._damaged("its meter is not what was written")
+        if self._mark is not None:
+            self._mark.check(row[0].changes if row else 0, self._engine.url.database)
+
+    def changes(self) -> int:
+        """Return how many transactions there were."""
+        with self._reading() as db:
+            return int(db.execute(sql.select(METER.c.changes)).scalar() or 0)
 
     def close(self) -> None:
         """See `Store`."""
         self._engine.dispose()
+
+
+def _count_change(db: Connection) -> int:
+    """Count a transaction; return which one it is."""
+    changes = db.execute(sql.select(METER.c.changes)).scalar()
+    if changes is None:
+        db.execute(METER.insert().values(id=1, changes=1))
+        return 1
+    db.execute(METER.update().values(changes=METER.c.changes + 1))
+    return int(changes) + 1
+
+
+def _study_digest(study: StoredStudy) -> bytes:
+    return row_digest("studies", study.config_hash, study.study_id, study.content)
+
+
+def _run_digest(run: StoredRun) -> bytes:
+    return row_digest(
+        "runs",
+        run.run_id,
+        run.study_id,
+        run.config_hash,
+        run.request,
+        run.signature,
+        run.chain,
+        run.created_unix,
+        int(run.ended),
+    )
+
+
+def _release_digest(run_id: RunId, release: StoredRelease) -> bytes:
+    return row_digest("releases", run_id, release.manifest, release.signature, release.chain)
 
 
 def _study(row: sql.Row[tuple[object, ...]]) -> StoredStudy:
@@ -453,18 +627,27 @@ def _federation_of(chain: bytes) -> str | None:
         return None
 
 
-def open_store(url: str, federation: str | None = None) -> SqlStore:
-    """Open and migrate the database at `url`, which has to be `federation`'s if that is given.
+def open_store(url: str, federation: str | None = None, mark: Path | None = None) -> SqlStore:
+    """Open, check and migrate the database at `url`.
+
+    It has to be `federation`'s if that is given; `mark` is the file that says how many
+    transactions were acknowledged.
 
     Raises:
-        StateError: see `check_federation` and `migrate`.
+        StateError: see `check_federation`, `migrate` and `SqlStore.check`.
     """
     engine = open_engine(url)
     if federation is not None:
         check_federation(engine, federation)
     migrate(engine)
-    _take_over(engine)
-    return SqlStore(engine)
+    store = SqlStore(engine, None if mark is None else Mark(mark))
+    try:
+        store.check()  # before anything is moved: damage stays where it can be looked at
+        _take_over(engine)
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def _take_over(engine: Engine) -> None:

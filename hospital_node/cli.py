@@ -1,4 +1,4 @@
-"""`fedcare node serve|status|health|budget|predict|report`: serve one hospital; use its models."""
+"""`fedcare node serve|status|health|unlock|budget|predict|...`: serve one hospital."""
 
 from __future__ import annotations
 
@@ -67,3 +67,87 @@ def health(
 
     loaded = NodeConfig.read(config)
     return asyncio.run(ask(loaded.path(loaded.state_dir), link=link))
+
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Why, in one line; it is kept and logged.")
+]
+
+
+@app.command()
+@command
+def unlock(
+    study: Annotated[str, typer.Argument(metavar="STUDY", show_default=False)],
+    reason: ReasonOption,
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """Forget the last set agreed to for a study (protocol, 10.4); the node is stopped."""
+    from common.clock import SystemClock
+    from hospital_node import orders
+    from hospital_node.orders_cli import held, outcome
+
+    with held(config) as store:
+        given = orders.unlock(store, study, reason, SystemClock())
+    return outcome([given])
+
+
+@app.command("accept-loss")
+@command
+def accept_loss(
+    reason: ReasonOption,
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """Go on with an old copy of the state, without its keys; the node is stopped."""
+    from common.clock import SystemClock
+    from hospital_node import orders
+    from hospital_node.orders_cli import held, outcome
+
+    with held(config) as store:
+        given = orders.accept_loss(store, reason, SystemClock())
+    return outcome(given)
+
+
+@app.command("orders")
+@command
+def list_orders(
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """List what people ordered here; the node may run."""
+    from hospital_node import orders
+    from hospital_node.config import NodeConfig
+    from hospital_node.orders_cli import outcome
+
+    loaded = NodeConfig.read(config)
+    return outcome(orders.orders(loaded.path(loaded.state_dir)))
+
+
+@app.command()
+@command
+def verify(
+    *,
+    config: ConfigOption = Path("node.yaml"),
+    as_json: JsonFlag = False,  # noqa: ARG001
+) -> Outcome:
+    """Say what in the state is good and what is damaged; it only reads, the node may run."""
+    from common.errors import ExitCode
+    from common.text import escape
+    from hospital_node.config import NodeConfig
+    from hospital_node.verify import verify as run
+
+    loaded = NodeConfig.read(config)
+    key_file = None if loaded.sealing_key is None else loaded.path(loaded.sealing_key)
+    parts = run(loaded.path(loaded.state_dir), key_file, loaded.path(loaded.tls.ca))
+    bad = [part for part in parts if part.trouble]
+    lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {part.name}" for part in parts]
+    lines += [escape(f"{part.name}: {part.trouble}") for part in bad]
+    data = {
+        "good": [part.name for part in parts if not part.trouble],
+        "damaged": {part.name: part.trouble for part in bad},
+    }
+    return Outcome(data, "\n".join(lines), ExitCode.REFUSED if bad else ExitCode.OK)

@@ -25,12 +25,14 @@ from common.events import Event
 from common.ids import NodeId, RunId, site_name
 from common.logs import EventLog
 from common.messages import (
+    MAX_SEEN,
     PROTOCOL_VERSION,
     BeginEpoch,
     Heartbeat,
     Hello,
     ReleaseNotice,
     RunEnded,
+    Seen,
     StudyDecision,
     StudyOffer,
     Welcome,
@@ -46,6 +48,7 @@ from hospital_node.conduct import Conduct
 from hospital_node.jobs import Surroundings
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
+from hospital_node.orders import found_older, keep_older, orders, seen_of
 from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.picture import Picture
 from hospital_node.releases import ReleaseKeeper, ReleaseTrust
@@ -168,6 +171,7 @@ class Node:
         parts = self._parts
         try:
             self._restore()
+            self._tell_orders()
             where = {} if http is None else {"http": http}
             parts.log.info(Event.SERVICE_STARTED, software=parts.software, **where)
             while not self._stopping.is_set():
@@ -240,6 +244,13 @@ class Node:
             if run.accepted:
                 self._own_model(run, partial(self._open_again, run))
 
+    def _tell_orders(self) -> None:
+        """Log what people ordered here: a set that was forgotten is never forgotten silently."""
+        for order in orders(self._parts.store.root):
+            log = self._parts.log.bind(study=order.task)
+            said = f"{order.what}: {order.reason}"
+            log.warning(Event.LOSS_ACCEPTED, reason=said, people=[order.user])
+
     async def _open_again(self, run: DecisionRecord) -> Work:
         return await asyncio.to_thread(self._parts.desk.open, run.study)
 
@@ -301,9 +312,10 @@ class Node:
         try:
             self._connection = Connection(link, parts.federation, parts.clock, parts.sleep)
             tasks = tuple(sorted(name for name, task in self._tasks.items() if task.confirmed))
-            hello = Hello(parts.software, PROTOCOL_VERSION, tasks)
+            hello = Hello(parts.software, PROTOCOL_VERSION, tasks, self._seen())
 
             def welcomed(welcome: Welcome) -> None:
+                self._check_age(welcome)
                 self._witnessed = dict(welcome.noised)
                 parts.witnessed(self._witnessed)
                 self._slot.fill(link)
@@ -327,6 +339,35 @@ class Node:
                 await asyncio.gather(serve, return_exceptions=True)
         finally:
             await link.close()
+
+    def _seen(self) -> tuple[Seen, ...]:
+        """Return how far the runs have come that were accepted here, the latest ones."""
+        found = []
+        for run in self._offers.accepted()[-MAX_SEEN:]:
+            name = self._offers.task_of(run)
+            task = self._tasks.get(name)
+            mine = task is not None and task.run.run_id == run.run_id
+            epoch, r = seen_of(task.state) if task is not None and mine else (0, 0)
+            held = self._parts.store.release_directory(run.run_id).is_dir()
+            found.append(Seen(run.run_id, name, epoch, r, held))
+        return tuple(found)
+
+    def _check_age(self, welcome: Welcome) -> None:
+        """Refuse to go on with a state that the coordinator has seen a newer one of.
+
+        Raises:
+            StateError: STATE_ROLLED_BACK.
+        """
+        states = [(name, task.state) for name, task in self._tasks.items()]
+        older = found_older(states, welcome.seen)
+        if older:
+            keep_older(self._parts.store.root, older)
+            first = older[0]
+            raise StateError(
+                "STATE_ROLLED_BACK",
+                f"{first.task}: the coordinator has seen this hospital in round {first.r} of epoch"
+                f" {first.epoch}, and its state knows of less",
+            )
 
     def _lost_link(self) -> None:
         self._slot.empty()

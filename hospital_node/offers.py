@@ -210,6 +210,11 @@ class OfferBook:
         """Take note of a record whose run ended."""
         self._known[record.run_id] = record
 
+    def accepted(self) -> list[DecisionRecord]:
+        """Return every run that the policy accepted, in the order of the decisions."""
+        found = (record for record in self._known.values() if record.accepted)
+        return sorted(found, key=lambda record: (record.decided_at, record.run_id))
+
     def summary(self) -> list[dict[str, object]]:
         """Return the latest decisions for the status screen."""
         shown = {record.run_id: record for record in self._turned_away} | self._known

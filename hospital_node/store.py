@@ -13,6 +13,7 @@
     own/                     tensors of its own, by run (`hospital_node.personal_state`)
     personal/<run>/          the hospital's own models (`hospital_node.personal`)
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
+    orders/                  what people ordered (`hospital_node.orders`); rolled-back.json
     status.json              what `fedcare node status` shows; never read back
 
 Durable on return: sessions, decisions, own tensors, spooled vectors (`hospital_node.contribution`)
@@ -24,6 +25,7 @@ not open stops the node with STATE_DAMAGED; nothing is made anew in its place.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -45,6 +47,9 @@ from hospital_node.personal_state import OwnTensors
 from hospital_node.sealing import Vault, create_key, load_key
 
 KEY_NAME: Final = "node.key"
+ROLLED_BACK: Final = "rolled-back.json"
+"""What the coordinator has seen of this node and its state does not know."""
+
 MODELS_KEPT: Final = 2
 """Models kept per task: the current one and the one before."""
 
@@ -60,10 +65,12 @@ _PARTS: Final = (
     "approvals",
     "own",
     "personal",
+    "orders",
 )
 STATE_NAMES: Final = frozenset(
     {
-        state_folder.MARKER, KEY_NAME, f"{KEY_NAME}{files.TEMPORARY}", "lock", "health.sock",
+        state_folder.MARKER, ROLLED_BACK, f"{ROLLED_BACK}{files.TEMPORARY}",
+        KEY_NAME, f"{KEY_NAME}{files.TEMPORARY}", "lock", "health.sock",
         "status.json", f"status.json{files.TEMPORARY}", *_PARTS,
     }
 )  # fmt: skip
@@ -73,7 +80,10 @@ _LOCK_PAUSES_S: Final = (0.05, 0.05, 0.1)
 """A health check that looks whether a node runs holds the lock for an instant itself."""
 
 _SEALED: Final = ".sealed"
-_DECISION: Final = "fedcare.node-decision/1"
+_DECISION: Final = "fedcare.node-decision/2"
+_WITHOUT_CHECKSUM: Final = "fedcare.node-decision/1"
+"""What former versions wrote; read as it is."""
+
 _RUN_BYTES: Final = 2
 
 
@@ -179,12 +189,7 @@ class NodeStore:
             StateError: STATE_DAMAGED, naming the file.
         """
         path = self._session(task)
-        sealed = _read(path)
-        if sealed is None:
-            return None
-        plain = self._vault.open(f"session/{task}", sealed, str(path))
-        end = _RUN_BYTES + int.from_bytes(plain[:_RUN_BYTES], "big")
-        return SessionRecord(RunId(plain[_RUN_BYTES:end].decode()), plain[end:])
+        return open_session(path, task, self._vault) if path.exists() else None
 
     def _session(self, task: str) -> Path:
         return self.root / "sessions" / f"{task}{_SEALED}"
@@ -225,7 +230,7 @@ class NodeStore:
         Raises:
             StateError: DISK.
         """
-        value = {
+        value: dict[str, object] = {
             "schema": _DECISION,
             "run_id": record.run_id,
             "config_hash": record.config_hash.hex(),
@@ -235,6 +240,7 @@ class NodeStore:
             "decided_at": record.decided_at,
             "ended": record.ended,
         }
+        value["sha256"] = _checksum(value)
         files.replace(self.root / "decisions" / f"{record.run_id}.json", _json(value))
 
     def decisions(self) -> tuple[DecisionRecord, ...]:
@@ -357,7 +363,7 @@ def stored_decisions(root: Path) -> tuple[DecisionRecord, ...]:
     Raises:
         StateError: STATE_DAMAGED, naming the file.
     """
-    found = (_decision(path) for path in (root / "decisions").glob("*.json"))
+    found = (stored_decision(path) for path in (root / "decisions").glob("*.json"))
     return tuple(sorted(found, key=lambda record: (record.decided_at, record.run_id)))
 
 
@@ -405,6 +411,17 @@ def open_own(root: Path, owner: Owner, entropy: Entropy, key_file: Path | None =
         store.close()
         raise
     return store
+
+
+def open_session(path: Path, task: str, vault: Vault) -> SessionRecord:
+    """Return a task's state.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
+    plain = vault.open(f"session/{task}", _read(path) or b"", str(path))
+    end = _RUN_BYTES + int.from_bytes(plain[:_RUN_BYTES], "big")
+    return SessionRecord(RunId(plain[_RUN_BYTES:end].decode()), plain[end:])
 
 
 def is_locked(root: Path) -> bool:
@@ -491,10 +508,24 @@ def _load_sealed(folder: Path, vault: Vault, name: str) -> bytes | None:
     return None if sealed is None else vault.open(f"ledger/{name}", sealed, str(path))
 
 
-def _decision(path: Path) -> DecisionRecord:
+def _checksum(tree: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def stored_decision(path: Path) -> DecisionRecord:
+    """Return the decision in a file.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
     try:
         tree = json.loads(path.read_bytes())
-        if tree["schema"] != _DECISION or tree["run_id"] != path.stem:
+        checksum = tree.pop("sha256", None)
+        wanted = None if tree["schema"] == _WITHOUT_CHECKSUM else _checksum(tree)
+        if checksum != wanted:
+            raise ValueError("it is not what the node wrote")  # noqa: TRY301
+        known = tree["schema"] in (_DECISION, _WITHOUT_CHECKSUM)
+        if not known or tree["run_id"] != path.stem:
             raise ValueError("it is of another schema or run")  # noqa: TRY301
         return DecisionRecord(
             run_id=RunId(tree["run_id"]),

@@ -26,6 +26,7 @@ from common.messages import (
     ReleaseNotice,
     ReleaseReceipt,
     RunEnded,
+    Seen,
     StudyDecision,
     StudyOffer,
     UploadAck,
@@ -145,6 +146,7 @@ NODE_STEPS: Final[tuple[NodeStep, ...]] = (
     Refused(HD, "RERUN", "header of round 7"),
     ReleaseReceipt(RUN, sha(41)),
     StudyDecision(RUN, CONFIG, Verdict.WAITING, waiting_for=("dr-weber", "dr_ito.2")),
+    Hello("fedcare 1.0", 1, (), (Seen(RunId("r-1"), "tiny", 1_800_000_000, 7, released=True),)),
 )
 
 COORDINATOR_STEPS: Final[tuple[CoordinatorStep, ...]] = (

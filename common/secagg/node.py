@@ -35,7 +35,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from common.errors import Refusal
-from common.ids import NodeId
+from common.ids import Epoch, NodeId
 from common.secagg import node_header, node_round, node_session
 from common.secagg.masking import MaskPlan, edge_sign
 from common.secagg.messages import (
@@ -154,7 +154,7 @@ def _handle_local(
         case Restarted():
             return state, _repeat(state, ctx)
         case BackupRestored():
-            return _wiped(state)
+            return restored(state, event)
         case _:
             assert_never(event)
 
@@ -170,14 +170,16 @@ def _repeat(state: NodeState, ctx: NodeContext) -> list[NodeCommand]:
     return commands
 
 
-def _wiped(state: NodeState) -> Outcome:
-    """Drop what a restored backup must not go on with (section 2, last rows)."""
+def restored(state: NodeState, event: BackupRestored) -> Outcome:
+    """Drop what a restored backup must not go on with: its chains stand where they once stood.
+
+    What else it holds stays: the sets it agreed to until the copy was made.
+    """
     commands: list[NodeCommand] = [Persist()]
-    new = replace(state, setup=None)
     if state.session is not None and state.session.open is not None:
         commands.append(RoundClosed(state.session.open.hd, "restored"))
-        new = node_round.closed(new, state.session)
-    return new, commands
+    last = Epoch(max(state.last_epoch, event.last_epoch))
+    return replace(state, setup=None, session=None, last_epoch=last), commands
 
 
 def mask_plan(state: NodeState, own: NodeId) -> MaskPlan:

@@ -306,7 +306,12 @@ class Restarted:
 
 @dataclass(frozen=True, slots=True)
 class BackupRestored:
-    """Local: the state came from a backup; open rounds and half-made epochs are wiped."""
+    """Local: the state came from an old copy; its session and what it was setting up are wiped.
+
+    `last_epoch`: the largest epoch that others have seen this node in.
+    """
+
+    last_epoch: int = 0
 
 
 NodeEvent: TypeAlias = (

@@ -97,6 +97,14 @@ class RerunMemory:
             return self
         return RerunMemory(self.records[:at] + self.records[at + _RECORD :])
 
+    def without_last(self) -> RerunMemory:
+        """Return the memory without the last set that was agreed to, on a person's order.
+
+        It is that of the model that a stuck run stands at: each later model of the task was
+        remembered after it.
+        """
+        return RerunMemory(self.records[:-_RECORD])
+
     def _find(self, header: Header) -> bytes | None:
         at = self._place(_key(header))
         return None if at is None else self.records[at + DIGEST_BYTES : at + _RECORD]

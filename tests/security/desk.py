@@ -19,6 +19,7 @@ from common.secagg.messages import UploadEnd
 from common.wire import UploadPart
 from coordinator import run_state as rs
 from coordinator.driver import RunDriver, Workshop
+from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.journal import Journal
 from coordinator.objects import ObjectStore
@@ -74,6 +75,7 @@ class Desk:
             store=cast("Store", _Facts()),
             objects=ObjectStore(folder / "objects"),
             spool=Spool(folder / "spool"),
+            history=History(),
             hub=Hub(),
             clock=ManualClock(),
             log=make_log(log),

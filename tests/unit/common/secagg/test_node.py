@@ -758,6 +758,8 @@ def test_after_closing_no_secret_of_the_round_is_left(how: str) -> None:
 
 
 def without_nonce(one: SimNode) -> node.NodeState:
+    if one.state.session is None:  # a backup was put back
+        return one.state
     session = replace(live(one), nonce=b"", nonce_r=RoundNo(0))
     return replace(one.state, session=session)
 

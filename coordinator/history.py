@@ -1,0 +1,189 @@
+"""Did history go back? The hospitals are the witnesses of the coordinator's store.
+
+A store that was put back from an old copy fits together perfectly; nothing in it shows that
+rounds, epochs or releases are missing. But whatever a hospital has seen was durable here before
+it was sent: an epoch was reserved before it was begun, a header stored before it went out, a
+release before its notice. So a hospital that tells of more than the store knows proves that
+the store is an older one (fault F40a). Nothing is then started: a run that went on from an
+older model would have its hospitals sum other sets on models they know.
+
+What was told is kept in `history.json`, so that a restart does not forget it, until a
+person accepts the loss (`coordinator.operator`). In the same way the coordinator
+is a witness of each hospital's own state (`witness`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from common.errors import StateError
+from common.ids import NodeId, RunId, site_name
+from common.messages import Seen
+from common.secagg.coordinator_session import SetupPhase
+from common.state_folder import FILE_MODE, disk_errors
+from coordinator.objects import fsync_folder
+from coordinator.run_state import RunState
+
+NAME: Final = "history.json"
+SCHEMA: Final = "fedcare.coordinator-history/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one hospital told of that the store does not know."""
+
+    site: str
+    seen: Seen
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A person accepted that these runs, and these releases, are not in the store."""
+
+    unix: float
+    reason: str
+    runs: tuple[str, ...]
+
+
+class History:
+    """The file `history.json` of a state directory; without a folder it is kept in memory."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._path = None if folder is None else folder / NAME
+        self.told: tuple[Told, ...] = ()
+        """What hospitals know and the store does not; nothing goes on while there is any."""
+        self.losses: tuple[Loss, ...] = ()
+        if self._path is not None and self._path.exists():
+            self._read(self._path)
+
+    @property
+    def lost(self) -> frozenset[str]:
+        """Runs whose loss was accepted."""
+        return frozenset(run for loss in self.losses for run in loss.runs)
+
+    def tell(self, told: Sequence[Told]) -> None:
+        """Keep what a hospital told, durably.
+
+        Raises:
+            StateError: DISK.
+        """
+        known = {(one.site, one.seen.run_id): one for one in (*self.told, *told)}
+        self.told = tuple(known.values())
+        self._write()
+
+    def accept(self, loss: Loss) -> None:
+        """Take over what was told as lost.
+
+        Raises:
+            StateError: DISK.
+        """
+        self.losses = (*self.losses, loss)
+        self.told = ()
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        tree: dict[str, object] = {
+            "schema": SCHEMA,
+            "told": [asdict(one) for one in self.told],
+            "losses": [asdict(one) for one in self.losses],
+        }
+        tree["sha256"] = _digest(tree)
+        temporary = self._path.with_name(f".{NAME}")
+        with disk_errors(self._path):
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                json.dump(tree, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self._path)
+            fsync_folder(self._path.parent)
+
+    def _read(self, path: Path) -> None:
+        try:
+            tree = json.loads(path.read_bytes())
+            self.told = tuple(
+                Told(one["site"], Seen(**one["seen"]), one["why"]) for one in tree["told"]
+            )
+            self.losses = tuple(
+                Loss(one["unix"], one["reason"], tuple(one["runs"])) for one in tree["losses"]
+            )
+            known = tree["schema"] == SCHEMA and tree["sha256"] == _digest(tree)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            known = False
+        if not known:
+            raise StateError("STATE_DAMAGED", f"{path} is not what the coordinator wrote") from None
+
+
+def _digest(tree: Mapping[str, object]) -> str:
+    rest = {name: value for name, value in tree.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def unknown(
+    node: NodeId,
+    seen: Iterable[Seen],
+    runs: Mapping[RunId, RunState],
+    epochs: Mapping[str, int],
+    lost: frozenset[str],
+) -> list[Told]:
+    """Return what a hospital tells of that the store does not know."""
+    found = []
+    for one in seen:
+        why = "" if one.run_id in lost else _why(one, runs.get(one.run_id), epochs)
+        if why:
+            found.append(Told(site_name(node), one, why))
+    return found
+
+
+def _why(seen: Seen, run: RunState | None, epochs: Mapping[str, int]) -> str:
+    if run is None:
+        return f"it accepted run {seen.run_id}, which is not in the store"
+    known = epochs.get(seen.task, 0)
+    if seen.epoch > known:
+        return f"it is in epoch {seen.epoch} of {seen.task}; the store knows {known}"
+    session = run.session
+    if session is not None and session.terms.epoch == seen.epoch and seen.r > _round(run):
+        return f"it began round {seen.r} of epoch {seen.epoch}; the store knows {_round(run)}"
+    if seen.released and run.released is None:
+        return f"it holds the release of {seen.run_id}, which the store does not know"
+    return ""
+
+
+def _round(run: RunState) -> int:
+    """Return the last round of a run's epoch whose header is stored."""
+    current = run.round
+    return current.r if current is not None and current.header is not None else run.next_r - 1
+
+
+def witness(runs: Iterable[RunState], node: NodeId) -> tuple[Seen, ...]:
+    """Return how far a hospital had come by what it sent: the latest run of each task.
+
+    A hospital stores what it confirms before it confirms, and a header before its upload.
+    """
+    found: dict[str, Seen] = {}
+    for run in runs:
+        session = run.session
+        if session is None or session.phase is SetupPhase.FAILED or node not in session.confirmed:
+            continue
+        seen = Seen(run.run_id, run.study.id, session.terms.epoch, _uploaded(run, node), False)  # noqa: FBT003
+        if seen.task not in found or found[seen.task].epoch < seen.epoch:
+            found[seen.task] = seen
+    return tuple(found[task] for task in sorted(found))
+
+
+def _uploaded(run: RunState, node: NodeId) -> int:
+    """Return the last round of the epoch in which the hospital's upload counted, 0 for none."""
+    current = run.round
+    if current is not None and any(upload.sender == node for upload in current.uploads):
+        return current.r
+    ended = run.history[len(run.history) - (run.next_r - 1) :]
+    return max((record.r for record in ended if node in record.survivors), default=0)

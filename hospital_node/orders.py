@@ -1,0 +1,174 @@
+"""Orders that only a person may give, with the node stopped; each is recorded for good.
+
+    unlock        protocol 10.4: forget the last set that this hospital agreed to for a study, so
+                  that another one may be signed on the same model. Two such sums can be
+                  subtracted from one another: what the hospitals in one set and not in the
+                  other sent is then known to the coordinator, summed.
+    accept-loss   the state is an old copy (`found_older`), and no newer one is there: its keys
+                  are erased and it joins through a new epoch. It has forgotten the sets it
+                  agreed to since.
+
+An order is one file, `orders/<time>.<what>.json`, written and flushed before it takes effect,
+never changed. The node logs all of them at each start, and `fedcare node orders` lists them.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from common.clock import Clock
+from common.errors import ConfigError, RoundError, StateError
+from common.messages import Seen
+from common.secagg.node import restored
+from common.secagg.node_state import BackupRestored, NodeState, decode_state, encode_state
+from hospital_node import files
+from hospital_node.store import ROLLED_BACK, NodeStore, SessionRecord
+
+SCHEMA: Final = "fedcare.node-order/1"
+MOST_REASON: Final = 500
+
+What = Literal["unlock", "accept-loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a person ordered; `user` is the account it was given under, `unix` when."""
+
+    what: What
+    task: str
+    reason: str
+    user: str
+    unix: int
+
+
+# --- an old copy is noticed -----------------------------------------------------------------
+
+
+def seen_of(state: NodeState) -> tuple[int, int]:
+    """Return (largest epoch, last round begun in it) of a task's state; 0 for none."""
+    session = state.session
+    if session is None or session.terms.epoch != state.last_epoch:
+        return state.last_epoch, 0
+    return state.last_epoch, session.chain_r - 1
+
+
+def found_older(states: Iterable[tuple[str, NodeState]], witness: Iterable[Seen]) -> list[Seen]:
+    """Return what the coordinator has seen of this node that its state does not know.
+
+    A task that was in no epoch is none: an empty folder is the clean start of the runbook.
+    Who lies here can stop this node, and nothing else.
+    """
+    known = dict(states)
+    return [one for one in witness if one.task in known and _is_older(known[one.task], one)]
+
+
+def _is_older(state: NodeState, seen: Seen) -> bool:
+    epoch, r = seen_of(state)
+    if epoch == 0:
+        return False
+    live = state.session is not None and epoch == seen.epoch
+    return epoch < seen.epoch or (live and r < seen.r)
+
+
+def keep_older(root: Path, older: Sequence[Seen]) -> None:
+    """Keep what was found, for the command that accepts it.
+
+    Raises:
+        StateError: DISK.
+    """
+    content = json.dumps([asdict(one) for one in older]).encode("ascii")
+    files.replace(root / ROLLED_BACK, content)
+
+
+# --- orders ---------------------------------------------------------------------------------
+
+
+def unlock(store: NodeStore, task: str, reason: str, clock: Clock) -> Order:
+    """Forget the last set that was agreed to for a study.
+
+    Raises:
+        RoundError: NOT_FOUND, this hospital has agreed to no set of that study.
+        StateError: STATE_DAMAGED; DISK.
+    """
+    record = store.load_session(task)
+    state = None if record is None else decode_state(record.state)
+    if record is None or state is None or not state.rerun.records:
+        known = ", ".join(store.tasks()) or "none"
+        raise RoundError("NOT_FOUND", f"no set of a study {task} was agreed to; there are: {known}")
+    order = _record(store.root, "unlock", task, reason, clock)
+    new = replace(state, rerun=state.rerun.without_last())
+    store.save_session(task, SessionRecord(record.run_id, encode_state(new)))
+    return order
+
+
+def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
+    """Go on with an old copy of the state: without its keys, in a new epoch.
+
+    Raises:
+        RoundError: NOT_FOUND, nothing was found to be older.
+        StateError: STATE_DAMAGED; DISK.
+    """
+    path = store.root / ROLLED_BACK
+    try:
+        older = [Seen(**one) for one in json.loads(path.read_bytes())]
+    except FileNotFoundError:
+        raise RoundError(
+            "NOT_FOUND", "the coordinator has not found this state to be old"
+        ) from None
+    except (ValueError, TypeError) as failure:
+        raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote") from failure
+    orders = []
+    for seen in older:
+        record = store.load_session(seen.task)
+        if record is None:
+            continue
+        orders.append(_record(store.root, "accept-loss", seen.task, reason, clock))
+        state, _ = restored(decode_state(record.state), BackupRestored(seen.epoch))
+        store.save_session(seen.task, SessionRecord(record.run_id, encode_state(state)))
+    files.remove(path)
+    files.sync_directory(store.root)
+    return orders
+
+
+def _record(root: Path, what: What, task: str, reason: str, clock: Clock) -> Order:
+    if not reason.strip() or len(reason) > MOST_REASON or not reason.isprintable():
+        raise ConfigError(
+            "BAD_ARGUMENT", f"--reason is one line of 1 to {MOST_REASON} characters: it is kept"
+        )
+    order = Order(what, task, reason, getpass.getuser(), int(clock.unix()))
+    name = f"{int(clock.unix() * 1000):013}.{what}.{task}.json"
+    tree = {"schema": SCHEMA, **asdict(order)}
+    content = json.dumps({**tree, "sha256": _digest(tree)}).encode("ascii")
+    files.write_new(root / "orders" / name, content)
+    return order
+
+
+def _digest(tree: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def orders(root: Path) -> list[Order]:
+    """Return every order that was given here, oldest first.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
+    found: list[Order] = []
+    for path in sorted((root / "orders").glob("*.json")):
+        order: Order | None = None
+        try:
+            tree = json.loads(path.read_bytes())
+            good = tree.pop("sha256") == _digest(tree) and tree.pop("schema") == SCHEMA
+            order = Order(**tree) if good else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            order = None
+        if order is None:
+            raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote")
+        found.append(order)
+    return found

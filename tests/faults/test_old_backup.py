@@ -1,0 +1,198 @@
+"""An old backup that was put back is noticed by the other side, and nothing goes on silently."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from common.clock import SystemClock
+from common.entropy import OsEntropy
+from common.errors import RoundError, StateError
+from common.ids import RunId
+from common.logs import make_log
+from common.messages import Seen
+from common.secagg.messages import Commit, UploadEnd
+from common.secagg.node_state import decode_state
+from common.views import RunPhase
+from coordinator.history import History, Loss, Told
+from coordinator.operator import Orders, orders
+from coordinator.restore import restore
+from hospital_node import orders as node_orders
+from hospital_node.store import NodeStore
+from tests.faults.record import record
+from tests.faults.test_backup import back_up, nothing, settings
+from tests.federation import Federation
+
+
+def put_back(fed: Federation, backup: Path) -> None:
+    """Put a backup in the place of the (stopped) coordinator's state."""
+    config = settings(fed)
+    state = config.path(config.state_dir)
+    state.rename(state.with_name("newer"))
+    restore(config, backup, state, nothing)
+
+
+@asynccontextmanager
+async def given_orders(fed: Federation) -> AsyncIterator[Orders]:
+    log = make_log(io.StringIO(), form="json", clock=SystemClock())
+    with orders(settings(fed), SystemClock(), log) as held:
+        yield held
+
+
+@pytest.mark.fault("F40a")
+@pytest.mark.parametrize(("kind", "skip"), [(Commit, 0), (UploadEnd, 2)])
+async def test_an_old_backup_of_the_coordinator_stops_until_a_person_accepts_the_loss(
+    tmp_path: Path, kind: type, skip: int
+) -> None:
+    copy = tmp_path / "copy"
+    async with Federation(tmp_path / "fed", rounds=4) as fed:
+
+        async def take(_: str) -> None:
+            back_up(fed, copy)
+
+        async def leave(_: str) -> None:
+            fed.later(fed.kill_coordinator())
+
+        fed.on_send("va", kind, take, skip=skip)
+        fed.on_send("cleveland", UploadEnd, leave, skip=3, late=True)
+        job = asyncio.create_task(fed.run())
+        await fed.until(lambda: fed.service is None)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        put_back(fed, copy)
+        fed.start_coordinator()
+        await fed.until(lambda: fed.count("history.back") > 0)
+        before = fed.state.history
+        await asyncio.sleep(0.5)
+        assert fed.service is not None
+        assert fed.state.history == before
+        assert not fed.service._tasks_with_keys  # nobody was welcomed
+        assert fed.count("history.back", name="HISTORY_BACK") > 0
+        # A restart forgets nothing.
+        await fed.restart_coordinator()
+        await asyncio.sleep(0.2)
+        assert not fed.service._tasks_with_keys  # nobody was welcomed
+        await fed.kill_coordinator()
+        async with given_orders(fed) as held:
+            told = held.accept_loss("the disk of Tuesday is gone")
+        assert {one.seen.run_id for one in told} == {fed.run_id}
+        fed.start_coordinator()
+        assert fed.run_id is not None
+        await fed.until(lambda: fed.state.phase.final)
+        assert fed.state.phase is RunPhase.FINISHED
+        fed.check(fed.state)
+    record("F40a", trials=1, failures=0)
+
+
+@pytest.mark.fault("F40a")
+async def test_a_release_that_hospitals_hold_is_never_made_again_from_an_old_backup(
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "copy"
+    async with Federation(tmp_path / "fed", rounds=1) as fed:
+
+        async def take(_: str) -> None:
+            back_up(fed, copy)
+
+        fed.on_send("va", Commit, take)
+        run = await fed.run()
+        assert run.phase is RunPhase.FINISHED
+        await fed.until(lambda: fed.ended("va"))
+        await fed.kill_coordinator()
+        put_back(fed, copy)
+        fed.start_coordinator()
+        for site in fed.nodes:
+            await fed.cut(site)
+        await fed.until(lambda: fed.count("history.back") > 0)
+        await fed.kill_coordinator()
+        async with given_orders(fed) as held:
+            held.accept_loss("no newer one")
+        fed.start_coordinator()
+        assert fed.state.phase is RunPhase.FAILED
+        assert fed.state.reason.startswith("HISTORY_BACK")
+        await fed.until(lambda: fed.service is not None and len(fed.service.connected) == 4)
+
+
+@pytest.mark.fault("F40a")
+async def test_the_newest_state_is_never_taken_for_an_old_one(tmp_path: Path) -> None:
+    async with Federation(tmp_path / "fed", rounds=2) as fed:
+        fed.kill_coordinator_every = 3
+        run = await fed.run()
+        assert run.phase is RunPhase.FINISHED
+        assert fed.crashes >= 3
+        assert fed.count("history.back") == 0
+        config = settings(fed)
+        with pytest.raises(StateError) as locked:
+            _hold_twice(config)
+        assert locked.value.name == "STATE_LOCKED"
+        async with given_orders(fed) as held:
+            with pytest.raises(RoundError):
+                held.accept_loss("nothing was told")
+
+
+def _hold_twice(config: object) -> None:
+    log = make_log(io.StringIO(), clock=SystemClock())
+    with orders(config, SystemClock(), log), orders(config, SystemClock(), log):  # type: ignore[arg-type]
+        raise AssertionError
+
+
+@pytest.mark.fault("F74")
+async def test_an_old_copy_of_a_hospital_s_state_takes_part_in_nothing(tmp_path: Path) -> None:
+    async with Federation(tmp_path / "fed", rounds=3) as fed:
+        state = fed.plan.site_folder("va") / "state"
+        old = tmp_path / "old"
+
+        async def copy(_: str) -> None:
+            shutil.copytree(state, old, ignore=shutil.ignore_patterns("health.sock"))
+
+        async def swap(site: str) -> None:
+            fed.later(_swap())
+
+        async def _swap() -> None:
+            gone = fed._kill("va")
+            assert gone is not None
+            await asyncio.gather(gone, return_exceptions=True)
+            state.rename(tmp_path / "newer")
+            old.rename(state)
+            fed.start("va")
+
+        fed.on_send("va", UploadEnd, copy)
+        fed.on_send("va", UploadEnd, swap, skip=2, late=True)
+        run = await fed.run()
+        assert run.phase is RunPhase.FINISHED
+        fed.check(run)
+        await fed.until(lambda: fed.count("link.lost", site="va", name="STATE_ROLLED_BACK") > 0)
+        fed.nodes["va"].stop()
+        await fed.serving["va"]
+        with NodeStore.open(state, OsEntropy()) as store:
+            given = node_orders.accept_loss(store, "the newest copy is lost", SystemClock())
+            stored = store.load_session("pattern")
+            assert stored is not None
+            after = decode_state(stored.state)
+        assert [order.what for order in given] == ["accept-loss"]
+        assert after.session is None
+        fed.start("va")
+        await fed.until(lambda: fed.count("loss.accepted", site="va") > 0)
+        await fed.until(lambda: fed.ended("va"))
+    record("F74", trials=1, failures=0)
+
+
+def test_what_was_told_is_kept_and_a_flipped_byte_in_it_is_found(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    told = Told("va", Seen(RunId("r-1"), "heart", 7, 2, released=False), "it began round 2")
+    history.tell([told, told])
+    assert History(tmp_path).told == (told,)
+    history.accept(Loss(5.0, "gone", ("r-1",)))
+    again = History(tmp_path)
+    assert again.told == ()
+    assert again.lost == {"r-1"}
+    path = tmp_path / "history.json"
+    path.write_text(path.read_text().replace("gone", "gene"))
+    with pytest.raises(StateError, match=r"history\.json"):
+        History(tmp_path)

@@ -1,0 +1,152 @@
+"""A run that waits for a set that never comes back: the doctor says so, and people may lift it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cli import main
+from common.clock import SystemClock
+from common.entropy import OsEntropy
+from common.errors import RoundError, StateError
+from common.ids import RunId, site_name
+from common.secagg.messages import Propose
+from common.secagg.node_state import decode_state
+from common.views import RunPhase
+from coordinator.doctor import Findings, examine, text_of
+from hospital_node import orders as node_orders
+from hospital_node.store import NodeStore
+from tests.faults.test_backup import OWNER, settings
+from tests.faults.test_old_backup import given_orders
+from tests.federation import Federation
+
+
+def finding(fed: Federation) -> Findings:
+    (found,) = examine(settings(fed), OWNER, None)
+    return found
+
+
+async def test_a_set_that_never_comes_back_is_lifted_by_people_on_both_sides(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=2, deadline="20s") as fed:
+        # Two sign, two are gone: fewer than the quorum, so the round is voided.
+        fed.on_send("va", Propose, fed.kill)
+        fed.on_send("hungarian", Propose, fed.kill)
+        await fed.submit()
+        await fed.until(lambda: bool(fed.state.agreed))
+        fed.start("hungarian")
+        await asyncio.sleep(1.0)
+        assert fed.state.round is None or fed.state.round.header is None
+        found = finding(fed)
+        assert found.agreed == ("cleveland", "hungarian", "switzerland", "va")
+        assert found.state == "running"
+        assert found.round == 0
+        assert [record.reason for record in found.voided] == ["NOT_ENOUGH"]
+        assert any("unlock" in line for line in found.advice)
+        assert found.since is not None
+        assert abs(found.since - SystemClock().unix()) < 60
+        text = text_of(found)
+        for word in ("va", "voided", "10.4", "disk:", "next:"):
+            assert word in text
+        await fed.kill_coordinator()
+        async with given_orders(fed) as held:
+            with pytest.raises(RoundError):
+                held.unlock(RunId("nothing"), "x")
+            assert fed.run_id is not None
+            assert "va" in held.unlock(fed.run_id, "va has left the consortium")
+        async with given_orders(fed) as held:
+            with pytest.raises(RoundError):
+                held.unlock(fed.run_id, "twice")
+        for site in ("cleveland", "switzerland"):
+            state = fed.plan.site_folder(site) / "state"
+            with pytest.raises(StateError) as locked:
+                NodeStore.open(state, OsEntropy())
+            assert locked.value.name == "STATE_LOCKED"
+            fed.nodes[site].stop()
+            await fed.serving[site]
+            with NodeStore.open(state, OsEntropy()) as store:
+                before = _remembered(store)
+                node_orders.unlock(store, "pattern", "va has left", SystemClock())
+                assert len(_remembered(store)) == len(before) - 96
+                with pytest.raises(RoundError):
+                    node_orders.unlock(store, "another", "x", SystemClock())
+            (order,) = node_orders.orders(state)
+            assert (order.what, order.task, order.reason) == ("unlock", "pattern", "va has left")
+            fed.start(site)
+        fed.start_coordinator()
+        run = await fed.finish()
+        fed.check(run)
+        assert {site_name(node) for node in run.history[-1].survivors} == {
+            "cleveland",
+            "hungarian",
+            "switzerland",
+        }
+        assert fed.count("loss.accepted", site="cleveland") == 1
+        (over,) = examine(settings(fed), OWNER, fed.run_id)
+        assert over.state == RunPhase.FINISHED.value
+        assert over.advice[0].startswith("Nothing")
+
+
+def _remembered(store: NodeStore) -> bytes:
+    record = store.load_session("pattern")
+    assert record is not None
+    return decode_state(record.state).rerun.records
+
+
+async def test_the_doctor_says_who_owes_an_upload_and_until_when(tmp_path: Path) -> None:
+    async with Federation(tmp_path / "fed", rounds=1) as fed:
+        seen: list[Findings] = []
+
+        async def look(_: str) -> None:
+            seen.append(finding(fed))
+
+        fed.on_send("va", Propose, look)
+        await fed.run()
+    (found,) = seen
+    assert found.what == "commit"
+    assert "va" in found.waiting_for
+    assert found.until is None
+
+
+async def test_the_commands_answer_with_one_envelope(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=1) as fed:
+        await fed.run()
+    settings(fed)
+    folder = fed.plan.coordinator_folder
+    config = ["--config", str(folder / "coordinator.yaml")]
+    copy, into = str(tmp_path / "copy.tar"), str(tmp_path / "state")
+
+    def ask(*words: str) -> tuple[int, dict[str, Any]]:
+        code = main([*words, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    code, made = ask("coordinator", "backup", copy, *config)
+    assert code == 0
+    assert made["data"]["database"] == "sqlite"
+    code, restored = ask("coordinator", "restore", copy, "--into", into, *config)
+    assert code == 0
+    assert restored["data"]["manifest_sha256"] == made["data"]["manifest_sha256"]
+    code, _ = ask("coordinator", "restore", copy, "--into", into, *config)
+    assert code != 0
+    code, good = ask("coordinator", "verify", *config)
+    assert code == 0
+    assert good["data"]["damaged"] == {}
+    code, found = ask("coordinator", "doctor", "pattern", *config)
+    assert code == 0
+    assert found["data"]["runs"][0]["state"] == "finished"
+    code, _ = ask("coordinator", "accept-loss", "--reason", "none is lost", *config)
+    assert code != 0
+    site = ["--config", str(fed.plan.site_folder("va") / "node.yaml")]
+    code, _ = ask("node", "verify", *site)
+    assert code == 0
+    code, unlocked = ask("node", "unlock", "pattern", "--reason", "a test", *site)
+    assert code == 0
+    code, listed = ask("node", "orders", *site)
+    assert listed["data"] == unlocked["data"]
