@@ -39,10 +39,10 @@ from common.failpoints import failpoint
 from common.identity import Identity
 from common.ids import NodeId, Sha256, hospital_id, site_name
 from common.manifest import Manifest
+from common.state_folder import fsync_folder
 from common.version import VERSION
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import KEPT_MODELS
-from coordinator.objects import fsync_folder
 from coordinator.snapshot import DATABASE, copy_database, database_path, is_embedded
 from coordinator.store import Store, open_store
 from coordinator.stored_runs import KnownRun, read_runs

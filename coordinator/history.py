@@ -26,8 +26,7 @@ from common.errors import StateError
 from common.ids import NodeId, RunId, site_name
 from common.messages import Seen
 from common.secagg.coordinator_session import SetupPhase
-from common.state_folder import FILE_MODE, disk_errors
-from coordinator.objects import fsync_folder
+from common.state_folder import FILE_MODE, disk_errors, fsync_folder
 from coordinator.run_state import RunState
 
 NAME: Final = "history.json"

@@ -27,6 +27,7 @@ from common.certificates import Role, read_leaf, to_der, verify_chain, verify_si
 from common.errors import ConfigError, FedError, IdentityError, StateError
 from common.failpoints import failpoint
 from common.identity import load_certificates
+from common.state_folder import fsync_folder
 from common.text import show
 from coordinator.backup import (
     BLOCK,
@@ -43,7 +44,6 @@ from coordinator.backup import (
 )
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
-from coordinator.objects import fsync_folder
 from coordinator.store import default_url, open_store
 from coordinator.stored_runs import read_runs
 
