@@ -20,7 +20,7 @@ from common.secagg.messages import Resume, ResumeState, UploadEnd
 from common.secagg.node_state import Phase, decode_state
 from common.secagg.rerun import RerunMemory
 from common.study import Study
-from coordinator import run_facts
+from coordinator import run_facts, run_rounds
 from coordinator.driver import RunDriver
 from coordinator.run_state import UploadComplete
 from hospital_node.private.books import Books
@@ -52,7 +52,8 @@ def second_survivor_set(patch: pytest.MonkeyPatch) -> None:
     def anything(self: RerunMemory, header: Header, survivors: Iterable[NodeId]) -> None:
         del self, header, survivors
 
-    patch.setattr(run_facts, "_signed", lambda ended: ())
+    for module in (run_facts, run_rounds):
+        patch.setattr(module, "signed", lambda ended: ())
     patch.setattr(RerunMemory, "check_set", anything)
 
 
