@@ -93,6 +93,13 @@ class Event(Enum):
         f"study run round site {_ERROR}",
         "State on disk could not be read or written.",
     )
+    STATE_ROOM = (
+        "state.room",
+        "coordinator",
+        "info",
+        "waited_s",
+        "The disk has room again; all that waited for it is written.",
+    )
     HISTORY_BACK = (
         "history.back",
         "coordinator",

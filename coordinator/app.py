@@ -40,11 +40,13 @@ from common.version import VERSION
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
+from coordinator.failures import Failures
 from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.metrics import CoordinatorMetrics, take_picture
 from coordinator.objects import ObjectStore
 from coordinator.own import own_identity
+from coordinator.room import Room
 from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.servicer import METHODS, AggregationServicer, OperationsServicer
@@ -90,6 +92,7 @@ def build_service(
     state_dir = config.path(config.state_dir)
     members = frozenset(hospital_id(config.federation, site) for site in config.members)
     waits = config.timing
+    disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
     shop = Workshop(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
@@ -103,8 +106,9 @@ def build_service(
         clock=clock,
         log=log,
         timing=Timing(waits.enrolment_grace, waits.setup, waits.gather, waits.release),
-        disk=ThreadPoolExecutor(1, thread_name_prefix="disk"),
+        disk=disk,
         crunch=ThreadPoolExecutor(2, thread_name_prefix="sum"),
+        room=Room(Failures(state_dir), clock, log, disk),
     )
     return CoordinatorService(
         shop,
@@ -203,7 +207,10 @@ async def listening(
 
 
 class Standing:
-    """Whether the coordinator takes calls, for the health service and the HTTP port."""
+    """Whether the coordinator does its work, for the health service and the HTTP port.
+
+    While its disk is full it takes calls, answers those that only read, and is not ready.
+    """
 
     def __init__(self, service: CoordinatorService, clock: Clock) -> None:
         self._service = service
@@ -218,11 +225,12 @@ class Standing:
 
     @property
     def why_not(self) -> str:
-        """Why no calls are taken, in one line; empty if they are."""
-        return self._why_not or ("the store failed" if self._service.failed else "")
+        """Why it does not do its work, in one line; empty if it does."""
+        failed = "the store failed" if self._service.failed else ""
+        return self._why_not or failed or self._service.short_of_room
 
     def serving(self) -> bool:
-        """Whether calls are taken."""
+        """Whether it does its work."""
         return not self.why_not
 
     def begin(self) -> None:

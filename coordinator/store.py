@@ -26,17 +26,19 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from common.certificates import read_leaf
-from common.errors import FedError, RoundError, StateError
+from common.errors import FedError, NoRoom, RoundError, StateError
 from common.failpoints import failpoint
 from common.ids import ConfigHash, Epoch, RunId, StudyId
 from common.secagg.params import EPOCH_SECONDS
 from common.state_folder import MARKER, free_text, take_over
 from common.text import show
 from coordinator.checksums import FIRST_LINK, MARK_NAME, Mark, link, row_digest
+from coordinator.failures import FAILURES_NAME
 
 STATE_NAMES: Final = frozenset(
     {
         MARKER, "lock", "address", ".address", "objects", "spool", "audit", MARK_NAME,
+        FAILURES_NAME, f".{FAILURES_NAME}",
         "history.json", ".history.json",
         "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "coordinator.db-journal",
     }
@@ -303,17 +305,25 @@ class SqlStore:
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[Connection]:
-        """One transaction: all of it is durable afterwards, or nothing of it happened."""
+        """One transaction: all of it is durable afterwards, or nothing of it happened.
+
+        Raises:
+            NoRoom: nothing happened, and it may be tried again.
+            StateError: DISK; what of it is on the disk only the next start can tell.
+        """
         try:
             with self._engine.begin() as db:
                 yield db
                 changes = _count_change(db)
                 failpoint(f"coordinator.{what}.before_commit")
-            if self._mark is not None:
-                self._mark.write(changes)
-            failpoint(f"coordinator.{what}.after_commit")
         except SQLAlchemyError as error:
             raise _failure(self._engine, error, "DISK") from error
+        if self._mark is not None:
+            try:
+                self._mark.write(changes)
+            except NoRoom as error:  # all of it happened: never to be tried again
+                raise StateError("DISK", error.detail) from error
+        failpoint(f"coordinator.{what}.after_commit")
 
     def add_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
         """See `Store`."""
@@ -579,18 +589,26 @@ def _why(error: SQLAlchemyError) -> str:
     return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__
 
 
-_DISK_ERRORS: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+_DISK_ERRORS: Final = ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+_POSTGRESQL_FULL: Final = "53100"
 
 
 def _failure(engine: Engine, error: SQLAlchemyError, otherwise: str) -> StateError:
-    """Return DISK where the disk is to blame by the embedded database's word, else `otherwise`."""
+    """Return NoRoom or DISK where the disk is to blame by the database's word, else `otherwise`.
+
+    Both databases have rolled a transaction back that found no room. A flush that found none is
+    another error, and of that nobody knows what it left behind.
+    """
     detail, orig = f"{engine.url.database}: {_why(error)}", getattr(error, "orig", None)
     word = str(getattr(orig, "sqlite_errorname", ""))
-    if not word.startswith(_DISK_ERRORS):
+    if getattr(orig, "sqlstate", None) == _POSTGRESQL_FULL:
+        return NoRoom(detail)
+    if not word.startswith(("SQLITE_FULL", *_DISK_ERRORS)):
         return StateError(otherwise, detail)
-    if word == "SQLITE_FULL" or word.startswith("SQLITE_IOERR"):
-        detail += f"; {free_text(Path(str(engine.url.database)).parent)}"
-    return StateError("DISK", detail)
+    if not word.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return StateError("DISK", detail)
+    detail += f"; {free_text(Path(str(engine.url.database)).parent)}"
+    return NoRoom(detail) if word == "SQLITE_FULL" else StateError("DISK", detail)
 
 
 def check_federation(engine: Engine, federation: str) -> None:

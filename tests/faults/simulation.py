@@ -15,6 +15,7 @@ import contextvars
 import errno
 import random
 import shutil
+import sqlite3
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar
+
+from sqlalchemy.exc import OperationalError
 
 from common import failpoints
 from common.errors import ConnectError, FedError
@@ -106,6 +109,15 @@ class _Clock:
         return self._epoch + self.monotonic() + self.ahead_s
 
 
+def no_room(point: str) -> Exception:
+    """Return what a write meets on a full disk: the database says so in its own way."""
+    if not point.endswith("before_commit"):
+        return OSError(errno.ENOSPC, "No space left on device")
+    words = sqlite3.OperationalError("database or disk is full")
+    words.sqlite_errorname = "SQLITE_FULL"
+    return OperationalError("COMMIT", {}, words)
+
+
 class World(Federation):
     """A federation whose processes, clocks and roads a plan disturbs."""
 
@@ -171,7 +183,7 @@ class World(Federation):
                     self.later(self._die(who, fault.seconds))
                     raise Killed
                 case Act.ERROR:
-                    raise OSError(errno.ENOSPC, "No space left on device")
+                    raise no_room(point)
                 case Act.LOSE:  # a stream loses a message with all that follows, never one alone
                     self.later(self._broken(who))
                     return False
