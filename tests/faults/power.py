@@ -59,6 +59,9 @@ class Found:
 class PowerWorld(World):
     """A `World` whose machines lose their power; `cuts` counts how often."""
 
+    excused = ("MODEL_INVALID",)
+    """A received model is not flushed: it may be found damaged, and is fetched again."""
+
     def __init__(self, root: Path, trial: Trial, template: Path) -> None:
         plan = trial.plan
         super().__init__(root, plan, template)
@@ -127,7 +130,7 @@ def run_trial(root: Path, trial: Trial) -> Found:
         worlds.append(world)
         return world
 
-    template = _template(root)
+    template = _template(root, trial.plan.dp)
     setattr(simulation, "World", make)  # noqa: B010
     gc.collect()
     gc.disable()

@@ -18,7 +18,7 @@ import shutil
 import sqlite3
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +120,9 @@ def no_room(point: str) -> Exception:
 
 class World(Federation):
     """A federation whose processes, clocks and roads a plan disturbs."""
+
+    excused: Collection[str] = ()
+    """Codes of `oracle._NEVER` that its own kind of fault brings about."""
 
     def __init__(self, root: Path, plan: Plan, template: Path) -> None:
         shutil.copytree(template, root)
