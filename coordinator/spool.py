@@ -184,7 +184,11 @@ class Spool:
             with disk_errors(folder):
                 if not folder.is_dir():
                     folder.mkdir()
-                    fsync_folder(self._root)
+                    try:
+                        fsync_folder(self._root)
+                    except OSError:  # F38: the name may be taken for durable, and is made anew
+                        folder.rmdir()
+                        raise
                 self._open[key] = SpoolFile(folder / site_name(node), expected_bytes)
         return self._open[key]
 
