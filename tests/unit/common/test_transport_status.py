@@ -9,12 +9,13 @@ from grpc.aio import AioRpcError, Metadata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import BY_CODE, CATALOGUE, ErrorKind, FedError
+from common.errors import BY_CODE, CATALOGUE, ErrorKind, FedError, RoundError
 from common.transport.options import OPTIONS, Side, channel_options, server_options
 from common.transport.status import (
     CODE_KEY,
     DETAIL_KEY,
     MAX_DETAIL_BYTES,
+    RETRY_KEY,
     clean,
     from_rpc,
     make_error,
@@ -35,6 +36,19 @@ def test_every_row_of_the_catalogue_survives_the_wire(kind: ErrorKind) -> None:
     got = received(sent)
     assert (got.code, type(got)) == (sent.code, type(sent))
     assert got.detail == public_detail(sent)
+
+
+def test_a_delay_that_is_asked_for_travels_rounded_up() -> None:
+    assert received(RoundError("BUSY", "later", retry_s=1.2345)).retry_s == 1.235
+    assert received(RoundError("BUSY", "later")).retry_s == 0.0
+
+
+@pytest.mark.parametrize("told", ["", "-1", "1e9", "10000000000", "1.5", "\u0661"])
+def test_a_delay_that_is_no_number_is_none(told: str) -> None:
+    code, text, trailer = to_status(RoundError("BUSY", "later"))
+    told_more = Metadata(*trailer, (RETRY_KEY, told))
+    found = from_rpc(AioRpcError(code, Metadata(), told_more, text), address="there")
+    assert found.retry_s == 0.0
 
 
 @given(st.text(max_size=2000))
