@@ -34,7 +34,7 @@ from tests.zygote import Zygote
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=f"no network namespaces: {missing()}"),
+    pytest.mark.skipif(bool(missing()), reason=f"needs network namespaces: {missing()}"),
 ]
 
 ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite",
