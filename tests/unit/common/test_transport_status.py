@@ -111,32 +111,6 @@ def test_a_name_that_is_not_found_is_called_so(why: str, words: str) -> None:
     assert from_rpc(error, address="c.test:1").detail == f"c.test:1: {words}"
 
 
-@pytest.mark.fault("F17")
-@pytest.mark.fault("F21")
-def test_the_settings_are_those_of_the_fault_table() -> None:
-    both = {
-        "grpc.max_receive_message_length": 2 * 1024**2,
-        "grpc.keepalive_time_ms": 20_000,
-        "grpc.keepalive_timeout_ms": 10_000,
-        "grpc.http2.ping_timeout_ms": 10_000,
-        "grpc.max_metadata_size": 8192,
-        "grpc.http2.bdp_probe": 0,
-        "grpc.http2.lookahead_bytes": 1024**2,
-    }
-    only_server = {
-        "grpc.http2.min_ping_interval_without_data_ms": 10_000,
-        "grpc.server_handshake_timeout_ms": 10_000,
-        "grpc.max_connection_age_ms": 3_600_000,
-        "grpc.max_connection_age_grace_ms": 30_000,
-        "grpc.max_connection_idle_ms": 300_000,
-        "grpc.max_concurrent_streams": 16,
-        "grpc.so_reuseport": 0,
-    }
-    assert dict(server_options()).items() >= (both | only_server).items()
-    assert dict(channel_options()).items() >= both.items()
-    assert not dict(channel_options()).keys() & only_server.keys()
-
-
 def test_every_setting_has_one_row_and_a_reason() -> None:
     assert len({row.name for row in OPTIONS}) == len(OPTIONS)
     assert all(row.why and row.side & Side.BOTH for row in OPTIONS)
