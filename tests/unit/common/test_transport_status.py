@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import BY_CODE, CATALOGUE, ErrorKind, FedError, RoundError
+from common.identity import OutOfDates
 from common.transport.options import OPTIONS, Side, channel_options, server_options
 from common.transport.status import (
     CODE_KEY,
@@ -95,6 +96,17 @@ def test_statuses_without_a_code_of_ours_are_read_as_well(
 ) -> None:
     error = AioRpcError(status, Metadata(), Metadata(), details)
     assert from_rpc(error, address="there").name == name
+
+
+@pytest.mark.parametrize("mark", ["certificate has expired", "certificate is not yet valid"])
+def test_a_handshake_that_failed_by_our_clock_is_told_from_others(mark: str) -> None:
+    """What is known of the clock may explain it (`hospital_node.last_contact`)."""
+    details = f"Peer certificate verification: handshake failed: {mark}"
+    error = AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), details)
+    found = from_rpc(error, address="there")
+    assert isinstance(found, OutOfDates)
+    assert (found.name, found.by_s) == ("TLS_REFUSED", 0.0)
+    assert found.detail.endswith("by this machine's clock")
 
 
 @pytest.mark.parametrize(
