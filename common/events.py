@@ -135,6 +135,13 @@ class Event(Enum):
         "site by_s then",
         "The clock of the day was set by so many seconds, back if below 0; lines stay in order.",
     )
+    CLOCK_OFF = (
+        "clock.off",
+        "node",
+        "warning",
+        "site by_s detail",
+        "The clock of the day differs from the coordinator's; ahead if above 0.",
+    )
     LOG_SUPPRESSED = (
         "log.suppressed",
         "both",

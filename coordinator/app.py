@@ -37,6 +37,7 @@ from common.transport.identity import PeerIdentity
 from common.transport.interceptors import CALLS_OF_ONE_PEER, CallFailure, Guard
 from common.transport.tls import bind, server, server_credentials
 from common.version import VERSION
+from coordinator.admission import Arrivals
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
@@ -284,7 +285,8 @@ def _listener(
     )
     calls = CALLS_OF_ONE_PEER * len(config.members) + CALLS_OF_PEOPLE + CALLS_OF_ITS_OWN
     listener = server([guard], concurrent_calls=calls)
-    aggregation_pb2_grpc.add_AggregationServicer_to_server(AggregationServicer(service), listener)
+    aggregation = AggregationServicer(service, Arrivals(config.arrivals_per_s, clock))
+    aggregation_pb2_grpc.add_AggregationServicer_to_server(aggregation, listener)
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(service), listener)
     add_health(health, listener)
     return listener

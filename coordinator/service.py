@@ -372,7 +372,9 @@ class CoordinatorService:
         heartbeat_ms = round(self._heartbeat_s * 1000)
         noised = noised_sums((driver.state for driver in self._drivers.values()), node)
         seen = witness((driver.state for driver in self._drivers.values()), node)
-        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms, noised, seen))
+        now_unix = int(self._shop.clock.unix())
+        welcome = Welcome(self._federation, heartbeat_ms, noised, seen, now_unix)
+        self._shop.hub.welcome(node, welcome)
         for one in hello.seen:
             if one.run_id in self._shop.history.lost and one.run_id not in self._drivers:
                 ended = RunEnded(one.run_id, RunPhase.FAILED.value, "the coordinator has lost it")

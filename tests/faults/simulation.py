@@ -129,7 +129,7 @@ class World(Federation):
         self.clocks = {name: _Clock(_real_unix() + _AGE_S) for name in (COORDINATOR, *SITES)}
         super().__init__(
             root, size=plan.size, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
-            setup="10s", built=True, clock=self.clocks[COORDINATOR],
+            built=True, clock=self.clocks[COORDINATOR],
             study=study_text(plan.size, plan.dp),
         )  # fmt: skip
         self.faults = plan
