@@ -109,6 +109,15 @@ METER: Final = sql.Table(
 )
 """One row: how many transactions there were."""
 
+# The statements of every commit, made once.
+_RUN: Final = sql.bindparam("run")
+_HEAD: Final = sql.select(HEADS).where(HEADS.c.run_id == _RUN)
+_ADD_HEAD: Final = HEADS.insert()
+_MOVE_HEAD: Final = HEADS.update().where(HEADS.c.run_id == _RUN)
+_ADD_FACTS: Final = FACTS.insert()
+_CHANGES: Final = sql.select(METER.c.changes)
+_ONE_MORE: Final = METER.update().values(changes=METER.c.changes + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredStudy:
@@ -404,19 +413,19 @@ class SqlStore:
                 last = link(run_id, seq, last, body, unix)
                 row = {"run_id": run_id, "seq": seq, "body": body, "unix": unix, "link": last}
                 rows.append(row)
-            db.execute(FACTS.insert(), rows)
+            db.execute(_ADD_FACTS, rows)
             head = {"facts": first_seq + len(rows), "link": last}
             if first_seq == 0:
-                db.execute(HEADS.insert().values(run_id=run_id, **head))
+                db.execute(_ADD_HEAD, {"run_id": run_id, **head})
             else:
-                db.execute(HEADS.update().where(HEADS.c.run_id == run_id).values(**head))
+                db.execute(_MOVE_HEAD, {"run": run_id, **head})
             if blank:
                 old = (FACTS.c.run_id == run_id) & FACTS.c.seq.in_(blank)
                 db.execute(FACTS.update().where(old).values(body=b""))
 
     def _head(self, db: Connection, run_id: RunId, count: int) -> bytes:
         """Return the last link of a run that has `count` facts."""
-        row = db.execute(sql.select(HEADS).where(HEADS.c.run_id == run_id)).first()
+        row = db.execute(_HEAD, {"run": run_id}).first()
         if row is None and count == 0:
             return FIRST_LINK
         if row is None or row.facts != count:
@@ -526,7 +535,7 @@ class SqlStore:
     def changes(self) -> int:
         """Return how many transactions there were."""
         with self._reading() as db:
-            return int(db.execute(sql.select(METER.c.changes)).scalar() or 0)
+            return int(db.execute(_CHANGES).scalar() or 0)
 
     def close(self) -> None:
         """See `Store`."""
@@ -535,11 +544,11 @@ class SqlStore:
 
 def _count_change(db: Connection) -> int:
     """Count a transaction; return which one it is."""
-    changes = db.execute(sql.select(METER.c.changes)).scalar()
+    changes = db.execute(_CHANGES).scalar()
     if changes is None:
         db.execute(METER.insert().values(id=1, changes=1))
         return 1
-    db.execute(METER.update().values(changes=METER.c.changes + 1))
+    db.execute(_ONE_MORE)
     return int(changes) + 1
 
 
