@@ -98,7 +98,10 @@ def build_service(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
         store=open_store(
-            config.store or default_url(state_dir), config.federation, state_dir / MARK_NAME
+            config.store or default_url(state_dir),
+            config.federation,
+            state_dir / MARK_NAME,
+            alone=config.store is not None,
         ),
         objects=ObjectStore(state_dir / "objects"),
         spool=Spool(state_dir / "spool"),
@@ -346,10 +349,10 @@ async def _until_stopped(
     watch = asyncio.create_task(service.watch_over())
     waiter = asyncio.create_task(stopped.wait())
     beat = asyncio.create_task(standing.pulse.keep())
-    done, _ = await asyncio.wait({watch, waiter, beat}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (watch, waiter, beat):
+    hold = asyncio.create_task(service.keep_store())
+    done, _ = await asyncio.wait({watch, waiter, beat, hold}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (watch, waiter, beat, hold):
         task.cancel()
-    if beat in done:
-        beat.result()
-    if watch in done:
-        watch.result()
+    for task in (hold, beat, watch):
+        if task in done:
+            task.result()

@@ -245,6 +245,16 @@ class CoordinatorService:
             self._shop.room.stopped(failure)
             raise
 
+    async def keep_store(self) -> None:
+        """Ask the store now and then whether it is still this coordinator's, until cancelled.
+
+        Raises:
+            StateError: it is not, or does not answer: the process has to stop.
+        """
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            await asyncio.to_thread(self._shop.store.ask)
+
     @property
     def connected(self) -> frozenset[NodeId]:
         """The hospitals with a live control stream."""
