@@ -84,7 +84,12 @@ class Plan:
     """Of the messages' delays."""
     faults: tuple[Fault, ...]
     slowest_s: float = 0.05
-    """The longest that a message travels; each takes its own time up to it."""
+    """The longest that a message travels; each takes its own time up to it.
+
+    At most a second. A step of the key exchange waits `setup` (2 s here) and the survivors'
+    signatures a tenth of the deadline (2 s as well) for a message and its answer: over a road
+    that is slower than this both always end first, and no run gets anywhere.
+    """
     copies: int = 1
     """How often each message arrives."""
     size: int = SMALL

@@ -15,13 +15,16 @@ import contextvars
 import errno
 import random
 import shutil
+import sqlite3
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar
+
+from sqlalchemy.exc import OperationalError
 
 from common import failpoints
 from common.errors import ConnectError, FedError
@@ -106,8 +109,20 @@ class _Clock:
         return self._epoch + self.monotonic() + self.ahead_s
 
 
+def no_room(point: str) -> Exception:
+    """Return what a write meets on a full disk: the database says so in its own way."""
+    if not point.endswith("before_commit"):
+        return OSError(errno.ENOSPC, "No space left on device")
+    words = sqlite3.OperationalError("database or disk is full")
+    words.sqlite_errorname = "SQLITE_FULL"
+    return OperationalError("COMMIT", {}, words)
+
+
 class World(Federation):
     """A federation whose processes, clocks and roads a plan disturbs."""
+
+    excused: Collection[str] = ()
+    """Codes of `oracle._NEVER` that its own kind of fault brings about."""
 
     def __init__(self, root: Path, plan: Plan, template: Path) -> None:
         shutil.copytree(template, root)
@@ -171,7 +186,7 @@ class World(Federation):
                     self.later(self._die(who, fault.seconds))
                     raise Killed
                 case Act.ERROR:
-                    raise OSError(errno.ENOSPC, "No space left on device")
+                    raise no_room(point)
                 case Act.LOSE:  # a stream loses a message with all that follows, never one alone
                     self.later(self._broken(who))
                     return False
