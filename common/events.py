@@ -100,6 +100,13 @@ class Event(Enum):
         f"study run round site {_ERROR}",
         "State on disk could not be read or written.",
     )
+    STATE_ROOM = (
+        "state.room",
+        "coordinator",
+        "info",
+        "waited_s",
+        "The disk has room again; all that waited for it is written.",
+    )
     HISTORY_BACK = (
         "history.back",
         "coordinator",
@@ -134,6 +141,13 @@ class Event(Enum):
         "warning",
         "site by_s then",
         "The clock of the day was set by so many seconds, back if below 0; lines stay in order.",
+    )
+    CLOCK_OFF = (
+        "clock.off",
+        "node",
+        "warning",
+        "site by_s detail",
+        "The clock of the day differs from the coordinator's; ahead if above 0.",
     )
     LOG_SUPPRESSED = (
         "log.suppressed",

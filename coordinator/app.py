@@ -37,14 +37,17 @@ from common.transport.identity import PeerIdentity
 from common.transport.interceptors import CALLS_OF_ONE_PEER, CallFailure, Guard
 from common.transport.tls import bind, server, server_credentials
 from common.version import VERSION
+from coordinator.admission import Arrivals
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
+from coordinator.failures import Failures
 from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.metrics import CoordinatorMetrics, take_picture
 from coordinator.objects import ObjectStore
 from coordinator.own import own_identity
+from coordinator.room import Room
 from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.servicer import METHODS, AggregationServicer, OperationsServicer
@@ -90,11 +93,15 @@ def build_service(
     state_dir = config.path(config.state_dir)
     members = frozenset(hospital_id(config.federation, site) for site in config.members)
     waits = config.timing
+    disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
     shop = Workshop(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
         store=open_store(
-            config.store or default_url(state_dir), config.federation, state_dir / MARK_NAME
+            config.store or default_url(state_dir),
+            config.federation,
+            state_dir / MARK_NAME,
+            alone=config.store is not None,
         ),
         objects=ObjectStore(state_dir / "objects"),
         spool=Spool(state_dir / "spool"),
@@ -103,8 +110,9 @@ def build_service(
         clock=clock,
         log=log,
         timing=Timing(waits.enrolment_grace, waits.setup, waits.gather, waits.release),
-        disk=ThreadPoolExecutor(1, thread_name_prefix="disk"),
+        disk=disk,
         crunch=ThreadPoolExecutor(2, thread_name_prefix="sum"),
+        room=Room(Failures(state_dir), clock, log, disk),
     )
     return CoordinatorService(
         shop,
@@ -206,7 +214,10 @@ async def listening(
 
 
 class Standing:
-    """Whether the coordinator takes calls, for the health service and the HTTP port."""
+    """Whether the coordinator does its work, for the health service and the HTTP port.
+
+    While its disk is full it takes calls, answers those that only read, and is not ready.
+    """
 
     def __init__(self, service: CoordinatorService, clock: Clock) -> None:
         self._service = service
@@ -221,11 +232,12 @@ class Standing:
 
     @property
     def why_not(self) -> str:
-        """Why no calls are taken, in one line; empty if they are."""
-        return self._why_not or ("the store failed" if self._service.failed else "")
+        """Why it does not do its work, in one line; empty if it does."""
+        failed = "the store failed" if self._service.failed else ""
+        return self._why_not or failed or self._service.short_of_room
 
     def serving(self) -> bool:
-        """Whether calls are taken."""
+        """Whether it does its work."""
         return not self.why_not
 
     def begin(self) -> None:
@@ -279,7 +291,8 @@ def _listener(
     )
     calls = CALLS_OF_ONE_PEER * len(config.members) + CALLS_OF_PEOPLE + CALLS_OF_ITS_OWN
     listener = server([guard], concurrent_calls=calls)
-    aggregation_pb2_grpc.add_AggregationServicer_to_server(AggregationServicer(service), listener)
+    aggregation = AggregationServicer(service, Arrivals(config.arrivals_per_s, clock))
+    aggregation_pb2_grpc.add_AggregationServicer_to_server(aggregation, listener)
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(service), listener)
     add_health(health, listener)
     return listener
@@ -355,10 +368,10 @@ async def _until_stopped(
     watch = asyncio.create_task(service.watch_over())
     waiter = asyncio.create_task(stopped.wait())
     beat = asyncio.create_task(standing.pulse.keep())
-    done, _ = await asyncio.wait({watch, waiter, beat}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (watch, waiter, beat):
+    hold = asyncio.create_task(service.keep_store())
+    done, _ = await asyncio.wait({watch, waiter, beat, hold}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (watch, waiter, beat, hold):
         task.cancel()
-    if beat in done:
-        beat.result()
-    if watch in done:
-        watch.result()
+    for task in (hold, beat, watch):
+        if task in done:
+            task.result()

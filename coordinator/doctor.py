@@ -22,6 +22,7 @@ from common.state_folder import Owner
 from common.views import RunPhase
 from coordinator.backup import roster_of
 from coordinator.config import CoordinatorConfig
+from coordinator.failures import Failure, recorded
 from coordinator.history import History
 from coordinator.run_state import RoundRecord, RunState
 from coordinator.run_step import fewest
@@ -31,6 +32,7 @@ from coordinator.verify import verify
 from coordinator.waits import awaited, wait_of
 
 SHOWN_VOIDED: Final = 5
+SHOWN_FAILURES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Findings:
     damaged: tuple[str, ...]
     history: tuple[str, ...]
     room: str
+    failures: tuple[Failure, ...]
+    """The last ones on record; see `coordinator.failures`."""
     advice: tuple[str, ...]
 
 
@@ -79,13 +83,21 @@ def examine(config: CoordinatorConfig, owner: Owner, wanted: str | None) -> list
     elif not chosen:
         known = ", ".join(run.stored.run_id for run in runs[-5:]) or "none"
         raise RoundError("NOT_FOUND", f"no run {wanted}; the latest: {known}")
-    room = state_folder.free_text(state_dir)
+    disk = _Disk(state_folder.free_text(state_dir), tuple(recorded(state_dir)[-SHOWN_FAILURES:]))
     told = tuple(f"{one.site}: {one.why}" for one in history.told)
     found = []
     for run in chosen:
         written = [fact.unix for fact in times[run.stored.run_id]]
-        found.append(_findings(run, written, damaged, told, room))
+        found.append(_findings(run, written, damaged, told, disk))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    """How much room there is, and what kept the coordinator from writing."""
+
+    room: str
+    failures: tuple[Failure, ...]
 
 
 def _findings(
@@ -93,7 +105,7 @@ def _findings(
     written: list[float],
     damaged: tuple[str, ...],
     told: tuple[str, ...],
-    room: str,
+    disk: _Disk,
 ) -> Findings:
     state = run.state
     # The store does not know who is connected; whom it waits for follows as if all were.
@@ -119,7 +131,8 @@ def _findings(
         reason=state.reason,
         damaged=damaged,
         history=told,
-        room=room,
+        room=disk.room,
+        failures=disk.failures,
         advice=(),
     )
     return replace(found, advice=tuple(_advice(found, state)))
@@ -179,6 +192,8 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             "Look after the disk; `fedcare coordinator verify` names every damaged part. Restore"
             " the newest backup into an empty folder: `fedcare coordinator restore`."
         )
+    if found.failures and found.failures[-1].what == "full":
+        yield "Free space on the coordinator's disk: it goes on by itself within seconds."
     if found.history:
         yield (
             "Hospitals have seen more than this store. Restore a newer backup; if there is none,"
@@ -239,6 +254,7 @@ def text_of(found: Findings) -> str:
     lines += [f"  damaged: {one}" for one in found.damaged]
     lines += [f"  history went back: {one}" for one in found.history]
     lines.append(f"  disk: {found.room}")
+    lines += [f"  disk: {one.what}, {_stamp(one.unix)}: {one.detail}" for one in found.failures]
     lines += [f"  next: {one}" for one in found.advice]
     return "\n".join(lines)
 
@@ -268,6 +284,9 @@ def data_of(found: Findings) -> dict[str, object]:
         "damaged": list(found.damaged),
         "history_back": list(found.history),
         "disk": found.room,
+        "disk_failures": [
+            {"what": one.what, "unix": one.unix, "detail": one.detail} for one in found.failures
+        ],
         "next": list(found.advice),
     }
 

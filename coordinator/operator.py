@@ -137,7 +137,8 @@ def orders(config: CoordinatorConfig, clock: Clock, log: EventLog) -> Iterator[O
         ) from None
     with lock:
         url = config.store or default_url(state_dir)
-        store = open_store(url, config.federation, state_dir / MARK_NAME)
+        alone = config.store is not None
+        store = open_store(url, config.federation, state_dir / MARK_NAME, alone=alone)
         try:
             runs = read_runs(store, config.federation, roster_of(config))
             yield Orders(store, runs, History(state_dir), clock, log)

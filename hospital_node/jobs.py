@@ -305,15 +305,13 @@ class RoundJobs:
         return await self._around.worker.run(make, abandoned)
 
     async def _have(self, prepared: Input, model: Path, work: Work) -> None:
-        """Read again what an earlier process received for the open round, or fetch it again.
+        """Read the open round's model again, also after a while on this disk, or fetch it again.
 
         Raises:
             Refusal: MODEL_HASH or MODEL_RANGE; the round goes on without this hospital.
             StateError: DISK.
         """
         shelf, wanted = self._around.shelf, prepared.header.model_sha256
-        if shelf.holds(wanted):
-            return
         if await asyncio.to_thread(digest_of_file, model, work.model_schema()) == wanted:
             shelf.keep(self._task, wanted)
             return

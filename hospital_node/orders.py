@@ -31,6 +31,7 @@ from hospital_node import files
 from hospital_node.store import ROLLED_BACK, NodeStore, SessionRecord
 
 SCHEMA: Final = "fedcare.node-order/1"
+OLDER_SCHEMA: Final = "fedcare.node-rolled-back/1"
 MOST_REASON: Final = 500
 
 What = Literal["unlock", "accept-loss"]
@@ -82,8 +83,37 @@ def keep_older(root: Path, older: Sequence[Seen]) -> None:
     Raises:
         StateError: DISK.
     """
-    content = json.dumps([asdict(one) for one in older]).encode("ascii")
+    tree: dict[str, object] = {
+        "schema": OLDER_SCHEMA,
+        "seen": [asdict(one) for one in older],
+    }
+    content = json.dumps({**tree, "sha256": _digest(tree)}).encode("ascii")
     files.replace(root / ROLLED_BACK, content)
+
+
+def older_of(path: Path) -> list[Seen]:
+    """Return what `keep_older` kept.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+        FileNotFoundError: nothing was found to be older.
+    """
+    found: list[Seen] | None = None
+    try:
+        tree = json.loads(path.read_bytes())
+        if tree.pop("sha256") == _digest(tree) and tree["schema"] == OLDER_SCHEMA:
+            found = [Seen(**one) for one in tree["seen"]]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        found = None
+    if found is None:
+        raise StateError(
+            "STATE_DAMAGED",
+            f"{path} is not what the node wrote",
+            fix="Remove the file and start the node: the coordinator tells it again.",
+        )
+    return found
 
 
 # --- orders ---------------------------------------------------------------------------------
@@ -116,13 +146,11 @@ def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
     """
     path = store.root / ROLLED_BACK
     try:
-        older = [Seen(**one) for one in json.loads(path.read_bytes())]
+        older = older_of(path)
     except FileNotFoundError:
         raise RoundError(
             "NOT_FOUND", "the coordinator has not found this state to be old"
         ) from None
-    except (ValueError, TypeError) as failure:
-        raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote") from failure
     orders = []
     for seen in older:
         record = store.load_session(seen.task)
@@ -159,16 +187,22 @@ def orders(root: Path) -> list[Order]:
     Raises:
         StateError: STATE_DAMAGED, naming the file.
     """
-    found: list[Order] = []
-    for path in sorted((root / "orders").glob("*.json")):
-        order: Order | None = None
-        try:
-            tree = json.loads(path.read_bytes())
-            good = tree.pop("sha256") == _digest(tree) and tree.pop("schema") == SCHEMA
-            order = Order(**tree) if good else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            order = None
-        if order is None:
-            raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote")
-        found.append(order)
-    return found
+    return [order_of(path) for path in sorted((root / "orders").glob("*.json"))]
+
+
+def order_of(path: Path) -> Order:
+    """Return the order in a file.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
+    order: Order | None = None
+    try:
+        tree = json.loads(path.read_bytes())
+        good = tree.pop("sha256") == _digest(tree) and tree.pop("schema") == SCHEMA
+        order = Order(**tree) if good else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        order = None
+    if order is None:
+        raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote")
+    return order

@@ -188,10 +188,16 @@ async def _end(service: CoordinatorService, run_id: RunId) -> str | None:
 def _copying(kept: list[Kept], study: Study) -> Iterator[None]:
     original = use_sum.use_sum
 
-    def copying(of: Study, command: OpenSum, spool: Spool, objects: ObjectStore) -> SumUsed:
+    def copying(
+        of: Study,
+        command: OpenSum,
+        spool: Spool,
+        objects: ObjectStore,
+        stopping: Callable[[], bool],
+    ) -> SumUsed:
         if command.header.kind is RoundKind.TRAIN:
             kept.append(_copy(study, command, spool, objects))
-        return original(of, command, spool, objects)
+        return original(of, command, spool, objects, stopping)
 
     with mock.patch.object(driver, "use_sum", copying):
         yield

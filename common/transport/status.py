@@ -11,6 +11,7 @@ certificate and clock, then at the handshake's reason, and only then says UNREAC
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ if TYPE_CHECKING:  # a health command need not load what reads certificates
 
 CODE_KEY: Final = "fedcare-code"
 DETAIL_KEY: Final = "fedcare-detail-bin"
+RETRY_KEY: Final = "fedcare-retry-ms"
+"""A whole number of milliseconds; only there where the caller should wait so long."""
 MAX_DETAIL_BYTES: Final = 512
 
 Trailer = tuple[tuple[str, str | bytes], ...]
@@ -58,6 +61,8 @@ _PRIVATE: Final = frozenset(
 )
 """Errors whose detail names this machine's own files or ports."""
 
+_BY_CLOCK: Final = "by this machine's clock"
+
 _HANDSHAKE: Final = (
     # What the TLS library prints, in the order of looking; what a person should read.
     ("WRONG_VERSION_NUMBER", "the other end does not speak TLS"),
@@ -65,7 +70,10 @@ _HANDSHAKE: Final = (
     ("unsupported certificate purpose", "the certificate there is not a coordinator's"),
     ("CERTIFICATE_EXPIRED", "the other end says that this machine's certificate has expired"),
     ("certificate has expired", "the certificate there has expired by this machine's clock"),
-    ("certificate is not yet valid", "the certificate there is not yet valid by our clock"),
+    (
+        "certificate is not yet valid",
+        "the certificate there is not yet valid by this machine's clock",
+    ),
     ("ALERT_UNKNOWN_CA", "the other end does not trust the CA of this machine's certificate"),
     ("CERTIFICATE_REQUIRED", "the other end wants a certificate and got none"),
     ("_ALERT_", "the other end refused this machine's certificate"),
@@ -126,7 +134,9 @@ def to_status(error: FedError, detail: str | None = None) -> tuple[grpc.StatusCo
     """
     text = clean(public_detail(error) if detail is None else detail)
     code = grpc.StatusCode[error.kind.status.value]
-    trailer = ((CODE_KEY, error.code), (DETAIL_KEY, text.encode()))
+    trailer: Trailer = ((CODE_KEY, error.code), (DETAIL_KEY, text.encode()))
+    if error.retry_s > 0:
+        trailer += ((RETRY_KEY, str(math.ceil(error.retry_s * 1000))),)
     return code, f"{error.code} {error.name}", trailer
 
 
@@ -198,7 +208,16 @@ def _told(error: grpc.aio.AioRpcError) -> FedError | None:
         return None
     detail = trailer.get(DETAIL_KEY, b"")
     text = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else str(detail)
-    return make_error(kind, clean(text) or kind.meaning)
+    found = make_error(kind, clean(text) or kind.meaning)
+    found.retry_s = _seconds(trailer.get(RETRY_KEY))
+    return found
+
+
+def _seconds(told: object) -> float:
+    """Return the delay that a peer asks for, in seconds; 0 for none or for what is no number."""
+    if not isinstance(told, str) or not re.fullmatch("[0-9]{1,9}", told):
+        return 0.0
+    return int(told) / 1000
 
 
 def closed_at_setup(error: grpc.aio.AioRpcError) -> bool:
@@ -233,6 +252,11 @@ def _unavailable(
         ours = diagnose(identity, now_unix)
         if ours is not None:
             return ours
+    if reason.endswith(_BY_CLOCK):
+        from common.identity import OutOfDates  # not for the health commands: reads certificates
+
+        fix = "Compare this machine's clock with the coordinator's, and set the one that is wrong."
+        return OutOfDates("TLS_REFUSED", f"{address}: {reason}", fix=fix)
     return IdentityError("TLS_REFUSED", f"{address}: {reason}")
 
 

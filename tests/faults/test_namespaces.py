@@ -34,7 +34,7 @@ from tests.zygote import Zygote
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=f"no network namespaces: {missing()}"),
+    pytest.mark.skipif(bool(missing()), reason=f"needs network namespaces: {missing()}"),
 ]
 
 ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite",
@@ -83,12 +83,6 @@ async def apart(
             await end(process)
 
 
-def spooled(net: Network) -> int:
-    """Return how much of the upload of `va` is on the coordinator's disk."""
-    folder = net.plan.coordinator_folder / "state" / "spool"
-    return sum(path.stat().st_size for path in folder.glob("*/va"))
-
-
 @pytest.mark.parametrize(
     "chains",
     [
@@ -108,7 +102,7 @@ async def test_dropped_packets_are_noticed_and_the_hospital_still_counts(
             await net.log.until("link.connected", site="va")
             host.rate("16mbit")
             run = await net.submit()
-            await until(lambda: spooled(net) >= CHUNK)
+            await until(lambda: net.spooled() >= CHUNK)
             net.log.forget()
             began = time.time()
             host.drop(*chains)

@@ -66,10 +66,12 @@ def test_no_two_headers_share_a_mask_key_not_even_after_an_old_backup() -> None:
 
     backup = [one.state for one in sim.nodes.values()]
     for restored in (False, True):
-        if restored:  # every node is set back to before the first round
+        if restored:  # every node is set back to before the first round, and agrees on keys anew
             for one, old in zip(sim.nodes.values(), backup, strict=True):
                 one.state, _ = node.handle(old, node.BackupRestored(), one.ctx)
             sim.coordinator.round = None
+            sim.open_session()
+            sim.run()
         for _ in range(3):
             sim.open_round()
             while sim.flying:
