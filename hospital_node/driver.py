@@ -63,6 +63,7 @@ from hospital_node.work import Desk, Work
 from hospital_node.worker import Worker
 
 STATUS_EVERY_S: Final = 1.0
+_DRAIN_LOOK_S: Final = 0.1
 """The status file is rewritten at most this often."""
 
 _PASSING: Final = frozenset({"UNREACHABLE", "BUSY"})
@@ -110,6 +111,7 @@ class Node:
         self._parts = parts
         self._slot = LinkSlot()
         self._stopping = asyncio.Event()
+        self._leaving: asyncio.Task[None] | None = None
         self._backoff = self._new_backoff()
         self._connection: Connection | None = None
         self._clock_watch = ClockWatch(parts.clock)
@@ -153,6 +155,7 @@ class Node:
             objection=self._objection,
             conduct=parts.conduct,
             trouble=self._on_trouble,
+            leaving=lambda: self._leaving is not None,
         )
         self._releases = ReleaseKeeper(
             parts.store, parts.release_trust, road, self._worker, parts.log
@@ -192,6 +195,20 @@ class Node:
         if not self._stopping.is_set():
             self._parts.log.info(Event.SERVICE_STOPPING)
         self._stopping.set()
+
+    def drain(self) -> None:
+        """Take no further round, and stop once the open ones are over.
+
+        What other hospitals wait for is then done: this one's signature, its part of the seeds.
+        """
+        if self._leaving is None:
+            self._parts.log.info(Event.SERVICE_DRAINING)
+            self._leaving = asyncio.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        while not all(task.between_rounds for task in self._tasks.values()):
+            await self._parts.sleep(_DRAIN_LOOK_S)
+        self.stop()
 
     @property
     def connected(self) -> bool:
@@ -261,6 +278,7 @@ class Node:
 
     async def _end(self) -> None:
         jobs = [*self._serving.values(), *self._errands.values(), *self._making.values()]
+        jobs += [] if self._leaving is None else [self._leaving]
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
