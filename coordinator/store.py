@@ -23,7 +23,7 @@ from typing import Final, Protocol, TextIO
 
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError, TimeoutError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from common.certificates import read_leaf
 from common.errors import FedError, RoundError, StateError
@@ -609,7 +609,9 @@ _DISK_ERRORS: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE
 def _failure(engine: Engine, error: SQLAlchemyError, otherwise: str) -> StateError:
     """Return DISK where the disk is to blame by the embedded database's word, else `otherwise`."""
     detail, orig = f"{engine.url.database}: {_why(error)}", getattr(error, "orig", None)
-    if engine.dialect.name != "sqlite" and isinstance(error, OperationalError | TimeoutError):
+    if engine.dialect.name != "sqlite" and isinstance(
+        error, OperationalError | sql.exc.TimeoutError
+    ):
         fix = "See whether the database server runs and takes this `store`; then start again."
         return StateError("DISK", detail, fix=fix)
     word = str(getattr(orig, "sqlite_errorname", ""))

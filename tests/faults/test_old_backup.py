@@ -7,6 +7,7 @@ import io
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from common.entropy import OsEntropy
 from common.errors import RoundError, StateError
 from common.ids import RunId
 from common.logs import make_log
-from common.messages import Seen
-from common.secagg.messages import Commit, UploadEnd
+from common.messages import Seen, Welcome
+from common.secagg.messages import Commit, Ready, UploadEnd
 from common.secagg.node_state import decode_state
 from common.views import RunPhase
 from coordinator.history import History, Loss, Told
@@ -27,7 +28,7 @@ from hospital_node import orders as node_orders
 from hospital_node.store import NodeStore
 from tests.faults.record import record
 from tests.faults.test_backup import back_up, nothing, settings
-from tests.federation import Federation
+from tests.federation import NAME, Federation
 
 
 def put_back(fed: Federation, backup: Path) -> None:
@@ -87,6 +88,50 @@ async def test_an_old_backup_of_the_coordinator_stops_until_a_person_accepts_the
         await fed.until(lambda: fed.state.phase.final)
         assert fed.state.phase is RunPhase.FINISHED
         fed.check(fed.state)
+    record("F40a", trials=1, failures=0)
+
+
+@pytest.mark.fault("F40a")
+async def test_a_backup_from_the_middle_of_the_last_round_is_an_old_one_too(
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "copy"
+    async with Federation(tmp_path / "fed", rounds=2) as fed:
+
+        async def take(_: str) -> None:
+            back_up(fed, copy)
+
+        async def leave(_: str) -> None:
+            # All have been told that the round is over, and no header of the next one was sent.
+            fed.later(fed.kill_coordinator())
+            await fed.until(lambda: fed.service is None)
+
+        fed.on_send("va", Commit, take)
+        fed.on_send("va", Ready, leave, skip=1)
+        job = asyncio.create_task(fed.run())
+        await fed.until(lambda: fed.service is None)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        put_back(fed, copy)
+        fed.start_coordinator()
+        await fed.until(lambda: fed.count("history.back", name="HISTORY_BACK") > 0)
+        assert any("round 1 of epoch" in line["detail"] for line in fed.told("history.back"))
+        assert not fed.state.history
+        # A coordinator that does not compare is refused by the hospitals themselves.
+        node = fed.nodes["cleveland"]
+        session = fed.state.session
+        assert session is not None
+        behind = Seen(fed.state.run_id, "pattern", session.terms.epoch, 1, False, 1)  # noqa: FBT003
+        with pytest.raises(StateError) as refused:
+            node._check_age(Welcome(NAME, 1000, (), (behind,)))
+        assert refused.value.name == "HISTORY_BACK"
+        assert "accept-loss" in refused.value.fix
+        for good in (
+            replace(behind, next_r=2),
+            replace(behind, next_r=0),
+            replace(behind, epoch=9),
+        ):
+            node._check_age(Welcome(NAME, 1000, (), (good,)))
     record("F40a", trials=1, failures=0)
 
 
