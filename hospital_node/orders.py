@@ -147,7 +147,11 @@ def unlock(store: NodeStore, task: str, reason: str, clock: Clock) -> Order:
     state = None if record is None else decode_state(record.state)
     if record is None or state is None or not state.rerun.records:
         known = ", ".join(store.tasks()) or "none"
-        raise RoundError("NOT_FOUND", f"no set of a study {task} was agreed to; there are: {known}")
+        raise RoundError(
+            "NOT_FOUND",
+            f"no set of a study {task} was agreed to; there are: {known}",
+            fix="Name the study as the coordinator does; who agreed to no set has none to forget.",
+        )
     order = _record(store.root, "unlock", task, reason, clock)
     new = replace(state, rerun=state.rerun.without_last())
     store.save_session(task, SessionRecord(record.run_id, encode_state(new)))
@@ -166,7 +170,9 @@ def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
         older = older_of(path)
     except FileNotFoundError:
         raise RoundError(
-            "NOT_FOUND", "the coordinator has not found this state to be old"
+            "NOT_FOUND",
+            "the coordinator has not found this state to be old",
+            fix="There is nothing to accept: start the node; it says so where its state is old.",
         ) from None
     orders = []
     for seen in older:
