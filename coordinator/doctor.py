@@ -266,7 +266,7 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
         last = state.history[-1]
         yield (
             f"The last round was voided: `fedcare explain {last.reason}` tells what that means,"
-            " the log lines `member.gone` just before who gave nothing, and why."
+            " the log's `member.gone` and `protocol.refused` just before who gave nothing, and why."
         )
         if state.study.privacy.dp.on:
             yield (

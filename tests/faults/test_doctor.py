@@ -87,8 +87,8 @@ async def test_refused_rounds_and_whether_anybody_serves(tmp_path: Path) -> None
         assert found.voided[0].reason == "NOT_ENOUGH"
         says(found, "voided: round 1 (train), NOT_ENOUGH", "readiness, since")
         assert next_of(found, "the store does not know").startswith("A round opens once 3 of")
-        assert "member.gone" in next_of(found, "fedcare explain NOT_ENOUGH")
-        assert [line for line in fed.told("member.gone") if line.get("name") == "BUDGET"]
+        assert "protocol.refused" in next_of(found, "fedcare explain NOT_ENOUGH")
+        assert {line["code"] for line in fed.told("protocol.refused")} == {"BUDGET"}
         assert "fedcare coordinator serve" in next_of(found, "No coordinator serves")
         with lock_state(settings(fed).path(settings(fed).state_dir)) as lock:
             found = finding(fed)
