@@ -513,6 +513,7 @@ class Task:
         if refusal is not None:  # nothing is fetched either
             await self._refuse(HeaderReceived(header, header.model_sha256), refusal)
             return
+        self._jobs.told(start, hd)
         if header.kind is RoundKind.STATISTICS:
             await self._step(HeaderReceived(header, EMPTY_MODEL))
         elif shelf.holds(header.model_sha256, by=self.name):
