@@ -128,10 +128,13 @@ class Run:
         async with Client(self.address, me) as client:
             yield client
 
-    async def submit(self) -> None:
-        """Begin another run of the study."""
+    async def submit(self, name: str | None = None) -> None:
+        """Begin another run of the study, or of one that has another name alone."""
+        study = self.plan.study
+        if name is not None:
+            study = study.model_copy(update={"id": name})
         async with self.client() as client:
-            self.runs.append((await client.submit(canonical_json(self.plan.study))).run_id)
+            self.runs.append((await client.submit(canonical_json(study))).run_id)
 
     async def finish(self) -> list[str]:
         """Wait for the release of every run at every hospital; return the models' digests."""
