@@ -173,7 +173,7 @@ async def running(
     `watched` is the lost-write library; `small` names whose state is on a small disk. A
     hospital that is on its way back is waited for as long as `gather` says.
     """
-    study = small_study(3, 3, deadline="20s", local_steps=20)
+    study = small_study(2, 3, deadline="20s", local_steps=20)
     tables = [SitePlan(site, write_table(folder / f"{site}.csv", at))
               for at, site in enumerate(SITES)]  # fmt: skip
     plan = FederationPlan(folder / "fed", "heart", study, tables, {**_TIMING, "gather": gather})
