@@ -65,6 +65,13 @@ class Event(Enum):
         "site detail",
         "The process was asked to stop and finishes open writes; says what it does not wait for.",
     )
+    SERVICE_DRAINING = (
+        "service.draining",
+        "both",
+        "info",
+        "site",
+        "The process was asked to drain: no further round; it stops when the open ones are over.",
+    )
     SERVICE_STOPPED = (
         "service.stopped",
         "both",

@@ -123,7 +123,9 @@ def build_service(
 
 
 async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the process at once.
+    """Serve until SIGTERM or SIGINT, or until no round is open after SIGUSR1.
+
+    A second SIGTERM or SIGINT ends the process at once.
 
     Raises:
         ConfigError, IdentityError, ConnectError, StateError: it cannot start, or its
@@ -170,6 +172,7 @@ async def _serve_state(
     with _http_port(config, standing, metrics, identity, log) as http:
         try:
             service.recover()
+            _drain_signal(service, stopped, log)
             await listener.start()
             standing.begin()
             _announce(config.path(config.state_dir), address)
@@ -340,6 +343,22 @@ def _stop_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     return stopped
+
+
+def _drain_signal(service: CoordinatorService, stopped: asyncio.Event, log: EventLog) -> None:
+    """Have SIGUSR1 stop the process as soon as no round is open."""
+    draining: list[asyncio.Task[None]] = []
+
+    async def drain() -> None:
+        log.info(Event.SERVICE_DRAINING)
+        await service.drain()
+        stopped.set()
+
+    def asked() -> None:
+        if not draining:
+            draining.append(asyncio.create_task(drain()))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked)
 
 
 async def _until_stopped(

@@ -75,6 +75,7 @@ from coordinator.stored_runs import first_state, read_runs
 from coordinator.witness import noised_sums
 
 ALIVE_BEATS: Final = 1.5
+DRAIN_LOOK_S: Final = 0.1
 """A stream that was heard of within so many heartbeats was alive when another came."""
 
 
@@ -272,6 +273,12 @@ class CoordinatorService:
             task.done() and not task.cancelled() and task.exception() is not None
             for task in self._tasks.values()
         )
+
+    async def drain(self) -> None:
+        """Open no further round; return once no round is open, and no release on its way."""
+        self._shop.draining.set()
+        while not all(driver.between_rounds for driver in self._drivers.values()):  # noqa: ASYNC110 - seldom, for a while
+            await asyncio.sleep(DRAIN_LOOK_S)
 
     @property
     def short_of_room(self) -> str:
