@@ -408,7 +408,7 @@ class World(Federation):
 def _set_up_in(seconds: float, file: Path) -> None:
     text = file.read_text()
     changed = text.replace("setup: 2s", f"setup: {seconds:g}s")
-    assert changed != text or seconds == 2.0, "the template has another timing"  # noqa: PLR2004
+    assert changed != text or seconds == 2.0, "the template has another timing"
     file.write_text(changed)
 
 
