@@ -80,7 +80,7 @@ def _simulate(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, lis
         parts.SEEDS.unlink(missing_ok=True)
     count = trials(change=200, nightly=10_000, release=20_000)
     count = count if asked.seeds is None else asked.seeds
-    left = parts.left(range(asked.first, asked.first + count), origin)
+    left = parts.left(range(asked.first, asked.first + count))
     _say(f"{count - len(left)} of {count} seeds are done")
     began = kept = time.monotonic()
     some: list[Found] = []

@@ -115,12 +115,11 @@ def keep(found: Iterable[Found], origin: Origin, seconds: float, file: Path = SE
         out.write(json.dumps(line) + "\n")
 
 
-def left(seeds: Iterable[int], origin: Origin, file: Path = SEEDS) -> list[int]:
-    """Return the seeds that are still to be run: not those that held, or failed on this code."""
+def left(seeds: Iterable[int], file: Path = SEEDS) -> list[int]:
+    """Return the seeds that are still to be run, in order: those that failed are run again."""
     done = set[int]()
     for line in lines_of(file):
-        again = () if line["origin"]["commit"] == origin.commit else map(int, line["failed"])
-        done = (done | set(line["seeds"])) - set(again)
+        done = (done | set(line["seeds"])) - set(map(int, line["failed"]))
     return [seed for seed in seeds if seed not in done]
 
 

@@ -98,16 +98,16 @@ def found(seed: int, problem: str | None = None) -> Found:
 
 def test_seeds_go_on_where_they_were_stopped(tmp_path: Path) -> None:
     file = tmp_path / "seeds.jsonl"
-    assert left(range(6), ORIGIN, file) == list(range(6))
+    assert left(range(6), file) == list(range(6))
     keep([found(0), found(1, "lost")], ORIGIN, 1.0, file)
     keep([found(2)], ORIGIN, 1.0, file)
-    assert left(range(6), ORIGIN, file) == [3, 4, 5]
+    assert left(range(6), file) == [3, 4, 5]
 
 
 def test_a_seed_that_failed_is_run_again_on_other_code_and_told_of_that(tmp_path: Path) -> None:
     file = tmp_path / "seeds.jsonl"
     keep([found(0), found(1, "lost"), found(2)], ORIGIN, 1.0, file)
-    assert left(range(4), LATER, file) == [1, 3]
+    assert left(range(4), file) == [1, 3]
     keep([found(1), found(3)], LATER, 1.0, file)
     first, second = seed_parts("change", file)
     assert (first["origin"]["commit"], first["seeds"]) == ("abc", [(0, 0), (2, 2)])
