@@ -25,6 +25,9 @@ from tests.faults.catalogue import SIMULATION
 ROOT: Final = Path(__file__).parents[2]
 BUILD: Final = ROOT / "build" / "faults"
 SEEDS: Final = BUILD / "seeds.jsonl"
+REPORT: Final = ROOT / "reports" / "faults.json"
+PAGE: Final = ROOT / "docs" / "reliability.md"
+PICTURE: Final = ROOT / "docs" / "img" / "faults.svg"
 
 Part = dict[str, Any]
 """`part`, `origin`, `budget`, `seconds`, `results`, `outcomes` (see `record` and `outcomes`);
@@ -62,7 +65,7 @@ def _commit() -> str:
 
     What a report writes itself is no change.
     """
-    written = (":!reports/faults.json", ":!docs/reliability.md", ":!docs/faults.svg")
+    written = (f":!{path.relative_to(ROOT)}" for path in (REPORT, PAGE, PICTURE))
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 

@@ -9,8 +9,7 @@ from typing import Final
 
 import pytest
 
-from tests.faults.parts import ROOT
-from tests.faults.report import PAGE
+from tests.faults.parts import PAGE, ROOT
 
 _TEST: Final = re.compile(r"`pytest ([^`]+)`")
 COMMANDS: Final = sorted(set(_TEST.findall(PAGE.read_text())))
