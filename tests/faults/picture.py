@@ -85,4 +85,4 @@ def _short(name: str) -> str:
     return name if len(name) <= _MOST_LETTERS else name[: _MOST_LETTERS - 1].rstrip() + "…"
 
 
-_MOST_LETTERS: Final = 50
+_MOST_LETTERS: Final = 46
