@@ -220,8 +220,26 @@ def _trouble(step: Step, node: NodeId, message: Refused) -> None:
         detail=message.detail,
         warning=True,
     )
+    keyless = _has_no_keys(state, node, message)
+    if keyless:
+        step.state = replace(step.state, without_keys=step.state.without_keys | {node})
     if round_is_open(state):
         _leave(step, node, message)
+    elif keyless:
+        gather(step)
+
+
+def _has_no_keys(state: RunState, node: NodeId, message: Refused) -> bool:
+    """Whether a member says that what was confirmed in its name is none of its keys.
+
+    Another process with its certificate has done so. It is asked for keys again as one that
+    comes back without any is; else a run that cannot do without it would wait for ever.
+    """
+    if state.session is None or node not in state.session.confirmed:
+        return False
+    current = None if state.round is None else state.round.header
+    of_round = current is not None and message.hd == current.digest()
+    return message.code == "OWN_ADVERT" or (message.code == "EPOCH_OLD" and of_round)
 
 
 def _leave(step: Step, node: NodeId, message: Refused) -> None:

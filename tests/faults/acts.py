@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from tests.faults.plan import COORDINATOR, SITES, Act, Fault
+from tests.faults.plan import COORDINATOR, SITES, Act, Fault, twin_of
 
 if TYPE_CHECKING:
     from tests.faults.simulation import World
@@ -54,11 +54,6 @@ async def _forget(world: World, fault: Fault) -> None:
     sessions = world.plan.site_folder(fault.who) / "state" / "sessions"
     for path in sessions.glob("*.sealed"):
         path.unlink()
-
-
-def twin_of(site: str) -> str:
-    """Return what the second process with a hospital's certificate is called."""
-    return f"{site}-twin"
 
 
 async def _twin(world: World, fault: Fault) -> None:

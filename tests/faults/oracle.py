@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from common.ids import NodeId, hospital_id, site_name
@@ -12,7 +13,7 @@ from coordinator.run_facts import replay
 from coordinator.run_state import RunState, decode_fact
 from hospital_node.ledger import ledger_path
 from hospital_node.ledger_lines import read_lines
-from tests.faults.plan import SITES, Act
+from tests.faults.plan import SITES, Act, twin_of
 from tests.federation import NAME, names
 
 if TYPE_CHECKING:
@@ -45,14 +46,21 @@ def members(run: RunState) -> list[str]:
 def due(world: World) -> list[str]:
     """Return the members that have to get the released model.
 
-    Not one for which its twin withdrew, nor one whose twin went further than itself: what it
-    has looks like an old backup, and it takes part again when its operators say so.
+    Not one whose twin took it or withdrew in its name, nor one whose twin went further than
+    itself: what it has looks like an old backup, and it takes part again when its operators say so.
     """
     twins = {fault.who for fault in world.faults.faults if fault.act is Act.TWIN}
     lines = world.words.getvalue().splitlines() if twins else []
     refused = [line for line in lines if any(word in line for word in _SHUT_OUT)]
     shut_out = {json.loads(line)["site"] for line in refused} & twins
+    shut_out |= {site for site in twins if release_of(world, twin_of(site)).exists()}
     return [site for site in members(world.state) if site not in shut_out]
+
+
+def release_of(world: World, site: str) -> Path:
+    """Return where a hospital, or its twin, keeps the released model."""
+    folder = world.plan.site_folder(site) / "state" / "releases" / str(world.run_id)
+    return folder / "model.safetensors"
 
 
 def problem_of(world: World) -> str | None:
@@ -141,8 +149,7 @@ def _one_model(world: World, run: RunState) -> None:
     assert run.model is not None
     found = set()
     for site in due(world):
-        folder = world.plan.site_folder(site) / "state" / "releases" / run.run_id
-        found.add((folder / "model.safetensors").read_bytes())
+        found.add(release_of(world, site).read_bytes())
     assert len(found) <= 1, "hospitals hold different models"
 
 

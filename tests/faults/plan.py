@@ -16,6 +16,12 @@ from common.failpoints import POINTS
 COORDINATOR: Final = "coordinator"
 SITES: Final = ("cleveland", "hungarian", "switzerland", "va")
 
+
+def twin_of(site: str) -> str:
+    """Return what the second process with a hospital's certificate is called."""
+    return f"{site}-twin"
+
+
 DEADLINE_S: Final = 20.0
 """The simulated study's round deadline."""
 

@@ -45,10 +45,10 @@ from hospital_node.work import Work
 from researcher.bench_node import WrappingDesk
 from researcher.memory_link import MemoryLink
 from tests.faults import virtual
-from tests.faults.acts import happen, twin_of
+from tests.faults.acts import happen
 from tests.faults.copies import Copy, CopyingWork, copied_sum
-from tests.faults.oracle import due, problem_of
-from tests.faults.plan import COORDINATOR, DEADLINE_S, SITES, Act, Plan
+from tests.faults.oracle import due, problem_of, release_of
+from tests.faults.plan import COORDINATOR, DEADLINE_S, SITES, Act, Plan, twin_of
 from tests.faults.road import Road, Tape
 from tests.faults.study import study_text
 from tests.federation import NAME, Federation, Killed
@@ -460,7 +460,7 @@ async def _story(world: World) -> str | None:
     world.disturb()
     await _until(lambda: world.driver is not None and world.state.phase.final)
     if world.state.phase is RunPhase.FINISHED:
-        await _until(lambda: all(_has_release(world, site) for site in due(world)))
+        await _until(lambda: all(release_of(world, site).is_file() for site in due(world)))
     return problem_of(world)
 
 
@@ -480,11 +480,6 @@ async def _submitted(world: World) -> None:
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110 - virtual time costs nothing
         await asyncio.sleep(_POLL_S)
-
-
-def _has_release(world: World, site: str) -> bool:
-    folder = world.plan.site_folder(site) / "state" / "releases" / str(world.run_id)
-    return (folder / "model.safetensors").is_file()
 
 
 async def _end(world: World) -> None:
