@@ -160,6 +160,7 @@ def _serve() -> list[str]:
             answer = os.fork()
             if answer == 0:
                 return _become(order)
+            ended.pop(answer, None)  # the system gives numbers of dead processes out again
         os.write(1, json.dumps(answer).encode() + b"\n")
     os._exit(0)
 
