@@ -42,11 +42,13 @@ class Child:
 
     zygote: Zygote
     pid: int
+    _code: int | None = None
 
     def poll(self) -> int | None:
         """Return the exit code once it ended; minus the signal's number, as Popen does."""
-        code = self.zygote.ask({"poll": self.pid})
-        return None if code is None else int(code)
+        if self._code is None:  # asked once only: its number may be another child's by now
+            self._code = self.zygote.ask({"poll": self.pid})
+        return self._code
 
     def wait(self, timeout: float) -> int:
         patience = time.monotonic() + timeout
