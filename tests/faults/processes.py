@@ -33,14 +33,16 @@ from typing import Final
 import numpy as np
 
 from tests.faults.checker import COORDINATOR
-from tests.faults.kills import Strike, Trial, draw, fault_of
+from tests.faults.kills import ALL_PHASES, Strike, Trial, draw, fault_of, node_phase
 from tests.faults.postgres import Postgres, why_not
 from tests.faults.record import record
-from tests.faults.running import Disagreement, Federation, Process, Runs, federation_at
+from tests.faults.running import START_S, Disagreement, Federation, Process, Runs, federation_at
 from tests.federation import SITES
 
 PATIENCE_S: Final = 6.0
 """A point that was not reached in this time gives way to another."""
+MOST_CHAINS: Final = 25
+"""Of kills, until there was one in every phase."""
 _TURN_S: Final = 0.01
 
 
@@ -115,6 +117,23 @@ class Campaign:
         await self._again(one, point)
         return missed
 
+    async def undisturbed(self) -> None:
+        """Wait for a run that nobody dies in: what its model is, all others' has to be."""
+        while not self.runs.compared:
+            self.check()
+            await asyncio.sleep(_TURN_S)
+
+    async def every_phase(self, site: str) -> None:
+        """Kill the coordinator, and a hospital, until they died in every phase."""
+        commits = [Strike(COORDINATOR, "coordinator.facts.after_commit", 1)] * 3
+        models = [Strike(site, "node.model.before_rename", at) for at in (1, 2, 3)]
+        for _ in range(MOST_CHAINS):
+            missing = ALL_PHASES - {one.phase for one in self.trials}
+            if not missing:
+                return
+            hub = any(phase.startswith("C") for phase in missing)
+            await self.chain(*((COORDINATOR, commits) if hub else (site, models)), START_S)
+
     async def at_connecting(self, site: str) -> None:
         """F08: a node dies as soon as it is connected again."""
         one = self.federation.processes[site]
@@ -147,10 +166,11 @@ class Campaign:
     async def _again(self, one: Process, point: str, armed: str = "", fault: str = "") -> None:
         """Start a process that died, and note the trial once it is back, or dead again."""
         fault, died = fault or fault_of(one.name, point, one.last), one.died
+        phase = one.phase if one.name == COORDINATOR else node_phase(point, one.last, one.phase)
         back = await self.federation.back(self.federation.start(one.name, armed))
         # A process that dies at its next point while it starts is timed from there on.
         back_s = time.monotonic() - died if back else 0.0
-        self.trials.append(Trial(one.name, point, fault, back_s))
+        self.trials.append(Trial(one.name, point, fault, back_s, phase))
         self.check()
 
     async def _dies(self, one: Process, patience_s: float) -> bool:

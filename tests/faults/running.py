@@ -42,7 +42,7 @@ from researcher.local import (
 )
 from researcher.processes import environment
 from tests.faults.checker import COORDINATOR, Checker
-from tests.faults.kills import NODE_PHASES, PHASES
+from tests.faults.kills import NODE_PHASES, PHASES, coordinator_phase
 from tests.federation import NAME, OWNER, SITES
 from tests.zygote import Child, Zygote
 
@@ -97,6 +97,8 @@ class Process:
     """Monotonic seconds of its last death."""
     last: str = ""
     """The last event of its log that tells how far it is."""
+    phase: str = ""
+    """In which the run was when it died, by the coordinator's store."""
     up: bool = False
     """Its log says that it serves, or is connected."""
 
@@ -170,9 +172,13 @@ class Federation:
         one.died = time.monotonic()
         one.child = None
         self.look()
-        alone = one.name == COORDINATOR and self._checker is not None
-        if alone and (problems := self.checker.unbacked()):
+        if self._checker is None:
+            return
+        if one.name == COORDINATOR and (problems := self.checker.unbacked()):
             raise Disagreement("\n".join(problems))
+        runs = self.checker.runs()
+        stored = self.checker.stored(runs[-1].run_id) if runs else None
+        one.phase = coordinator_phase(None if stored is None else stored.state)
 
     def dead(self, one: Process) -> bool:
         """Whether a process has ended by itself, as ordered; anything but SIGKILL is an error."""

@@ -21,7 +21,7 @@ import pytest
 
 from tests.faults.budget import trials
 from tests.faults.checker import COORDINATOR
-from tests.faults.kills import Strike, Trial
+from tests.faults.kills import ALL_PHASES, Strike, Trial
 from tests.faults.postgres import Postgres, why_not
 from tests.faults.processes import Campaign, figures_of
 from tests.faults.record import record
@@ -90,6 +90,7 @@ Plot = Callable[[Campaign, Story], Coroutine[Any, Any, None]]
 
 
 async def _all_faults(campaign: Campaign, story: Story) -> None:
+    await campaign.undisturbed()
     hub = [Strike(COORDINATOR, point, at) for point, at in _HUB]
     missed = await campaign.chain(COORDINATOR, hub, _PATIENCE_S)
     await campaign.after_a_receipt()
@@ -97,6 +98,7 @@ async def _all_faults(campaign: Campaign, story: Story) -> None:
     site = [Strike(_VICTIM, point, at) for point, at in _NODE]
     missed += await campaign.chain(_VICTIM, site, _PATIENCE_S)
     story.missed = [str(one) for one in missed]
+    await campaign.every_phase(_VICTIM)
     story.told = await campaign.half_told()
     await campaign.power_cut()
     loop_s = trials(change=6, nightly=120, release=120)
@@ -238,6 +240,13 @@ def test_nothing_acknowledged_is_lost_when_all_die_at_once(story: Story) -> None
 def test_the_round_closes_when_a_crash_loop_ends(story: Story) -> None:
     story.holds("F15", closed_after_s=story.closed_after_s, state_mb=story.state_bytes / 1e6)
     assert story.closed_after_s < 60
+
+
+@pytest.mark.parametrize("phase", sorted(ALL_PHASES))
+def test_a_kill_in_any_phase_leaves_the_model_as_it_is_without(story: Story, phase: str) -> None:
+    """The checker holds each model's digest against that of the run that nobody disturbed."""
+    assert not story.problem, story.problem
+    assert [one for one in story.trials if one.phase == phase], f"no kill was in {phase}"
 
 
 def test_every_point_was_reached(story: Story) -> None:
