@@ -101,9 +101,13 @@ _POINT_FAULTS: Final = {
 }  # fmt: skip
 
 
-ALL_PHASES: Final = frozenset(f"{side}{number}" for side in "CN" for number in range(7))
-"""Of the coordinator: idle, round opened, collecting, set fixed, adding up, model committed,
+FAULT_IN: Final = {
+    "C0": "F01", "C1": "F02", "C2": "F03", "C3": "F05", "C4": "F05", "C5": "F06", "C6": "F07",
+    "N0": "F08", "N1": "F08", "N2": "F09", "N3": "F10", "N4": "F11", "N5": "F12", "N6": "F13",
+}  # fmt: skip
+"""Phases of a coordinator: idle, round opened, collecting, set fixed, adding up, model committed,
 publishing. Of a node: connecting, model there, training, sealed, sending, sent, model applied."""
+ALL_PHASES: Final = frozenset(FAULT_IN)
 
 _NODE_PHASE_OF: Final = {
     "link.connected": "N0", "session.ready": "N0", "download.finished": "N1",

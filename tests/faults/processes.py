@@ -57,6 +57,8 @@ class Campaign:
         self.runs = Runs(federation)
         self.trials: list[Trial] = []
         self.unreached: Counter[str] = Counter()
+        self.left_bytes = -1
+        """Found at the end in files that nobody will ask for."""
         self.chains = 0
         """How many of the seed's chains of kills are done."""
         self._seed = seed
@@ -76,7 +78,10 @@ class Campaign:
                 raise Disagreement(f"acknowledged and not stored: {lost}")
             self.federation.kill(self.federation.processes[COORDINATOR])
             await self.federation.back(self.federation.start(COORDINATOR))
-            if left := self.federation.checker.leftovers():
+            left = self.federation.checker.leftovers()
+            sizes = [(self.federation.folder / name).stat().st_size for name in left]
+            self.left_bytes = sum(sizes)
+            if left:
                 raise Disagreement(f"left behind: {left}")
         finally:
             self._job.cancel()
@@ -143,6 +148,22 @@ class Campaign:
             self.federation.kill(one)
         await self._again(one, "", fault="F08")
 
+    async def broken_uploads(self, site: str, times: int) -> float:
+        """F11: a hospital dies after a chunk; return the MB that the coordinator has grown by."""
+        self.runs.big, hub = True, self.federation.processes[COORDINATOR]
+        await self._runs_end(2)  # one that was open may be a small one
+        before = _resident_mb(hub)
+        await self.chain(site, [Strike(site, "node.upload", 2)] * times, START_S)
+        await self._runs_end(1)
+        self.runs.big = False
+        return _resident_mb(hub) - before
+
+    async def _runs_end(self, count: int) -> None:
+        done = self.runs.done
+        while self.runs.done < done + count:
+            self.check()
+            await asyncio.sleep(_TURN_S)
+
     async def after_a_receipt(self) -> None:
         """F04: the coordinator, whose every commit takes long, dies when a receipt is held."""
         federation = self.federation
@@ -207,10 +228,8 @@ class Campaign:
             await asyncio.sleep(rng.uniform(0.5, 1.5) * every_s)
             self.federation.kill(one)
             await self._again(one, "", fault="F15")
-        began, done = time.monotonic(), self.runs.done
-        while self.runs.done == done:
-            self.check()
-            await asyncio.sleep(_TURN_S)
+        began = time.monotonic()
+        await self._runs_end(1)
         return time.monotonic() - began
 
     async def half_told(self) -> int:
@@ -249,6 +268,12 @@ def figures_of(trials: Iterable[Trial], fault: str | None = None) -> dict[str, f
 
 def _accepted(federation: Federation) -> int:
     return sum(federation.told[f"{site} model.accepted"] for site in SITES)
+
+
+def _resident_mb(one: Process) -> float:
+    assert one.child is not None
+    pages = int(Path(f"/proc/{one.child.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _signal(one: Process, number: signal.Signals) -> None:
