@@ -551,6 +551,7 @@ class RunDriver:
             raise InternalError("a run without a model was to be released")
 
         now = int(shop.clock.unix())
+        shop.identity.check_dates(now)  # a model of another date would be taken by nobody, ever
         make = partial(make_release, state, model, shop.objects, shop.identity, now)
         release = await self._patiently("release", make)
 

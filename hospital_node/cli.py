@@ -90,7 +90,7 @@ def unlock(
 
     with held(config) as store:
         given = orders.unlock(store, study, reason, SystemClock())
-    return outcome([given])
+    return outcome([given], "Start the node: it agrees to one other set on the same model.")
 
 
 @app.command("accept-loss")
@@ -108,7 +108,7 @@ def accept_loss(
 
     with held(config) as store:
         given = orders.accept_loss(store, reason, SystemClock())
-    return outcome(given)
+    return outcome(given, "The loss is on record. Start the node: it joins through a new epoch.")
 
 
 @app.command("orders")

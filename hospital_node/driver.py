@@ -49,7 +49,7 @@ from hospital_node.jobs import Surroundings
 from hospital_node.last_contact import Off, explained, keep, known_off, off_by
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
-from hospital_node.orders import found_older, keep_older, orders, seen_of
+from hospital_node.orders import found_back, found_older, keep_older, orders, seen_of
 from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.picture import Picture
 from hospital_node.releases import ReleaseKeeper, ReleaseTrust
@@ -373,16 +373,17 @@ class Node:
             name = self._offers.task_of(run)
             task = self._tasks.get(name)
             mine = task is not None and task.run.run_id == run.run_id
-            epoch, r = seen_of(task.state) if task is not None and mine else (0, 0)
+            epoch, r, next_r = seen_of(task.state) if task is not None and mine else (0, 0, 0)
             held = self._parts.store.release_directory(run.run_id).is_dir()
-            found.append(Seen(run.run_id, name, epoch, r, held))
+            found.append(Seen(run.run_id, name, epoch, r, held, next_r))
         return tuple(found)
 
     def _check_age(self, welcome: Welcome) -> None:
-        """Refuse to go on with a state that the coordinator has seen a newer one of.
+        """Refuse to go on where this state, or the coordinator's, is an old one put back.
 
         Raises:
-            StateError: STATE_ROLLED_BACK.
+            StateError: STATE_ROLLED_BACK, the coordinator has seen a newer one; HISTORY_BACK,
+                this hospital was told of more than the coordinator knows.
         """
         states = [(name, task.state) for name, task in self._tasks.items()]
         older = found_older(states, welcome.seen)
@@ -393,6 +394,12 @@ class Node:
                 "STATE_ROLLED_BACK",
                 f"{first.task}: the coordinator has seen this hospital in round {first.r} of epoch"
                 f" {first.epoch}, and its state knows of less",
+            )
+        for one in found_back(states, welcome.seen):
+            raise StateError(
+                "HISTORY_BACK",
+                f"{one.task}: the coordinator told this hospital of more rounds of epoch"
+                f" {one.epoch} than it knows of now; its next is round {one.next_r}",
             )
 
     def _lost_link(self) -> None:

@@ -120,7 +120,7 @@ class RoundJobs:
         self._unsent: HeaderDigest | None = None
         """The round of which not one byte was sent yet."""
         self._start: tuple[HeaderDigest, RoundStart] | None = None
-        """Of the open round, if this process was told of it again."""
+        """The last one that this process was told of; after a restart it has to be told again."""
         self._start_came = asyncio.Event()
         self._accepted: Sha256 | None = None
         """The model of the last header that this process accepted in the run."""
@@ -321,7 +321,7 @@ class RoundJobs:
         await self._receive(self._start[1])
 
     def told(self, start: RoundStart, hd: HeaderDigest) -> None:
-        """Hear again of the open round, as a hospital does that comes back."""
+        """Hear of a round, or of the open one again, as a hospital does that comes back."""
         self._start = (hd, start)
         self._start_came.set()
 

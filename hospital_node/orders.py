@@ -51,12 +51,12 @@ class Order:
 # --- an old copy is noticed -----------------------------------------------------------------
 
 
-def seen_of(state: NodeState) -> tuple[int, int]:
-    """Return (largest epoch, last round begun in it) of a task's state; 0 for none."""
+def seen_of(state: NodeState) -> tuple[int, int, int]:
+    """Return (largest epoch, last round begun in it, next round) of a task's state; 0 for none."""
     session = state.session
     if session is None or session.terms.epoch != state.last_epoch:
-        return state.last_epoch, 0
-    return state.last_epoch, session.chain_r - 1
+        return state.last_epoch, 0, 0
+    return state.last_epoch, session.chain_r - 1, session.next_r
 
 
 def found_older(states: Iterable[tuple[str, NodeState]], witness: Iterable[Seen]) -> list[Seen]:
@@ -70,11 +70,28 @@ def found_older(states: Iterable[tuple[str, NodeState]], witness: Iterable[Seen]
 
 
 def _is_older(state: NodeState, seen: Seen) -> bool:
-    epoch, r = seen_of(state)
+    epoch, r, _ = seen_of(state)
     if epoch == 0:
         return False
     live = state.session is not None and epoch == seen.epoch
     return epoch < seen.epoch or (live and r < seen.r)
+
+
+def found_back(states: Iterable[tuple[str, NodeState]], witness: Iterable[Seen]) -> list[Seen]:
+    """Return where the coordinator knows of fewer rounds than it has told this node are over.
+
+    It stores a round's end before it tells of it. One that does not say its number is a former
+    version's; in another epoch there is nothing to compare.
+    """
+    known = {task: seen_of(state) for task, state in states}
+    return [
+        one
+        for one in witness
+        if one.next_r
+        and one.task in known
+        and known[one.task][0] == one.epoch
+        and known[one.task][2] > one.next_r
+    ]
 
 
 def keep_older(root: Path, older: Sequence[Seen]) -> None:
@@ -130,7 +147,11 @@ def unlock(store: NodeStore, task: str, reason: str, clock: Clock) -> Order:
     state = None if record is None else decode_state(record.state)
     if record is None or state is None or not state.rerun.records:
         known = ", ".join(store.tasks()) or "none"
-        raise RoundError("NOT_FOUND", f"no set of a study {task} was agreed to; there are: {known}")
+        raise RoundError(
+            "NOT_FOUND",
+            f"no set of a study {task} was agreed to; there are: {known}",
+            fix="Name the study as the coordinator does; who agreed to no set has none to forget.",
+        )
     order = _record(store.root, "unlock", task, reason, clock)
     new = replace(state, rerun=state.rerun.without_last())
     store.save_session(task, SessionRecord(record.run_id, encode_state(new)))
@@ -149,7 +170,9 @@ def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
         older = older_of(path)
     except FileNotFoundError:
         raise RoundError(
-            "NOT_FOUND", "the coordinator has not found this state to be old"
+            "NOT_FOUND",
+            "the coordinator has not found this state to be old",
+            fix="There is nothing to accept: start the node; it says so where its state is old.",
         ) from None
     orders = []
     for seen in older:

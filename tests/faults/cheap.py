@@ -2,10 +2,10 @@
 
 A simulated process loses nothing that the kernel has, so flushing is left out (lost writes
 have an instrument of their own). The files of the federation are parsed once, and a study's
-noise is checked once, and so is a signature over the same bytes: the same input gives the same
-answer. Chunks, and the pattern that fits them, are small, so that a small upload has several. A coordinator that starts again
-knows the SQL that an earlier one has made. What outlives a run is kept out of the garbage
-collector's rounds.
+noise and a signature over the same bytes are checked once: the same input gives the same
+answer. Chunks, and the pattern that fits them, are small, so that a small upload has several.
+A coordinator that starts again knows the SQL that an earlier one has made. What outlives a run
+is kept out of the garbage collector's rounds.
 """
 
 from __future__ import annotations

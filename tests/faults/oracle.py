@@ -33,6 +33,9 @@ _BY: Final = {
 }
 
 
+_SHUT_OUT: Final = ('"STATE_ROLLED_BACK"', '"study.withdrawn"')
+
+
 def members(run: RunState) -> list[str]:
     """Return who took part: a hospital that was away until the end is not among them."""
     found = {node for record in run.history for node in (*record.survivors, *record.dropped)}
@@ -42,12 +45,12 @@ def members(run: RunState) -> list[str]:
 def due(world: World) -> list[str]:
     """Return the members that have to get the released model.
 
-    Not one whose twin went further than itself: what it has looks like an old backup, and it
-    takes part again when its operators say so.
+    Not one for which its twin withdrew, nor one whose twin went further than itself: what it
+    has looks like an old backup, and it takes part again when its operators say so.
     """
     twins = {fault.who for fault in world.faults.faults if fault.act is Act.TWIN}
     lines = world.words.getvalue().splitlines() if twins else []
-    refused = [line for line in lines if '"STATE_ROLLED_BACK"' in line]
+    refused = [line for line in lines if any(word in line for word in _SHUT_OUT)]
     shut_out = {json.loads(line)["site"] for line in refused} & twins
     return [site for site in members(world.state) if site not in shut_out]
 

@@ -120,6 +120,8 @@ _WHERE: Final = {
     ),
 }
 _CHARGES: Final = sorted(point for point in POINTS if point.startswith("node.ledger"))
+_SENDS: Final = ("node.upload", "node.receipt")
+"""Where a hospital's update is out and its receipt is not in; struck more often than others."""
 _GATHER_S: Final = 2.0
 _HOPS: Final = 6
 """About how many times the slowest message a round takes."""
@@ -146,8 +148,8 @@ def _fault(rng: random.Random, until_s: float, *, noised: bool) -> Fault:
     seconds = rng.choice((0.0, 0.0, rng.uniform(0, 3), rng.uniform(3, 2 * DEADLINE_S)))
     when = rng.uniform(0.0, until_s)
     points = _WHERE[who == COORDINATOR]
-    if noised and who != COORDINATOR:
-        points = [*points, *_CHARGES * 3]
+    if who != COORDINATOR:
+        points = [*points, *_SENDS * 4, *_CHARGES * (3 if noised else 0)]
     match act:
         case Act.CRASH:
             return Fault(act, who, _reach(rng), seconds, rng.choice(points))

@@ -1,4 +1,4 @@
-"""A database has one coordinator at a time, and PostgreSQL's own tools copy it (F40a, two stores)."""
+"""A database has one coordinator at a time, and PostgreSQL's own tools copy it (F40a)."""
 
 from __future__ import annotations
 

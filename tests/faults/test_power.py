@@ -6,7 +6,6 @@ The machine on which a process dies loses all that was never flushed (`tests.fau
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest

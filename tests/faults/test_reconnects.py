@@ -52,7 +52,7 @@ def _zygote() -> Iterator[None]:
 
 # --- a crowd at once ------------------------------------------------------------------------------
 
-CROWD: Final = trials(change=60, nightly=100, release=100)
+CROWD: Final = trials(change=50, nightly=100, release=100)
 OUTAGE_S: Final = 4.0
 PER_S: Final = 20
 """Hospitals that a coordinator lets in a second, unless its file says otherwise."""

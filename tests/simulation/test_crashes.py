@@ -21,6 +21,7 @@ from coordinator.failures import recorded
 from coordinator.run_facts import replay
 from coordinator.run_state import RunState, decode_fact
 from coordinator.store import SqlStore
+from hospital_node.store import SessionRecord
 from tests.federation import SITES, Federation, names
 from tests.run_world import stored
 
@@ -185,6 +186,35 @@ async def test_what_finds_no_room_in_the_store_is_written_when_there_is_some(
         await fed.until(lambda: [one.what for one in recorded(state)] == ["full", "room"])
         assert fed.count("state.failed", name="DISK") == 1
         assert fed.count("state.room") == 1
+
+
+async def test_a_hospital_that_cannot_write_says_so_and_is_not_waited_for(tmp_path: Path) -> None:
+    """It cannot even write down that it leaves the round (F37); the deadline is a minute."""
+    full = False
+    async with Federation(tmp_path / "f") as fed:
+        store = fed.nodes["va"]._parts.store
+        save = store.save_session
+
+        def save_if_there_is_room(task: str, record: SessionRecord) -> None:
+            if full:
+                raise NoRoom("no space left")
+            save(task, record)
+
+        async def fill(_: str) -> None:
+            nonlocal full
+            full = True
+
+        store.save_session = save_if_there_is_room  # type: ignore[method-assign]
+        fed.on_send("va", RoundStart, fill, skip=1)
+        await fed.submit()
+        await fed.until(lambda: len(fed.state.history) == 2)
+        full = False
+        run = await fed.finish()
+        fed.check(run)
+        assert names(run.history[1].dropped) == {"va"}
+        assert run.history[1].seconds < 30
+        assert fed.count("protocol.refused", site="va", code="DISK") > 0
+        await check_kept_everywhere(fed, run)
 
 
 @pytest.mark.parametrize("method", ["next_epoch", "put_release", "end_run"])
