@@ -77,9 +77,9 @@ TIMING: Final = {"enrolment_grace": "1s", "setup": "5s", "gather": "300ms", "rel
 
 MOST_RUN_S: Final = 300.0
 """A run that takes longer than this, whatever is killed meanwhile, is stuck."""
-MOST_TOLD_S: Final = 45.0
+MOST_TOLD_S: Final = 120.0
 """So long after its end every hospital of a run has its release."""
-START_S: Final = 20.0
+START_S: Final = 60.0
 _TURN_S: Final = 0.01
 
 
