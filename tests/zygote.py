@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG: Final = 1
 # --- the tests' side ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Child:
     """A process that the zygote forked, with what of `subprocess.Popen` the tests need."""
 
