@@ -254,12 +254,13 @@ def test_verify_names_each_damaged_part_of_a_coordinator_s_state_and_no_other(
             assert all(part.fix for part in parts if part.trouble)
             path.write_bytes(before)
             named += 1
-    database = sqlite3.connect(state / DATABASE)
+    assert named >= 8
+    config = kept.coordinator(tmp_path / "rows", "finished")
+    database = sqlite3.connect(tmp_path / "rows" / DATABASE)
     database.execute("UPDATE facts SET body = CAST(body || ' ' AS BLOB) WHERE seq = 1")
     database.commit()
     database.close()
     assert "runs" in {part.name for part in verify(config, OWNER) if part.trouble}
-    assert named >= 8
 
 
 @pytest.mark.fault("F39")

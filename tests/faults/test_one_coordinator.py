@@ -40,7 +40,7 @@ def _run(server: Postgres, sentence: str, database: str = "postgres") -> None:
     import psycopg
 
     with psycopg.connect(_plain(server, database), autocommit=True) as connection:
-        connection.execute(sentence)  # type: ignore[call-overload]
+        connection.execute(sentence)
 
 
 CUT: Final = (
