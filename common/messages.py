@@ -59,12 +59,14 @@ class Welcome:
     `noised`: how many opened sums with differential privacy this hospital is in, by data
     set, as the coordinator remembers: a witness for the hospital's own ledger. `seen`: how far
     the hospital itself had come, by its confirmations and uploads: a witness for its keys.
+    `unix`: the coordinator's time of day, in seconds; 0 from one that does not say.
     """
 
     federation: str
     heartbeat_ms: int
     noised: tuple[tuple[str, int], ...] = ()
     seen: tuple[Seen, ...] = ()
+    unix: int = 0
 
 
 @dataclass(frozen=True, slots=True)

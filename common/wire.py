@@ -180,6 +180,7 @@ def _decode_welcome(m: pb.Welcome) -> Welcome:
             ),
         ),
         many(m.seen, "welcome.seen", lambda entry: _decode_seen(entry, "welcome.seen"), MAX_SEEN),
+        whole(m.unix, "welcome.unix"),
     )
 
 
@@ -355,6 +356,7 @@ def encode_coordinator(  # noqa: PLR0911, PLR0912, C901 - one line a step
                 heartbeat_ms=step.heartbeat_ms,
                 noised=noised,
                 seen=[_encode_seen(one) for one in step.seen],
+                unix=step.unix,
             )
             return pb.CoordinatorMessage(task=task, welcome=welcome)
         case Heartbeat():

@@ -37,14 +37,17 @@ from common.transport.identity import PeerIdentity
 from common.transport.interceptors import CALLS_OF_ONE_PEER, CallFailure, Guard
 from common.transport.tls import bind, server, server_credentials
 from common.version import VERSION
+from coordinator.admission import Arrivals
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
+from coordinator.failures import Failures
 from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.metrics import CoordinatorMetrics, take_picture
 from coordinator.objects import ObjectStore
 from coordinator.own import own_identity
+from coordinator.room import Room
 from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.servicer import METHODS, AggregationServicer, OperationsServicer
@@ -90,6 +93,7 @@ def build_service(
     state_dir = config.path(config.state_dir)
     members = frozenset(hospital_id(config.federation, site) for site in config.members)
     waits = config.timing
+    disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
     shop = Workshop(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
@@ -106,8 +110,9 @@ def build_service(
         clock=clock,
         log=log,
         timing=Timing(waits.enrolment_grace, waits.setup, waits.gather, waits.release),
-        disk=ThreadPoolExecutor(1, thread_name_prefix="disk"),
+        disk=disk,
         crunch=ThreadPoolExecutor(2, thread_name_prefix="sum"),
+        room=Room(Failures(state_dir), clock, log, disk),
     )
     return CoordinatorService(
         shop,
@@ -118,7 +123,9 @@ def build_service(
 
 
 async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the process at once.
+    """Serve until SIGTERM or SIGINT, or until no round is open after SIGUSR1.
+
+    A second SIGTERM or SIGINT ends the process at once.
 
     Raises:
         ConfigError, IdentityError, ConnectError, StateError: it cannot start, or its
@@ -165,6 +172,7 @@ async def _serve_state(
     with _http_port(config, standing, metrics, identity, log) as http:
         try:
             service.recover()
+            _drain_signal(service, stopped, log)
             await listener.start()
             standing.begin()
             _announce(config.path(config.state_dir), address)
@@ -206,7 +214,10 @@ async def listening(
 
 
 class Standing:
-    """Whether the coordinator takes calls, for the health service and the HTTP port."""
+    """Whether the coordinator does its work, for the health service and the HTTP port.
+
+    While its disk is full it takes calls, answers those that only read, and is not ready.
+    """
 
     def __init__(self, service: CoordinatorService, clock: Clock) -> None:
         self._service = service
@@ -221,11 +232,12 @@ class Standing:
 
     @property
     def why_not(self) -> str:
-        """Why no calls are taken, in one line; empty if they are."""
-        return self._why_not or ("the store failed" if self._service.failed else "")
+        """Why it does not do its work, in one line; empty if it does."""
+        failed = "the store failed" if self._service.failed else ""
+        return self._why_not or failed or self._service.short_of_room
 
     def serving(self) -> bool:
-        """Whether calls are taken."""
+        """Whether it does its work."""
         return not self.why_not
 
     def begin(self) -> None:
@@ -279,7 +291,8 @@ def _listener(
     )
     calls = CALLS_OF_ONE_PEER * len(config.members) + CALLS_OF_PEOPLE + CALLS_OF_ITS_OWN
     listener = server([guard], concurrent_calls=calls)
-    aggregation_pb2_grpc.add_AggregationServicer_to_server(AggregationServicer(service), listener)
+    aggregation = AggregationServicer(service, Arrivals(config.arrivals_per_s, clock))
+    aggregation_pb2_grpc.add_AggregationServicer_to_server(aggregation, listener)
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(service), listener)
     add_health(health, listener)
     return listener
@@ -330,6 +343,22 @@ def _stop_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     return stopped
+
+
+def _drain_signal(service: CoordinatorService, stopped: asyncio.Event, log: EventLog) -> None:
+    """Have SIGUSR1 stop the process as soon as no round is open."""
+    draining: list[asyncio.Task[None]] = []
+
+    async def drain() -> None:
+        log.info(Event.SERVICE_DRAINING)
+        await service.drain()
+        stopped.set()
+
+    def asked() -> None:
+        if not draining:
+            draining.append(asyncio.create_task(drain()))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked)
 
 
 async def _until_stopped(

@@ -1,4 +1,4 @@
-"""`fedcare coordinator doctor RUN`: why a run does not move, from the store alone.
+"""`fedcare doctor RUN`: why a run does not move, from the store alone.
 
 It asks no coordinator, so it tells the same whether one serves, hangs, or does not start. What
 only a live coordinator knows (who is connected, timers) it does not guess: since when is the
@@ -26,6 +26,7 @@ from common.state_folder import Owner
 from common.views import RunPhase
 from coordinator.backup import roster_of
 from coordinator.config import CoordinatorConfig
+from coordinator.failures import Failure, recorded
 from coordinator.history import History
 from coordinator.run_state import RoundRecord, RunState
 from coordinator.run_step import fewest
@@ -35,6 +36,7 @@ from coordinator.verify import verify
 from coordinator.waits import awaited, wait_of
 
 SHOWN_VOIDED: Final = 5
+SHOWN_FAILURES: Final = 4
 LEAST_ROOM: Final = 32 << 20
 """Bytes; with less the disk counts as full. Uploads of large models need more."""
 
@@ -67,6 +69,8 @@ class Findings:
     damaged: tuple[str, ...]
     history: tuple[str, ...]
     room: str
+    failures: tuple[Failure, ...]
+    """The last ones on record; see `coordinator.failures`."""
     full: bool
     """Whether the disk has less room than `LEAST_ROOM`."""
     advice: tuple[str, ...]
@@ -97,6 +101,7 @@ def examine(config: CoordinatorConfig, owner: Owner, wanted: str | None) -> list
         damaged,
         tuple(f"{one.site}: {one.why}" for one in history.told),
         state_folder.free_text(state_dir),
+        tuple(recorded(state_dir)[-SHOWN_FAILURES:]),
         full=free_bytes(state_dir) < LEAST_ROOM,
     )
     return [
@@ -113,6 +118,7 @@ class _Around:
     damaged: tuple[str, ...]
     told: tuple[str, ...]
     room: str
+    failures: tuple[Failure, ...]
     full: bool
 
 
@@ -163,6 +169,7 @@ def _findings(run: KnownRun, written: list[float], around: _Around) -> Findings:
         history=around.told,
         room=around.room,
         full=around.full,
+        failures=around.failures,
         advice=(),
     )
     return replace(found, advice=tuple(_advice(found, state)))
@@ -236,6 +243,8 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             "Look after the disk; `fedcare coordinator verify` names every damaged part. Restore"
             " the newest backup into an empty folder: `fedcare coordinator restore`."
         )
+    if found.failures and found.failures[-1].what == "full":
+        yield "Free space on the coordinator's disk: it goes on by itself within seconds."
     if found.history:
         yield (
             "Hospitals have seen more than this store. Restore a newer backup; if there is none,"
@@ -336,6 +345,7 @@ def text_of(found: Findings) -> str:
     lines += [f"  damaged: {one}" for one in found.damaged]
     lines += [f"  history went back: {one}" for one in found.history]
     lines.append(f"  disk: {found.room}")
+    lines += [f"  disk: {one.what}, {_stamp(one.unix)}: {one.detail}" for one in found.failures]
     lines += [f"  next: {one}" for one in found.advice]
     return "\n".join(lines)
 
@@ -367,6 +377,9 @@ def data_of(found: Findings) -> dict[str, object]:
         "damaged": list(found.damaged),
         "history_back": list(found.history),
         "disk": found.room,
+        "disk_failures": [
+            {"what": one.what, "unix": one.unix, "detail": one.detail} for one in found.failures
+        ],
         "disk_full": found.full,
         "next": list(found.advice),
     }

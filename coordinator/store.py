@@ -24,20 +24,23 @@ from typing import Final, Protocol, TextIO
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from common.certificates import read_leaf
-from common.errors import FedError, RoundError, StateError
+from common.errors import FedError, NoRoom, RoundError, StateError
 from common.failpoints import failpoint
 from common.ids import ConfigHash, Epoch, RunId, StudyId
 from common.secagg.params import EPOCH_SECONDS
 from common.state_folder import MARKER, free_text, take_over
 from common.text import show
 from coordinator.checksums import FIRST_LINK, MARK_NAME, Mark, link, row_digest
+from coordinator.failures import FAILURES_NAME
 from coordinator.only_one import SUFFIX, lock_file, open_alone
 
 STATE_NAMES: Final = frozenset(
     {
         MARKER, "lock", "address", ".address", "objects", "spool", "audit", MARK_NAME,
+        FAILURES_NAME, f".{FAILURES_NAME}",
         "history.json", ".history.json",
         "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "coordinator.db-journal",
         f"coordinator.db{SUFFIX}",
@@ -108,6 +111,15 @@ METER: Final = sql.Table(
     sql.Column("changes", sql.BigInteger, nullable=False),
 )
 """One row: how many transactions there were."""
+
+# The statements of every commit, made once.
+_RUN: Final[sql.BindParameter[str]] = sql.bindparam("run")
+_HEAD: Final = sql.select(HEADS).where(HEADS.c.run_id == _RUN)
+_ADD_HEAD: Final = HEADS.insert()
+_MOVE_HEAD: Final = HEADS.update().where(HEADS.c.run_id == _RUN)
+_ADD_FACTS: Final = FACTS.insert()
+_CHANGES: Final = sql.select(METER.c.changes)
+_ONE_MORE: Final = METER.update().values(changes=METER.c.changes + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,17 +328,25 @@ class SqlStore:
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[Connection]:
-        """One transaction: all of it is durable afterwards, or nothing of it happened."""
+        """One transaction: all of it is durable afterwards, or nothing of it happened.
+
+        Raises:
+            NoRoom: nothing happened, and it may be tried again.
+            StateError: DISK; what of it is on the disk only the next start can tell.
+        """
         try:
             with self._engine.begin() as db:
                 yield db
                 changes = _count_change(db)
                 failpoint(f"coordinator.{what}.before_commit")
-            if self._mark is not None:
-                self._mark.write(changes)
-            failpoint(f"coordinator.{what}.after_commit")
         except SQLAlchemyError as error:
             raise _failure(self._engine, error, "DISK") from error
+        if self._mark is not None:
+            try:
+                self._mark.write(changes)
+            except NoRoom as error:  # all of it happened: never to be tried again
+                raise StateError("DISK", error.detail) from error
+        failpoint(f"coordinator.{what}.after_commit")
 
     def add_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
         """See `Store`."""
@@ -407,19 +427,19 @@ class SqlStore:
                 last = link(run_id, seq, last, body, unix)
                 row = {"run_id": run_id, "seq": seq, "body": body, "unix": unix, "link": last}
                 rows.append(row)
-            db.execute(FACTS.insert(), rows)
+            db.execute(_ADD_FACTS, rows)
             head = {"facts": first_seq + len(rows), "link": last}
             if first_seq == 0:
-                db.execute(HEADS.insert().values(run_id=run_id, **head))
+                db.execute(_ADD_HEAD, {"run_id": run_id, **head})
             else:
-                db.execute(HEADS.update().where(HEADS.c.run_id == run_id).values(**head))
+                db.execute(_MOVE_HEAD, {"run": run_id, **head})
             if blank:
                 old = (FACTS.c.run_id == run_id) & FACTS.c.seq.in_(blank)
                 db.execute(FACTS.update().where(old).values(body=b""))
 
     def _head(self, db: Connection, run_id: RunId, count: int) -> bytes:
         """Return the last link of a run that has `count` facts."""
-        row = db.execute(sql.select(HEADS).where(HEADS.c.run_id == run_id)).first()
+        row = db.execute(_HEAD, {"run": run_id}).first()
         if row is None and count == 0:
             return FIRST_LINK
         if row is None or row.facts != count:
@@ -529,7 +549,7 @@ class SqlStore:
     def changes(self) -> int:
         """Return how many transactions there were."""
         with self._reading() as db:
-            return int(db.execute(sql.select(METER.c.changes)).scalar() or 0)
+            return int(db.execute(_CHANGES).scalar() or 0)
 
     def ask(self) -> None:
         """See whether the database is still held and answers. Blocking.
@@ -549,11 +569,11 @@ class SqlStore:
 
 def _count_change(db: Connection) -> int:
     """Count a transaction; return which one it is."""
-    changes = db.execute(sql.select(METER.c.changes)).scalar()
+    changes = db.execute(_CHANGES).scalar()
     if changes is None:
         db.execute(METER.insert().values(id=1, changes=1))
         return 1
-    db.execute(METER.update().values(changes=METER.c.changes + 1))
+    db.execute(_ONE_MORE)
     return int(changes) + 1
 
 
@@ -603,23 +623,29 @@ def _why(error: SQLAlchemyError) -> str:
     return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__
 
 
-_DISK_ERRORS: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+_DISK_ERRORS: Final = ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+_POSTGRESQL_FULL: Final = "53100"
 
 
 def _failure(engine: Engine, error: SQLAlchemyError, otherwise: str) -> StateError:
-    """Return DISK where the disk is to blame by the embedded database's word, else `otherwise`."""
+    """Return NoRoom or DISK where the disk is to blame by the database's word, else `otherwise`.
+
+    Both databases have rolled a transaction back that found no room. A flush that found none is
+    another error, and of that nobody knows what it left behind.
+    """
     detail, orig = f"{engine.url.database}: {_why(error)}", getattr(error, "orig", None)
-    if engine.dialect.name != "sqlite" and isinstance(
-        error, OperationalError | sql.exc.TimeoutError
-    ):
+    if getattr(orig, "sqlstate", None) == _POSTGRESQL_FULL:
+        return NoRoom(detail)
+    if engine.dialect.name != "sqlite" and isinstance(error, OperationalError | PoolTimeoutError):
         fix = "See whether the database server runs and takes this `store`; then start again."
         return StateError("DISK", detail, fix=fix)
     word = str(getattr(orig, "sqlite_errorname", ""))
-    if not word.startswith(_DISK_ERRORS):
+    if not word.startswith(("SQLITE_FULL", *_DISK_ERRORS)):
         return StateError(otherwise, detail)
-    if word == "SQLITE_FULL" or word.startswith("SQLITE_IOERR"):
-        detail += f"; {free_text(Path(str(engine.url.database)).parent)}"
-    return StateError("DISK", detail)
+    if not word.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return StateError("DISK", detail)
+    detail += f"; {free_text(Path(str(engine.url.database)).parent)}"
+    return NoRoom(detail) if word == "SQLITE_FULL" else StateError("DISK", detail)
 
 
 def check_federation(engine: Engine, federation: str) -> None:

@@ -80,6 +80,8 @@ class Surroundings:
     """What the hospital's policy asks of a round's model and of its timing."""
     trouble: Callable[[FedError], None]
     """Told when state could not be written: the connection is dropped, and dialled anew."""
+    leaving: Callable[[], bool]
+    """Whether the node takes no further round: it stops when the open ones are over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@
     personal/<run>/          the hospital's own models (`hospital_node.personal`)
     releases/<run>/          verified releases;   reports/<run>.json  local metrics
     orders/                  what people ordered (`hospital_node.orders`); rolled-back.json
+    last-contact.json        the coordinator's time of day (`hospital_node.last_contact`)
     status.json              what `fedcare node status` shows; never read back
 
 Durable on return: sessions, decisions, own tensors, spooled vectors (`hospital_node.contribution`)
 and releases. Not flushed: models, because each is a copy that is checked against its
-digest before use and fetched again if it was lost, and the status. A record that does
-not open stops the node with STATE_DAMAGED; nothing is made anew in its place.
+digest before use and fetched again if it was lost, the last contact and the status. A record
+that does not open stops the node with STATE_DAMAGED; nothing is made anew in its place.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from common.ids import ConfigHash, HeaderDigest, RunId, Sha256
 from common.messages import Objection
 from common.secret import Secret
 from common.state_folder import Owner
-from hospital_node import files
+from hospital_node import files, last_contact
 from hospital_node.checkpoints import CheckpointFolder
 from hospital_node.personal_state import OwnTensors
 from hospital_node.sealing import Vault, create_key, load_key
@@ -71,7 +72,8 @@ STATE_NAMES: Final = frozenset(
     {
         state_folder.MARKER, ROLLED_BACK, f"{ROLLED_BACK}{files.TEMPORARY}",
         KEY_NAME, f"{KEY_NAME}{files.TEMPORARY}", "lock", "health.sock",
-        "status.json", f"status.json{files.TEMPORARY}", *_PARTS,
+        "status.json", f"status.json{files.TEMPORARY}",
+        last_contact.NAME, f"{last_contact.NAME}{files.TEMPORARY}", *_PARTS,
     }
 )  # fmt: skip
 """What a node keeps in its state directory."""

@@ -152,7 +152,7 @@ NODE_STEPS: Final[tuple[NodeStep, ...]] = (
 
 COORDINATOR_STEPS: Final[tuple[CoordinatorStep, ...]] = (
     Welcome("heart", 10_000),
-    Welcome("heart", 10_000, (("heart", 17), ("lungs.2", 1))),
+    Welcome("heart", 10_000, (("heart", 17), ("lungs.2", 1)), unix=1_800_000_000),
     Heartbeat(18),
     StudyOffer(RUN, b'{"schema":"fedcare.study/v1"}', CONFIG, fill(70, 48), CHAIN),
     BeginEpoch(RUN, "heart-disease", Epoch(3), 1_800_000_000, 1_800_600_000),
