@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import random
 import shutil
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -24,7 +21,7 @@ import pytest
 
 from common import state_folder
 from common.clock import SystemClock
-from common.errors import FedError, StateError
+from common.errors import StateError
 from common.identity import load_certificates, load_identity
 from common.layouts import model_schema
 from common.logs import make_log
@@ -43,9 +40,8 @@ from coordinator.stored_runs import KnownRun, read_runs
 from coordinator.verify import verify
 from hospital_node.personal.make import read_released
 from hospital_node.verify import verify as verify_node
-from tests.faults.budget import trials
+from tests.faults.damage import Tally, cuts, damages, flips, refused, same
 from tests.faults.kept_state import OWNER, Kept, keep
-from tests.faults.record import record
 from tests.federation import Federation
 
 DATABASE: Final = "coordinator.db"
@@ -54,67 +50,6 @@ DATABASE: Final = "coordinator.db"
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     return asyncio.run(keep(tmp_path_factory.mktemp("kept")))
-
-
-# --- damage -----------------------------------------------------------------------------------
-
-
-def flips() -> int:
-    """How many bytes of each kind of file flip, one after the other."""
-    return trials(change=12, nightly=300, release=1000)
-
-
-def cuts() -> int:
-    """How often the end of each kind of file is cut off."""
-    return trials(change=3, nightly=40, release=100)
-
-
-def damages(good: bytes, rng: random.Random) -> Iterator[bytes]:
-    """Yield a file's bytes with one of them changed, and without their end."""
-    for _ in range(flips()):
-        at = rng.randrange(len(good))
-        yield good[:at] + bytes([good[at] ^ (1 + rng.randrange(255))]) + good[at + 1 :]
-    for _ in range(cuts()):
-        yield good[: rng.randrange(len(good))]
-
-
-@dataclass
-class Tally:
-    """What became of the damages, by the kind of file."""
-
-    refused: Counter[str] = field(default_factory=Counter)
-    harmless: Counter[str] = field(default_factory=Counter)
-    missed: list[object] = field(default_factory=list)
-
-    def check(self, **figures: float) -> None:
-        """Demand that none was missed, and write down how many there were."""
-        total = self.refused.total() + self.harmless.total()
-        record(
-            "F39",
-            trials=total + len(self.missed),
-            failures=len(self.missed),
-            refused=self.refused.total(),
-            without_effect=self.harmless.total(),
-            kinds=len(self.refused),
-            **figures,
-        )
-        assert self.missed == []
-
-
-def refused(work: Callable[[], object]) -> FedError | None:
-    try:
-        work()
-    except FedError as failure:
-        return failure
-    return None
-
-
-def same(before: bytes, after: bytes) -> bool:
-    """Whether a flipped byte changed nothing that is read: white space between two values."""
-    try:
-        return bool(json.loads(before) == json.loads(after))
-    except ValueError:
-        return False
 
 
 # --- the coordinator's ------------------------------------------------------------------------
@@ -346,6 +281,10 @@ KINDS: Final = {
 }  # fmt: skip
 
 
+WORDS: Final = {"lock", "status.json", "last-contact.json"}
+"""What nothing but words follows from."""
+
+
 def _names_it(part: str, path: str) -> bool:
     """Whether a damaged part is the file, or what the file vouches for."""
     file = Path(path)
@@ -383,7 +322,7 @@ def test_a_flipped_byte_in_a_hospital_s_state_is_found_and_named(
     paths = [
         path
         for path in sorted(state.rglob("*"))
-        if path.is_file() and path.stat().st_size and path.name not in {"lock", "status.json"}
+        if path.is_file() and path.stat().st_size and path.name not in WORDS
     ]
     by_kind: dict[str, list[Path]] = {}
     for path in paths:
