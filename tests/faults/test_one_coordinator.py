@@ -27,7 +27,7 @@ from tests.faults.record import record
 from tests.faults.test_backup import OWNER, back_up, nothing, settings
 from tests.federation import Federation
 
-needs_postgres = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it is there")
+needs_postgres = pytest.mark.skipif(bool(why_not()), reason=f"needs PostgreSQL: {why_not()}")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def _run(server: Postgres, sentence: str, database: str = "postgres") -> None:
     import psycopg
 
     with psycopg.connect(_plain(server, database), autocommit=True) as connection:
-        connection.execute(sentence)  # type: ignore[call-overload]
+        connection.execute(sentence)
 
 
 CUT: Final = (
