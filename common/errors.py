@@ -241,15 +241,19 @@ class FedError(Exception):
 
     `detail` says what happened and where, in one line; `fix` overrides the
     catalogue's advice where the raiser knows better. Neither ever holds a patient
-    value, a tensor value, a secret or a stack trace: both may reach a log.
+    value, a tensor value, a secret or a stack trace: both may reach a log. `retry_s` is
+    how many seconds to wait before trying again, where whoever refuses knows.
 
     Raises:
         KeyError: `name` is not in the catalogue (a bug of the raiser's).
     """
 
-    def __init__(self, name: str, detail: str, *, fix: str | None = None) -> None:
+    def __init__(
+        self, name: str, detail: str, *, fix: str | None = None, retry_s: float = 0.0
+    ) -> None:
         super().__init__(detail)
         self.kind: ErrorKind = CATALOGUE[name]
+        self.retry_s = retry_s
         self.detail = " ".join(detail.split())
         self.fix = fix or self.kind.fix
 

@@ -13,7 +13,7 @@ FIELDS: Final = {
     "at": "network address that it calls from",
     "attempts": "failed attempts in a row",
     "away_s": "seconds since its last stream ended",
-    "by_s": "seconds by which a clock was set, back if below 0",
+    "by_s": "seconds by which a clock was set, back if below 0, or is ahead, behind if below 0",
     "bytes": "length of what was moved; the same for every hospital of a round",
     "capabilities": "how many capabilities the process has",
     "chunk": "number of the next part of an upload, from 0; a part is 1 MiB",

@@ -65,6 +65,13 @@ class Event(Enum):
         "site detail",
         "The process was asked to stop and finishes open writes; says what it does not wait for.",
     )
+    SERVICE_DRAINING = (
+        "service.draining",
+        "both",
+        "info",
+        "site",
+        "The process was asked to drain: no further round; it stops when the open ones are over.",
+    )
     SERVICE_STOPPED = (
         "service.stopped",
         "both",
@@ -134,6 +141,13 @@ class Event(Enum):
         "warning",
         "site by_s then",
         "The clock of the day was set by so many seconds, back if below 0; lines stay in order.",
+    )
+    CLOCK_OFF = (
+        "clock.off",
+        "node",
+        "warning",
+        "site by_s detail",
+        "The clock of the day differs from the coordinator's; ahead if above 0.",
     )
     LOG_SUPPRESSED = (
         "log.suppressed",

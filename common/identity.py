@@ -106,6 +106,16 @@ class Identity:
         _check_dates(self.leaf, now_unix)
 
 
+class OutOfDates(IdentityError):
+    """A certificate is not valid now by this machine's clock, by `by_s` seconds at least."""
+
+    def __init__(
+        self, name: str, detail: str, *, fix: str | None = None, by_s: float = 0.0
+    ) -> None:
+        super().__init__(name, detail, fix=fix)
+        self.by_s = by_s
+
+
 def sign_manifest(identity: Identity, data: bytes) -> bytes:
     """Return a coordinator's signature over a model manifest's bytes.
 
@@ -157,6 +167,9 @@ def load_identity(
     try:
         leaf = read_leaf(chain[0])
         _check_dates(leaf, now_unix)
+    except OutOfDates as error:
+        detail = f"{paths[0]}: {error.detail}"
+        raise OutOfDates(error.name, detail, fix=error.fix, by_s=error.by_s) from None
     except IdentityError as error:
         raise IdentityError(error.name, f"{paths[0]}: {error.detail}", fix=error.fix) from None
     ca_der = tuple(to_der(anchor) for anchor in anchors)
@@ -256,22 +269,25 @@ def check_match(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, 
 def _check_dates(leaf: Leaf, now_unix: float) -> None:
     here = stamp(datetime.fromtimestamp(now_unix, UTC))
     if now_unix < leaf.not_before:
-        raise IdentityError(
+        raise OutOfDates(
             "CLOCK_OFF",
-            f"this machine's clock ({here}) is at least {_span(leaf.not_before - now_unix)} "
+            f"this machine's clock ({here}) is at least {span(leaf.not_before - now_unix)} "
             f"behind: the certificate of {leaf.spiffe} begins "
             f"{stamp(datetime.fromtimestamp(leaf.not_before, UTC))}",
+            by_s=leaf.not_before - now_unix,
         )
     if int(now_unix) > leaf.not_after:
-        raise IdentityError(
+        raise OutOfDates(
             "CERT_INVALID",
-            f"the certificate of {leaf.spiffe} expired {_span(now_unix - leaf.not_after)} ago by "
+            f"the certificate of {leaf.spiffe} expired {span(now_unix - leaf.not_after)} ago by "
             f"this machine's clock ({here})",
             fix="Have a new one issued with `fedcare pki issue`; if that clock is wrong, set it.",
+            by_s=now_unix - leaf.not_after,
         )
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Return a duration for messages, in its largest fitting unit."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length or (unit == "h" and seconds >= length):
             return f"{seconds / length:.0f} {unit}"

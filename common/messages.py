@@ -26,7 +26,8 @@ class Seen:
     """How far a run has come, as one side has it on its disk.
 
     `epoch` is the largest of the task (0: none), `r` the last round begun in it (0: none);
-    `released`: its release is held.
+    `released`: its release is held. `next_r`: the epoch's next round; all before it are over, by
+    the coordinator's word (0: it has said none).
     """
 
     run_id: RunId
@@ -34,6 +35,7 @@ class Seen:
     epoch: int
     r: int
     released: bool
+    next_r: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,14 @@ class Welcome:
     `noised`: how many opened sums with differential privacy this hospital is in, by data
     set, as the coordinator remembers: a witness for the hospital's own ledger. `seen`: how far
     the hospital itself had come, by its confirmations and uploads: a witness for its keys.
+    `unix`: the coordinator's time of day, in seconds; 0 from one that does not say.
     """
 
     federation: str
     heartbeat_ms: int
     noised: tuple[tuple[str, int], ...] = ()
     seen: tuple[Seen, ...] = ()
+    unix: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ def _decode_seen(m: pb.Seen, field: str) -> Seen:
         whole(m.epoch, field),
         whole(m.round, field),
         m.released,
+        whole(m.next_round, field),
     )
 
 
@@ -162,6 +163,7 @@ def _encode_seen(seen: Seen) -> pb.Seen:
         epoch=seen.epoch,
         round=seen.r,
         released=seen.released,
+        next_round=seen.next_r,
     )
 
 
@@ -178,6 +180,7 @@ def _decode_welcome(m: pb.Welcome) -> Welcome:
             ),
         ),
         many(m.seen, "welcome.seen", lambda entry: _decode_seen(entry, "welcome.seen"), MAX_SEEN),
+        whole(m.unix, "welcome.unix"),
     )
 
 
@@ -353,6 +356,7 @@ def encode_coordinator(  # noqa: PLR0911, PLR0912, C901 - one line a step
                 heartbeat_ms=step.heartbeat_ms,
                 noised=noised,
                 seen=[_encode_seen(one) for one in step.seen],
+                unix=step.unix,
             )
             return pb.CoordinatorMessage(task=task, welcome=welcome)
         case Heartbeat():

@@ -1,9 +1,12 @@
-"""How many bulk streams move at a time, without letting a slow one hold up the rest.
+"""How many bulk streams move at a time, and how many hospitals arrive at a time.
 
 Each stream that is read or written costs memory in gRPC's buffers, so only a few have
 a turn at once. A stream that makes no progress for `patience_s` lends its turn to
 another and takes the next free one when its peer has caught up: a hospital behind a
 slow line, or one that stalls on purpose, delays nobody else's traffic.
+
+Hospitals that all come back in the same moment are let in so many a second; the others are
+told when to try again, each a later time (fault F30).
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
-from common.errors import Refusal
+from common.clock import Clock
+from common.errors import Refusal, RoundError
 
 T = TypeVar("T")
 
@@ -109,3 +113,41 @@ async def at_most(parts: AsyncIterator[T], count: int) -> AsyncIterator[T]:
         if count < 0:
             raise Refusal("UPLOAD_SIZE", "the stream holds more parts than a whole upload")
         yield part
+
+
+MOST_ASKED_S: Final = 30.0
+"""The longest that a hospital is asked to stay away."""
+
+
+class Arrivals:
+    """Lets in `per_s` a second, as many at once; the rest are given turns to come back at."""
+
+    def __init__(self, per_s: int, clock: Clock) -> None:
+        self._per_s = per_s
+        self._clock = clock
+        self._free_at = clock.monotonic()
+        """When everybody who was let in is paid for; a second ahead of it is the most."""
+        self._given_at = self._free_at
+        """The latest turn that was given to somebody who was refused."""
+
+    def admit(self, who: str) -> None:
+        """Let somebody in.
+
+        Raises:
+            RoundError: BUSY, with the seconds after which to come back.
+        """
+        now, each_s = self._clock.monotonic(), 1.0 / self._per_s
+        self._free_at = max(self._free_at, now)
+        if self._free_at + each_s <= now + 1.0 + _ROUNDING_S:
+            self._free_at += each_s
+            return
+        self._given_at = max(self._given_at, now) + each_s
+        asked_s = min(self._given_at - now, MOST_ASKED_S)
+        raise RoundError(
+            "BUSY",
+            f"{who}: {self._per_s} hospitals a second are let in; come back in {asked_s:.1f} s",
+            retry_s=asked_s,
+        )
+
+
+_ROUNDING_S: Final = 1e-6

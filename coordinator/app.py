@@ -37,6 +37,7 @@ from common.transport.identity import PeerIdentity
 from common.transport.interceptors import CALLS_OF_ONE_PEER, CallFailure, Guard
 from common.transport.tls import bind, server, server_credentials
 from common.version import VERSION
+from coordinator.admission import Arrivals
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
@@ -97,7 +98,10 @@ def build_service(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
         store=open_store(
-            config.store or default_url(state_dir), config.federation, state_dir / MARK_NAME
+            config.store or default_url(state_dir),
+            config.federation,
+            state_dir / MARK_NAME,
+            alone=config.store is not None,
         ),
         objects=ObjectStore(state_dir / "objects"),
         spool=Spool(state_dir / "spool"),
@@ -119,7 +123,9 @@ def build_service(
 
 
 async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the process at once.
+    """Serve until SIGTERM or SIGINT, or until no round is open after SIGUSR1.
+
+    A second SIGTERM or SIGINT ends the process at once.
 
     Raises:
         ConfigError, IdentityError, ConnectError, StateError: it cannot start, or its
@@ -166,6 +172,7 @@ async def _serve_state(
     with _http_port(config, standing, metrics, identity, log) as http:
         try:
             service.recover()
+            _drain_signal(service, stopped, log)
             await listener.start()
             standing.begin()
             _announce(config.path(config.state_dir), address)
@@ -284,7 +291,8 @@ def _listener(
     )
     calls = CALLS_OF_ONE_PEER * len(config.members) + CALLS_OF_PEOPLE + CALLS_OF_ITS_OWN
     listener = server([guard], concurrent_calls=calls)
-    aggregation_pb2_grpc.add_AggregationServicer_to_server(AggregationServicer(service), listener)
+    aggregation = AggregationServicer(service, Arrivals(config.arrivals_per_s, clock))
+    aggregation_pb2_grpc.add_AggregationServicer_to_server(aggregation, listener)
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(service), listener)
     add_health(health, listener)
     return listener
@@ -337,6 +345,22 @@ def _stop_signals() -> asyncio.Event:
     return stopped
 
 
+def _drain_signal(service: CoordinatorService, stopped: asyncio.Event, log: EventLog) -> None:
+    """Have SIGUSR1 stop the process as soon as no round is open."""
+    draining: list[asyncio.Task[None]] = []
+
+    async def drain() -> None:
+        log.info(Event.SERVICE_DRAINING)
+        await service.drain()
+        stopped.set()
+
+    def asked() -> None:
+        if not draining:
+            draining.append(asyncio.create_task(drain()))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked)
+
+
 async def _until_stopped(
     service: CoordinatorService, standing: Standing, stopped: asyncio.Event
 ) -> None:
@@ -344,10 +368,10 @@ async def _until_stopped(
     watch = asyncio.create_task(service.watch_over())
     waiter = asyncio.create_task(stopped.wait())
     beat = asyncio.create_task(standing.pulse.keep())
-    done, _ = await asyncio.wait({watch, waiter, beat}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (watch, waiter, beat):
+    hold = asyncio.create_task(service.keep_store())
+    done, _ = await asyncio.wait({watch, waiter, beat, hold}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (watch, waiter, beat, hold):
         task.cancel()
-    if beat in done:
-        beat.result()
-    if watch in done:
-        watch.result()
+    for task in (hold, beat, watch):
+        if task in done:
+            task.result()

@@ -200,7 +200,8 @@ def verify(config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag =
     parts = run(settings, Owner(identity.role, identity.federation, identity.spiffe.id))
     bad = [part for part in parts if part.trouble]
     lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {part.name}" for part in parts]
-    lines += [escape(f"{part.name}: {part.trouble}") for part in bad]
+    for part in bad:
+        lines += [escape(f"{part.name}: {part.trouble}"), escape(f"  fix: {part.fix}")]
     data = {
         "good": [part.name for part in parts if not part.trouble],
         "damaged": {part.name: part.trouble for part in bad},

@@ -88,6 +88,8 @@ class CoordinatorConfig(Section):
     timing: Timing = Timing()
     bulk_streams: Annotated[int, Field(ge=1, le=64)] = 2
     """Uploads, and downloads, that run at the same time; each costs about 3 MiB."""
+    arrivals_per_s: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """Hospitals whose sessions may begin in a second; the others are told when to come back."""
     confinement: Literal["report", "require"] = "report"
     """What a process that is not confined as it should be does: say so, or not start."""
     _folder: Path = PrivateAttr(default=Path())

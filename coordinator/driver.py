@@ -32,7 +32,7 @@ from common.messages import ReleaseNotice, UploadAck
 from common.secagg.coordinator_state import RoundPhase
 from common.secagg.messages import Ready, Refused, Resume, ResumeState, UploadEnd
 from common.secagg.ring import word_bytes
-from common.views import RunView
+from common.views import RunPhase, RunView
 from common.wire import CoordinatorStep
 from coordinator.history import History
 from coordinator.hub import Hub
@@ -71,7 +71,7 @@ from coordinator.run_state import (
     UploadComplete,
     encode_fact,
 )
-from coordinator.run_step import RunContext, Timing
+from coordinator.run_step import RunContext, Timing, round_is_open
 from coordinator.spool import Spool, SpoolFile
 from coordinator.store import Store, StoredRelease
 from coordinator.use_sum import make_first_model, use_sum
@@ -115,6 +115,8 @@ class Workshop:
     """What waits for room on the disk."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the process stops: a sum that is being opened would keep it for minutes."""
+    draining: threading.Event = field(default_factory=threading.Event)
+    """Set when the process shall stop between two rounds: no further one opens."""
 
 
 class RunDriver:
@@ -155,6 +157,11 @@ class RunDriver:
         room = self._room.setdefault(event.node, asyncio.Semaphore(MOST_UNHANDLED))
         await room.acquire()
         self.post(event)
+
+    @property
+    def between_rounds(self) -> bool:
+        """Whether nobody waits for a round or a release of this run."""
+        return not round_is_open(self.state) and self.state.phase is not RunPhase.RELEASING
 
     def view(self) -> RunView:
         """Return the run as people see it."""
@@ -316,7 +323,10 @@ class RunDriver:
 
     def _context(self) -> RunContext:
         clock = self._shop.clock
-        return RunContext(clock.monotonic(), clock.unix(), self._shop.trust, self._shop.timing)
+        shop = self._shop
+        return RunContext(
+            clock.monotonic(), clock.unix(), shop.trust, shop.timing, shop.draining.is_set()
+        )
 
     async def _persist(self, facts: list[RunFact]) -> None:
         if not facts:
@@ -541,6 +551,7 @@ class RunDriver:
             raise InternalError("a run without a model was to be released")
 
         now = int(shop.clock.unix())
+        shop.identity.check_dates(now)  # a model of another date would be taken by nobody, ever
         make = partial(make_release, state, model, shop.objects, shop.identity, now)
         release = await self._patiently("release", make)
 

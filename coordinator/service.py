@@ -75,6 +75,7 @@ from coordinator.stored_runs import first_state, read_runs
 from coordinator.witness import noised_sums
 
 ALIVE_BEATS: Final = 1.5
+DRAIN_LOOK_S: Final = 0.1
 """A stream that was heard of within so many heartbeats was alive when another came."""
 
 
@@ -245,6 +246,16 @@ class CoordinatorService:
             self._shop.room.stopped(failure)
             raise
 
+    async def keep_store(self) -> None:
+        """Ask the store now and then whether it is still this coordinator's, until cancelled.
+
+        Raises:
+            StateError: it is not, or does not answer: the process has to stop.
+        """
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            await asyncio.to_thread(self._shop.store.ask)
+
     @property
     def connected(self) -> frozenset[NodeId]:
         """The hospitals with a live control stream."""
@@ -262,6 +273,12 @@ class CoordinatorService:
             task.done() and not task.cancelled() and task.exception() is not None
             for task in self._tasks.values()
         )
+
+    async def drain(self) -> None:
+        """Open no further round; return once no round is open, and no release on its way."""
+        self._shop.draining.set()
+        while not all(driver.between_rounds for driver in self._drivers.values()):  # noqa: ASYNC110 - seldom, for a while
+            await asyncio.sleep(DRAIN_LOOK_S)
 
     @property
     def short_of_room(self) -> str:
@@ -372,7 +389,9 @@ class CoordinatorService:
         heartbeat_ms = round(self._heartbeat_s * 1000)
         noised = noised_sums((driver.state for driver in self._drivers.values()), node)
         seen = witness((driver.state for driver in self._drivers.values()), node)
-        self._shop.hub.welcome(node, Welcome(self._federation, heartbeat_ms, noised, seen))
+        now_unix = int(self._shop.clock.unix())
+        welcome = Welcome(self._federation, heartbeat_ms, noised, seen, now_unix)
+        self._shop.hub.welcome(node, welcome)
         for one in hello.seen:
             if one.run_id in self._shop.history.lost and one.run_id not in self._drivers:
                 ended = RunEnded(one.run_id, RunPhase.FAILED.value, "the coordinator has lost it")

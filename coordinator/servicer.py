@@ -13,7 +13,7 @@ from typing import Any, Final
 import grpc
 
 from common.certificates import Role
-from common.ids import NodeId, RunId
+from common.ids import NodeId, RunId, site_name
 from common.transport.health import HEALTH_METHODS
 from common.transport.interceptors import MethodTable, caller
 from common.wire import (
@@ -37,6 +37,7 @@ from common.wire_operations import (
     encode_study,
     encode_submitted,
 )
+from coordinator.admission import Arrivals
 from coordinator.hub import Outbox
 from coordinator.service import CoordinatorService
 from fedcare.v1 import aggregation_pb2 as pb
@@ -70,14 +71,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AggregationServicer(aggregation_pb2_grpc.AggregationServicer):
     """What hospital nodes call."""
 
-    def __init__(self, service: CoordinatorService) -> None:
+    def __init__(self, service: CoordinatorService, arrivals: Arrivals) -> None:
         self._service = service
+        self._arrivals = arrivals
 
     async def Session(  # noqa: N802 - the method's name on the wire
         self, requests: AsyncIterator[pb.NodeMessage], context: Context
     ) -> AsyncIterator[pb.CoordinatorMessage]:
         """Carry one hospital's control stream, both ways, until either side ends it."""
         node = NodeId(caller().node_id)
+        self._arrivals.admit(site_name(node))
         outbox = self._service.connect(node, _host(context.peer()))
         reader = asyncio.create_task(self._read(node, outbox, requests))
         try:

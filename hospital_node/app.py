@@ -26,7 +26,7 @@ from common.confinement import Facts, confine, say
 from common.documents import Source
 from common.entropy import Entropy, OsEntropy
 from common.errors import ConfigError, IdentityError
-from common.identity import Identity, load_identity
+from common.identity import Identity, OutOfDates, load_identity
 from common.ids import NodeId, hospital_id
 from common.logs import EventLog, capture_libraries, make_log
 from common.policy import Policy, load_policy
@@ -43,6 +43,7 @@ from hospital_node.config import NodeConfig
 from hospital_node.data.headings import check_tables
 from hospital_node.driver import Node, NodeParts
 from hospital_node.findings import cite
+from hospital_node.last_contact import explained
 from hospital_node.launcher import Launcher
 from hospital_node.learning import HospitalDesk
 from hospital_node.link import Connect
@@ -92,12 +93,15 @@ def load_setup(config: NodeConfig, clock: Clock) -> NodeSetup:
         IdentityError: the certificate is not this hospital's, or not of the pinned CA.
     """
     policy = load_policy(config.path(config.policy))
-    identity = load_identity(
-        certificate=config.path(config.tls.certificate),
-        key=config.path(config.tls.key),
-        ca=config.path(config.tls.ca),
-        now_unix=clock.unix(),
-    )
+    try:
+        identity = load_identity(
+            certificate=config.path(config.tls.certificate),
+            key=config.path(config.tls.key),
+            ca=config.path(config.tls.ca),
+            now_unix=clock.unix(),
+        )
+    except OutOfDates as failure:
+        raise explained(failure, config.path(config.state_dir), clock) from None
     check_identity(identity, policy)
     site = None if config.site is None else _site(config.path(config.site))
     if site is not None and site.id != policy.value.site:
@@ -244,7 +248,9 @@ def _checkpoints(config: NodeConfig, store: NodeStore) -> Checkpoints | None:
 
 
 def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:
-    """Run a node until SIGTERM or SIGINT; a second signal ends the process at once.
+    """Run a node until SIGTERM or SIGINT, or until no round is open after SIGUSR1.
+
+    A second SIGTERM or SIGINT ends the process at once.
 
     Raises:
         FedError: see `load_setup` and `build_node`.
@@ -305,6 +311,7 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
+    loop.add_signal_handler(signal.SIGUSR1, node.drain)
     say(log, setup.config.confinement, confined)
     standing = Standing(node, clock)
     state_dir = setup.config.path(setup.config.state_dir)

@@ -46,9 +46,10 @@ from hospital_node.approval.gate import Gate
 from hospital_node.backoff import Backoff, os_jitter
 from hospital_node.conduct import Conduct
 from hospital_node.jobs import Surroundings
+from hospital_node.last_contact import Off, explained, keep, known_off, off_by
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
-from hospital_node.orders import found_older, keep_older, orders, seen_of
+from hospital_node.orders import found_back, found_older, keep_older, orders, seen_of
 from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.picture import Picture
 from hospital_node.releases import ReleaseKeeper, ReleaseTrust
@@ -62,7 +63,11 @@ from hospital_node.work import Desk, Work
 from hospital_node.worker import Worker
 
 STATUS_EVERY_S: Final = 1.0
+_DRAIN_LOOK_S: Final = 0.1
 """The status file is rewritten at most this often."""
+
+_PASSING: Final = frozenset({"UNREACHABLE", "BUSY"})
+"""Why a dial may fail that nobody has to hear of each time."""
 
 MOST_ERRANDS: Final = 32
 """Offers and releases worked on at a time."""
@@ -106,6 +111,7 @@ class Node:
         self._parts = parts
         self._slot = LinkSlot()
         self._stopping = asyncio.Event()
+        self._leaving: asyncio.Task[None] | None = None
         self._backoff = self._new_backoff()
         self._connection: Connection | None = None
         self._clock_watch = ClockWatch(parts.clock)
@@ -149,6 +155,7 @@ class Node:
             objection=self._objection,
             conduct=parts.conduct,
             trouble=self._on_trouble,
+            leaving=lambda: self._leaving is not None,
         )
         self._releases = ReleaseKeeper(
             parts.store, parts.release_trust, road, self._worker, parts.log
@@ -174,6 +181,7 @@ class Node:
             self._tell_orders()
             where = {} if http is None else {"http": http}
             parts.log.info(Event.SERVICE_STARTED, software=parts.software, **where)
+            self._tell_off(known_off(parts.store.root, parts.clock))
             while not self._stopping.is_set():
                 await self._one_connection()
         finally:
@@ -187,6 +195,20 @@ class Node:
         if not self._stopping.is_set():
             self._parts.log.info(Event.SERVICE_STOPPING)
         self._stopping.set()
+
+    def drain(self) -> None:
+        """Take no further round, and stop once the open ones are over.
+
+        What other hospitals wait for is then done: this one's signature, its part of the seeds.
+        """
+        if self._leaving is None:
+            self._parts.log.info(Event.SERVICE_DRAINING)
+            self._leaving = asyncio.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        while not all(task.between_rounds for task in self._tasks.values()):
+            await self._parts.sleep(_DRAIN_LOOK_S)
+        self.stop()
 
     @property
     def connected(self) -> bool:
@@ -256,6 +278,7 @@ class Node:
 
     async def _end(self) -> None:
         jobs = [*self._serving.values(), *self._errands.values(), *self._making.values()]
+        jobs += [] if self._leaving is None else [self._leaving]
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
@@ -272,8 +295,9 @@ class Node:
         began = parts.clock.monotonic()
         try:
             await self._until_stopped(self._serve_link())
-        except FedError as failure:
-            if self._slot.connected or failure.name != "UNREACHABLE":
+        except FedError as seen:
+            failure = explained(seen, parts.store.root, parts.clock)
+            if self._slot.connected or failure.name not in _PASSING:
                 parts.log.failure(Event.LINK_LOST, failure)
             elif self._backoff.failures in {0, 5} or self._backoff.failures % 20 == 0:
                 parts.log.failure(Event.LINK_RETRYING, failure, attempts=self._backoff.failures)
@@ -289,7 +313,8 @@ class Node:
 
     async def _pause(self) -> None:
         self._look_at_clock()
-        await self._parts.sleep(self._backoff.failed())
+        asked_s = self._last_failure.retry_s if self._last_failure is not None else 0.0
+        await self._parts.sleep(self._backoff.failed(asked_s))
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, or as much of it as fits before `stop`."""
@@ -316,6 +341,7 @@ class Node:
 
             def welcomed(welcome: Welcome) -> None:
                 self._check_age(welcome)
+                self._compare_clocks(welcome)
                 self._witnessed = dict(welcome.noised)
                 parts.witnessed(self._witnessed)
                 self._slot.fill(link)
@@ -347,16 +373,17 @@ class Node:
             name = self._offers.task_of(run)
             task = self._tasks.get(name)
             mine = task is not None and task.run.run_id == run.run_id
-            epoch, r = seen_of(task.state) if task is not None and mine else (0, 0)
+            epoch, r, next_r = seen_of(task.state) if task is not None and mine else (0, 0, 0)
             held = self._parts.store.release_directory(run.run_id).is_dir()
-            found.append(Seen(run.run_id, name, epoch, r, held))
+            found.append(Seen(run.run_id, name, epoch, r, held, next_r))
         return tuple(found)
 
     def _check_age(self, welcome: Welcome) -> None:
-        """Refuse to go on with a state that the coordinator has seen a newer one of.
+        """Refuse to go on where this state, or the coordinator's, is an old one put back.
 
         Raises:
-            StateError: STATE_ROLLED_BACK.
+            StateError: STATE_ROLLED_BACK, the coordinator has seen a newer one; HISTORY_BACK,
+                this hospital was told of more than the coordinator knows.
         """
         states = [(name, task.state) for name, task in self._tasks.items()]
         older = found_older(states, welcome.seen)
@@ -367,6 +394,12 @@ class Node:
                 "STATE_ROLLED_BACK",
                 f"{first.task}: the coordinator has seen this hospital in round {first.r} of epoch"
                 f" {first.epoch}, and its state knows of less",
+            )
+        for one in found_back(states, welcome.seen):
+            raise StateError(
+                "HISTORY_BACK",
+                f"{one.task}: the coordinator told this hospital of more rounds of epoch"
+                f" {one.epoch} than it knows of now; its next is round {one.next_r}",
             )
 
     def _lost_link(self) -> None:
@@ -384,6 +417,21 @@ class Node:
     def _look_at_clock(self) -> None:
         if jump := self._clock_watch.jumped():
             self._parts.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
+
+    def _compare_clocks(self, welcome: Welcome) -> None:
+        """Say so if the coordinator's clock shows another time; remember its time."""
+        if not welcome.unix:
+            return
+        store, clock = self._parts.store, self._parts.clock
+        self._tell_off(off_by(clock.unix() - welcome.unix, clock))
+        try:
+            keep(store.root, welcome.unix, clock)
+        except StateError as failure:
+            self._parts.log.failure(Event.STATE_FAILED, failure)
+
+    def _tell_off(self, off: Off | None) -> None:
+        if off is not None:
+            self._parts.log.warning(Event.CLOCK_OFF, by_s=off.ahead_s, detail=str(off))
 
     def _tick(self) -> None:
         self._look_at_clock()
@@ -535,7 +583,7 @@ class Node:
         )
 
     def _new_backoff(self) -> Backoff:
-        return Backoff(self._parts.jitter)
+        return Backoff(self._parts.jitter, self._parts.clock.monotonic)
 
     def status(self) -> dict[str, object]:
         """Return what `fedcare node status` shows."""

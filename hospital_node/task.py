@@ -156,6 +156,11 @@ class Task:
         """Whether a session is live and its run goes on."""
         return self._state.session is not None and not self.run.ended
 
+    @property
+    def between_rounds(self) -> bool:
+        """Whether no round is open for this hospital."""
+        return opened(self._state) is None
+
     def put(self, item: Item) -> None:
         """Hand in a message or event; it is handled in turn."""
         self._inbox.put_nowait(item)
@@ -338,7 +343,8 @@ class Task:
 
     def _willing(self) -> bool:
         """Whether this node takes further rounds of the run."""
-        return not self.run.ended and self._objection() is None
+        leaving = self.run.ended or self._around.leaving()
+        return not leaving and self._objection() is None
 
     def _adopt(self, new: NodeState) -> None:
         before, after = opened(self._state), opened(new)
@@ -523,6 +529,7 @@ class Task:
         if refusal is not None:  # nothing is fetched either
             await self._refuse(HeaderReceived(header, header.model_sha256), refusal)
             return
+        self._jobs.told(start, hd)
         if header.kind is RoundKind.STATISTICS:
             await self._step(HeaderReceived(header, EMPTY_MODEL))
         elif shelf.holds(header.model_sha256, by=self.name):

@@ -53,7 +53,7 @@ async def download(road: Road, address: Sha256, receiver: ModelReceiver) -> Sha2
     backoff = road.backoff()
     while not receiver.complete:
         link = await road.slot.get()
-        before = receiver.offset
+        before, asked_s = receiver.offset, 0.0
         try:
             async with closing(link.download(address, before)) as pieces:
                 await take_all(receiver, pieces)
@@ -61,12 +61,13 @@ async def download(road: Road, address: Sha256, receiver: ModelReceiver) -> Sha2
             if not _may_pass(failure):
                 receiver.discard()
                 raise
+            asked_s = failure.retry_s
         if receiver.complete:
             break
         if receiver.offset > before:
             backoff.succeeded()
             road.moved()
-        await road.sleep(backoff.failed())
+        await road.sleep(backoff.failed(asked_s))
     return receiver.finish()
 
 
@@ -90,11 +91,12 @@ async def download_small(road: Road, address: Sha256, size: int) -> bytes:
         except FedError as failure:
             if not _may_pass(failure):
                 raise
+            asked_s = failure.retry_s
         else:
             if len(data) != size or Sha256(hashlib.sha256(data).digest()) != address:
                 raise StateError("MODEL_INVALID", "a file of the release is not the manifest's")
             return bytes(data)
-        await road.sleep(backoff.failed())
+        await road.sleep(backoff.failed(asked_s))
 
 
 async def upload(
@@ -137,9 +139,10 @@ async def upload(
             passing = _may_pass(failure) or failure.name == "DISK"
             if not passing or altered >= DIGEST_TRIES:
                 raise
+            asked_s = failure.retry_s
         else:
             return
-        await road.sleep(backoff.failed())
+        await road.sleep(backoff.failed(asked_s))
 
 
 def _check_ack(ack: UploadAck, end: UploadEnd) -> None:

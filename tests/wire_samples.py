@@ -147,11 +147,12 @@ NODE_STEPS: Final[tuple[NodeStep, ...]] = (
     ReleaseReceipt(RUN, sha(41)),
     StudyDecision(RUN, CONFIG, Verdict.WAITING, waiting_for=("dr-weber", "dr_ito.2")),
     Hello("fedcare 1.0", 1, (), (Seen(RunId("r-1"), "tiny", 1_800_000_000, 7, released=True),)),
+    Hello("fedcare 1.0", 1, (), (Seen(RunId("r-1"), "tiny", 1_800_000_000, 7, False, 8),)),  # noqa: FBT003
 )
 
 COORDINATOR_STEPS: Final[tuple[CoordinatorStep, ...]] = (
     Welcome("heart", 10_000),
-    Welcome("heart", 10_000, (("heart", 17), ("lungs.2", 1))),
+    Welcome("heart", 10_000, (("heart", 17), ("lungs.2", 1)), unix=1_800_000_000),
     Heartbeat(18),
     StudyOffer(RUN, b'{"schema":"fedcare.study/v1"}', CONFIG, fill(70, 48), CHAIN),
     BeginEpoch(RUN, "heart-disease", Epoch(3), 1_800_000_000, 1_800_600_000),

@@ -43,6 +43,9 @@ CALLS_OF_ONE_PEER: Final = 16
 """Open calls of one certificate's name. A node has a session, and an upload and a download
 for each of its studies; a second session for the moment in which one replaces another."""
 
+BUSY_S: Final = 1.0
+"""How long a caller that has too many calls open is asked to wait."""
+
 _PEOPLE: Final = frozenset({Role.OPERATOR, Role.RESEARCHER})
 
 _caller: ContextVar[PeerIdentity] = ContextVar("fedcare_caller")
@@ -156,9 +159,11 @@ class Guard(grpc.aio.ServerInterceptor):
         name, most = f"{peer.role}/{peer.id}", self._calls_of_people
         person = peer.role in _PEOPLE
         if self._open[name] >= CALLS_OF_ONE_PEER:
-            raise RoundError("BUSY", f"{peer.node_id} has {CALLS_OF_ONE_PEER} calls open")
+            detail = f"{peer.node_id} has {CALLS_OF_ONE_PEER} calls open"
+            raise RoundError("BUSY", detail, retry_s=BUSY_S)
         if person and most is not None and self._open_of_people >= most:
-            raise RoundError("BUSY", f"operators and researchers have {most} calls open together")
+            detail = f"operators and researchers have {most} calls open together"
+            raise RoundError("BUSY", detail, retry_s=BUSY_S)
         self._open[name] += 1
         self._open_of_people += person
         try:

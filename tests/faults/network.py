@@ -18,7 +18,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -238,6 +238,15 @@ class Network:
         folder = self.plan.coordinator_folder / "state" / "objects"
         return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
+    def spooled(self, site: str = "va") -> int:
+        """Return how much of a hospital's upload is on the coordinator's disk."""
+        folder = self.plan.coordinator_folder / "state" / "spool"
+        return _bytes(folder, f"*/{site}")
+
+    def received(self, site: str = "va") -> int:
+        """Return how much of a model that is on its way is on a hospital's disk."""
+        return _bytes(self.plan.site_folder(site) / "state" / "models", "*.part")
+
     # --- a run -------------------------------------------------------------------------------
 
     async def submit(self) -> RunId:
@@ -262,6 +271,15 @@ class Network:
         for entry in manifest.rounds:
             assert entry.sum_sha256 == expected_sum(self.study, entry), f"round {entry.r}"
         return view
+
+
+def _bytes(folder: Path, pattern: str) -> int:
+    """Return how many bytes the files hold; one that is gone meanwhile holds none."""
+    total = 0
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def everybody(view: RunView) -> bool:

@@ -45,12 +45,12 @@ from hospital_node.work import Work
 from researcher.bench_node import WrappingDesk
 from researcher.memory_link import MemoryLink
 from tests.faults import virtual
-from tests.faults.acts import happen
+from tests.faults.acts import happen, twin_of
 from tests.faults.copies import Copy, CopyingWork, copied_sum
-from tests.faults.oracle import members, problem_of
+from tests.faults.oracle import due, problem_of
 from tests.faults.plan import COORDINATOR, DEADLINE_S, SITES, Act, Plan
 from tests.faults.road import Road, Tape
-from tests.faults.study import ROUNDS, study_text
+from tests.faults.study import study_text
 from tests.federation import NAME, Federation, Killed
 
 MOST_S: Final = 1800.0
@@ -128,9 +128,9 @@ class World(Federation):
         shutil.copytree(template, root)
         self.clocks = {name: _Clock(_real_unix() + _AGE_S) for name in (COORDINATOR, *SITES)}
         super().__init__(
-            root, size=plan.size, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
+            root, size=plan.size, rounds=plan.rounds, deadline=f"{DEADLINE_S:g}s", gather="2s",
             setup="10s", built=True, clock=self.clocks[COORDINATOR],
-            study=study_text(plan.size, plan.dp),
+            study=study_text(plan.size, plan.dp, plan.rounds),
         )  # fmt: skip
         self.faults = plan
         self.roads = {site: random.Random(f"{plan.seed} {site}") for site in SITES}  # noqa: S311
@@ -380,8 +380,14 @@ class World(Federation):
         """See `Federation`; with noise, of what the survivors really put in."""
         if not self.study.privacy.dp.on:
             return super().expected(record)
-        copies = [self.drawn[site_name(node), record.hd] for node in record.survivors]
+        copies = [self._copy(site_name(node), record.hd) for node in record.survivors]
         return copied_sum(copies, round_layout(self.study, RoundKind.TRAIN).ring_bits)
+
+    def _copy(self, site: str, hd: bytes) -> Copy:
+        """Return what a hospital, or the twin that had the epoch's keys, put in."""
+        found = [self.drawn[who, hd] for who in (site, twin_of(site)) if (who, hd) in self.drawn]
+        assert len(found) == 1, f"{site} put in {len(found)} inputs under one header"
+        return found[0]
 
     def _serving(self) -> Any:  # noqa: ANN401
         assert self.service is not None
@@ -428,6 +434,8 @@ def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
         problem, took = virtual.run(go(), most_s)
     except virtual.StuckError as stuck:
         problem, took = str(stuck), most_s
+    except Exception as failure:  # noqa: BLE001 - one seed's problem: the others go on
+        problem, took = f"{type(failure).__name__}: {failure}", most_s
     finally:
         failpoints.install(None)
         setattr(worker, "threading", threading)  # noqa: B010
@@ -445,7 +453,7 @@ async def _story(world: World) -> str | None:
     world.disturb()
     await _until(lambda: world.driver is not None and world.state.phase.final)
     if world.state.phase is RunPhase.FINISHED:
-        await _until(lambda: all(_has_release(world, site) for site in members(world.state)))
+        await _until(lambda: all(_has_release(world, site) for site in due(world)))
     return problem_of(world)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from common.secagg.masking import MaskPlan
 from common.secagg.messages import ResumeState, UploadEnd
 from common.secagg.ring import Words
 from common.vectors import ParameterSchema, TensorSpec, TensorType, model_digest
-from hospital_node.backoff import Backoff
+from hospital_node.backoff import Backoff, os_jitter
 from hospital_node.contribution import digest_of, read_chunks, write_masked
 from hospital_node.link import Link
 from hospital_node.receive import ModelReceiver, digest_of_file, read_model
@@ -339,20 +339,51 @@ async def test_an_acknowledgement_of_other_bytes_is_given_up_after_three_tries(
 # --- waits --------------------------------------------------------------------------------
 
 
-def test_the_wait_is_uniform_up_to_a_ceiling_that_doubles_from_a_fifth_of_a_second_to_60() -> None:
-    top = Backoff(lambda: 1.0)
-    assert [top.failed() for _ in range(11)] == [
-        *(0.2 * 2**k for k in range(9)), 60.0, 60.0
-    ]  # fmt: skip
-    assert Backoff(lambda: 0.0).failed() == 0.0
-    top.succeeded()
-    assert top.failed() == 0.2
+@dataclass
+class At:
+    """Monotonic seconds that a test moves."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_wait_doubles_from_a_fifth_of_a_second_to_five_minutes() -> None:
+    at = At()
+    top = Backoff(lambda: 1.0, at)
+    at.now = 24 * 3600.0
+    assert [top.failed() for _ in range(13)] == [*(0.2 * 2**k for k in range(11)), 300.0, 300.0]
     top.failures = 10**6
-    assert top.failed() == 60.0
+    assert top.failed() == 300.0
+    assert Backoff(lambda: 0.0, at).failed() == 0.0
+
+
+def test_no_wait_makes_an_outage_longer_by_more_than_a_tenth() -> None:
+    """However often it was tried: a round whose deadline is a minute is not missed by a wait."""
+    at = At()
+    top = Backoff(lambda: 1.0, at)
+    top.failures = 30
+    waits = []
+    for at.now in (0.0, 5.0, 20.0, 50.0, 600.0):
+        waits.append(top.failed())
+    assert waits == [1.0, 1.0, 2.0, 5.0, 60.0]
+    top.succeeded()
+    assert (top.failed(), top.failed()) == (0.2, 0.4)
+
+
+@given(asked=st.floats(0.1, 290.0), jitter=st.floats(0.0, 0.999))
+def test_a_delay_that_was_asked_for_is_kept_and_spread(asked: float, jitter: float) -> None:
+    wait = Backoff(lambda: jitter).failed(asked)
+    assert asked <= wait <= max(1.5 * min(asked, 300.0), 0.2)
+
+
+def test_nobody_is_made_to_wait_for_ever() -> None:
+    assert Backoff(lambda: 1.0).failed(1e9) == 450.0
 
 
 def test_the_operating_systems_jitter_covers_the_range() -> None:
-    waits = [Backoff(longest_s=1.0, first_s=1.0).failed() for _ in range(300)]
+    waits = [os_jitter() for _ in range(300)]
     assert all(0.0 <= wait < 1.0 for wait in waits)
     assert min(waits) < 0.1
     assert max(waits) > 0.9

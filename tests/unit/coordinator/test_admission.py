@@ -1,0 +1,59 @@
+"""Hospitals that arrive all at once are let in so many a second (fault F30)."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.clock import ManualClock
+from common.errors import RoundError
+from coordinator.admission import MOST_ASKED_S, Arrivals
+
+
+def turn(arrivals: Arrivals) -> float | None:
+    """Return None if it is let in, else the seconds after which it may come back."""
+    try:
+        arrivals.admit("va")
+    except RoundError as refused:
+        return refused.retry_s
+    return None
+
+
+def test_a_seconds_worth_is_let_in_at_once_and_the_rest_get_turns() -> None:
+    clock = ManualClock()
+    arrivals = Arrivals(4, clock)
+    assert [turn(arrivals) for _ in range(8)] == [None] * 4 + [0.25, 0.5, 0.75, 1.0]
+    clock.advance(0.25)
+    assert turn(arrivals) is None
+    assert turn(arrivals) == 1.0, "the turns that were given stay given"
+    clock.advance(60.0)
+    assert [turn(arrivals) for _ in range(5)] == [None] * 4 + [0.25]
+
+
+def test_nobody_is_sent_away_for_longer_than_half_a_minute() -> None:
+    arrivals = Arrivals(1, ManualClock())
+    assert max(turn(arrivals) or 0.0 for _ in range(512)) == MOST_ASKED_S
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 50), st.integers(2, 200), st.randoms(use_true_random=False))
+def test_in_no_second_more_than_two_seconds_worth_come_in_and_all_do(
+    per_s: int, crowd: int, chance: random.Random
+) -> None:
+    clock, came = ManualClock(), list[float]()
+    arrivals = Arrivals(per_s, clock)
+    waiting = [(chance.random(), n) for n in range(crowd)]
+    while waiting:
+        waiting.sort(reverse=True)
+        at, who = waiting.pop()
+        clock.now = at
+        asked = turn(arrivals)
+        if asked is None:
+            came.append(at)
+        else:
+            waiting.append((at + asked * (1 + chance.random() / 2), who))
+    assert len(came) == crowd
+    assert all(sum(at <= one < at + 1.0 for one in came) <= 2 * per_s + 1 for at in came)
+    assert came[-1] < 3.0 + max(4.0 * crowd / per_s, 2.0)
