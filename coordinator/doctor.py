@@ -1,4 +1,4 @@
-"""`fedcare coordinator doctor RUN`: why a run does not move, from the store alone.
+"""`fedcare doctor RUN`: why a run does not move, from the store alone.
 
 It asks no coordinator, so it tells the same whether one serves, hangs, or does not start. What
 only a live coordinator knows (who is connected, timers) it does not guess: since when is the
