@@ -123,12 +123,13 @@ async def test_dropped_packets_are_noticed_and_the_hospital_still_counts(tmp_pat
             assert everybody(await net.finish(run))
 
 
+@pytest.mark.nightly
 @pytest.mark.fault("F22")
 async def test_a_line_of_256_kbit_carries_an_upload_and_its_heartbeats(tmp_path: Path) -> None:
     with Namespace() as host:
         if lacks("tbf"):
             pytest.skip(lacks("tbf"))
-        size = CHUNK_WORDS // 4
+        size = CHUNK_WORDS // 2
         async with apart(tmp_path / "f", host, size=size, timing=TIMING | {"gather": "60s"}) as net:
             await net.log.until("link.connected", site="va")
             host.rate("256kbit")
