@@ -307,6 +307,13 @@ class StateError(FedError):
     """State or a model on disk cannot be trusted (FC-7xxx)."""
 
 
+class NoRoom(StateError):
+    """DISK, because it is full: nothing of what failed happened, and it may be tried again."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("DISK", detail)
+
+
 class InternalError(FedError):
     """A bug of ours (FC-9001)."""
 

@@ -65,6 +65,13 @@ class Event(Enum):
         "site detail",
         "The process was asked to stop and finishes open writes; says what it does not wait for.",
     )
+    SERVICE_DRAINING = (
+        "service.draining",
+        "both",
+        "info",
+        "site",
+        "The process was asked to drain: no further round; it stops when the open ones are over.",
+    )
     SERVICE_STOPPED = (
         "service.stopped",
         "both",
@@ -92,6 +99,13 @@ class Event(Enum):
         "warning",
         f"study run round site {_ERROR}",
         "State on disk could not be read or written.",
+    )
+    STATE_ROOM = (
+        "state.room",
+        "coordinator",
+        "info",
+        "waited_s",
+        "The disk has room again; all that waited for it is written.",
     )
     HISTORY_BACK = (
         "history.back",

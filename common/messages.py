@@ -26,7 +26,8 @@ class Seen:
     """How far a run has come, as one side has it on its disk.
 
     `epoch` is the largest of the task (0: none), `r` the last round begun in it (0: none);
-    `released`: its release is held.
+    `released`: its release is held. `next_r`: the epoch's next round; all before it are over, by
+    the coordinator's word (0: it has said none).
     """
 
     run_id: RunId
@@ -34,6 +35,7 @@ class Seen:
     epoch: int
     r: int
     released: bool
+    next_r: int = 0
 
 
 @dataclass(frozen=True, slots=True)

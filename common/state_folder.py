@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from common.errors import ConfigError, StateError
+from common.errors import ConfigError, NoRoom, StateError
 from common.text import show
 
 MARKER: Final = "owner.json"
@@ -280,7 +280,7 @@ def disk_error(path: Path, failure: OSError) -> StateError:
     """Return what to raise when the system refused to write `path`; a full disk says how full."""
     detail = f"{path}: {failure.strerror or failure}"
     if failure.errno in _NO_ROOM:
-        detail += f"; {free_text(path.parent)}"
+        return NoRoom(f"{detail}; {free_text(path.parent)}")
     return StateError("DISK", detail)
 
 
@@ -289,7 +289,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn an operating system error while writing `path` into one clear line.
 
     Raises:
-        StateError: DISK, with the system's own reason.
+        StateError: DISK, with the system's own reason; `NoRoom` if that is a full disk.
     """
     try:
         yield

@@ -152,6 +152,7 @@ def _decode_seen(m: pb.Seen, field: str) -> Seen:
         whole(m.epoch, field),
         whole(m.round, field),
         m.released,
+        whole(m.next_round, field),
     )
 
 
@@ -162,6 +163,7 @@ def _encode_seen(seen: Seen) -> pb.Seen:
         epoch=seen.epoch,
         round=seen.r,
         released=seen.released,
+        next_round=seen.next_r,
     )
 
 

@@ -41,11 +41,13 @@ from coordinator.admission import Arrivals
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import Workshop
+from coordinator.failures import Failures
 from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.metrics import CoordinatorMetrics, take_picture
 from coordinator.objects import ObjectStore
 from coordinator.own import own_identity
+from coordinator.room import Room
 from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.servicer import METHODS, AggregationServicer, OperationsServicer
@@ -91,11 +93,15 @@ def build_service(
     state_dir = config.path(config.state_dir)
     members = frozenset(hospital_id(config.federation, site) for site in config.members)
     waits = config.timing
+    disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
     shop = Workshop(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
         store=open_store(
-            config.store or default_url(state_dir), config.federation, state_dir / MARK_NAME
+            config.store or default_url(state_dir),
+            config.federation,
+            state_dir / MARK_NAME,
+            alone=config.store is not None,
         ),
         objects=ObjectStore(state_dir / "objects"),
         spool=Spool(state_dir / "spool"),
@@ -104,8 +110,9 @@ def build_service(
         clock=clock,
         log=log,
         timing=Timing(waits.enrolment_grace, waits.setup, waits.gather, waits.release),
-        disk=ThreadPoolExecutor(1, thread_name_prefix="disk"),
+        disk=disk,
         crunch=ThreadPoolExecutor(2, thread_name_prefix="sum"),
+        room=Room(Failures(state_dir), clock, log, disk),
     )
     return CoordinatorService(
         shop,
@@ -116,7 +123,9 @@ def build_service(
 
 
 async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the process at once.
+    """Serve until SIGTERM or SIGINT, or until no round is open after SIGUSR1.
+
+    A second SIGTERM or SIGINT ends the process at once.
 
     Raises:
         ConfigError, IdentityError, ConnectError, StateError: it cannot start, or its
@@ -163,6 +172,7 @@ async def _serve_state(
     with _http_port(config, standing, metrics, identity, log) as http:
         try:
             service.recover()
+            _drain_signal(service, stopped, log)
             await listener.start()
             standing.begin()
             _announce(config.path(config.state_dir), address)
@@ -204,7 +214,10 @@ async def listening(
 
 
 class Standing:
-    """Whether the coordinator takes calls, for the health service and the HTTP port."""
+    """Whether the coordinator does its work, for the health service and the HTTP port.
+
+    While its disk is full it takes calls, answers those that only read, and is not ready.
+    """
 
     def __init__(self, service: CoordinatorService, clock: Clock) -> None:
         self._service = service
@@ -219,11 +232,12 @@ class Standing:
 
     @property
     def why_not(self) -> str:
-        """Why no calls are taken, in one line; empty if they are."""
-        return self._why_not or ("the store failed" if self._service.failed else "")
+        """Why it does not do its work, in one line; empty if it does."""
+        failed = "the store failed" if self._service.failed else ""
+        return self._why_not or failed or self._service.short_of_room
 
     def serving(self) -> bool:
-        """Whether calls are taken."""
+        """Whether it does its work."""
         return not self.why_not
 
     def begin(self) -> None:
@@ -331,6 +345,22 @@ def _stop_signals() -> asyncio.Event:
     return stopped
 
 
+def _drain_signal(service: CoordinatorService, stopped: asyncio.Event, log: EventLog) -> None:
+    """Have SIGUSR1 stop the process as soon as no round is open."""
+    draining: list[asyncio.Task[None]] = []
+
+    async def drain() -> None:
+        log.info(Event.SERVICE_DRAINING)
+        await service.drain()
+        stopped.set()
+
+    def asked() -> None:
+        if not draining:
+            draining.append(asyncio.create_task(drain()))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked)
+
+
 async def _until_stopped(
     service: CoordinatorService, standing: Standing, stopped: asyncio.Event
 ) -> None:
@@ -338,10 +368,10 @@ async def _until_stopped(
     watch = asyncio.create_task(service.watch_over())
     waiter = asyncio.create_task(stopped.wait())
     beat = asyncio.create_task(standing.pulse.keep())
-    done, _ = await asyncio.wait({watch, waiter, beat}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (watch, waiter, beat):
+    hold = asyncio.create_task(service.keep_store())
+    done, _ = await asyncio.wait({watch, waiter, beat, hold}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (watch, waiter, beat, hold):
         task.cancel()
-    if beat in done:
-        beat.result()
-    if watch in done:
-        watch.result()
+    for task in (hold, beat, watch):
+        if task in done:
+            task.result()

@@ -1,4 +1,4 @@
-"""`fedcare coordinator doctor RUN`: why a run does not move, from the store alone.
+"""`fedcare doctor RUN`: why a run does not move, from the store alone.
 
 It asks no coordinator, so it tells the same whether one serves, hangs, or does not start. What
 only a live coordinator knows (who is connected, timers) it does not guess: since when is the
@@ -8,20 +8,25 @@ the time at which the header was.
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from common import state_folder
 from common.errors import RoundError
 from common.ids import site_name
 from common.layouts import round_kinds
+from common.secagg.coordinator_session import SetupPhase
 from common.secagg.coordinator_state import RoundPhase
 from common.state_folder import Owner
 from common.views import RunPhase
 from coordinator.backup import roster_of
 from coordinator.config import CoordinatorConfig
+from coordinator.failures import Failure, recorded
 from coordinator.history import History
 from coordinator.run_state import RoundRecord, RunState
 from coordinator.run_step import fewest
@@ -31,6 +36,9 @@ from coordinator.verify import verify
 from coordinator.waits import awaited, wait_of
 
 SHOWN_VOIDED: Final = 5
+SHOWN_FAILURES: Final = 4
+LEAST_ROOM: Final = 32 << 20
+"""Bytes; with less the disk counts as full. Uploads of large models need more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,8 @@ class Findings:
     run: str
     study: str
     state: str
+    served: bool
+    """Whether a process serves on this state directory just now."""
     round: int
     rounds: int
     step: str
@@ -52,11 +62,17 @@ class Findings:
     agreed: tuple[str, ...]
     withdrawn: tuple[str, ...]
     refused: tuple[str, ...]
+    people: tuple[str, ...]
+    """Hospitals whose people have not answered yet, with their names."""
     voided: tuple[RoundRecord, ...]
     reason: str
     damaged: tuple[str, ...]
     history: tuple[str, ...]
     room: str
+    failures: tuple[Failure, ...]
+    """The last ones on record; see `coordinator.failures`."""
+    full: bool
+    """Whether the disk has less room than `LEAST_ROOM`."""
     advice: tuple[str, ...]
 
 
@@ -79,22 +95,52 @@ def examine(config: CoordinatorConfig, owner: Owner, wanted: str | None) -> list
     elif not chosen:
         known = ", ".join(run.stored.run_id for run in runs[-5:]) or "none"
         raise RoundError("NOT_FOUND", f"no run {wanted}; the latest: {known}")
-    room = state_folder.free_text(state_dir)
-    told = tuple(f"{one.site}: {one.why}" for one in history.told)
-    found = []
-    for run in chosen:
-        written = [fact.unix for fact in times[run.stored.run_id]]
-        found.append(_findings(run, written, damaged, told, room))
-    return found
+    around = _Around(
+        is_served(state_dir),
+        config.timing.setup,
+        damaged,
+        tuple(f"{one.site}: {one.why}" for one in history.told),
+        state_folder.free_text(state_dir),
+        tuple(recorded(state_dir)[-SHOWN_FAILURES:]),
+        full=free_bytes(state_dir) < LEAST_ROOM,
+    )
+    return [
+        _findings(run, [fact.unix for fact in times[run.stored.run_id]], around) for run in chosen
+    ]
 
 
-def _findings(
-    run: KnownRun,
-    written: list[float],
-    damaged: tuple[str, ...],
-    told: tuple[str, ...],
-    room: str,
-) -> Findings:
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What is the same for all runs; see `Findings`."""
+
+    served: bool
+    setup_s: float
+    damaged: tuple[str, ...]
+    told: tuple[str, ...]
+    room: str
+    failures: tuple[Failure, ...]
+    full: bool
+
+
+def free_bytes(state_dir: Path) -> int:
+    """Return how much room there is."""
+    facts = os.statvfs(state_dir)
+    return facts.f_bavail * facts.f_frsize
+
+
+def is_served(state_dir: Path) -> bool:
+    """Whether a process holds the state directory."""
+    try:
+        with (state_dir / "lock").open("r") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _findings(run: KnownRun, written: list[float], around: _Around) -> Findings:
     state = run.state
     # The store does not know who is connected; whom it waits for follows as if all were.
     wait = wait_of(replace(state, connected=frozenset(state.roster)))
@@ -104,22 +150,26 @@ def _findings(
         run=run.stored.run_id,
         study=run.stored.study_id,
         state=state.phase.value,
+        served=around.served,
         round=state.position,
         rounds=len(round_kinds(state.study)),
         step=_step(state),
         waiting_for=() if wait is None else _names(wait.nodes),
         what="" if wait is None else wait.what,
         since=None if state.phase.final else since,
-        until=_deadline(run, written),
+        until=_until(run, written, since, around.setup_s),
         then="" if wait is None else wait.then,
         agreed=_names(state.agreed),
         withdrawn=_names(entry.node for entry in state.withdrawn if entry.node in state.refused),
         refused=_refused(state),
+        people=tuple(f"{site_name(n)}: {', '.join(one.people)}" for n, one in state.waiting),
         voided=voided,
         reason=state.reason,
-        damaged=damaged,
-        history=told,
-        room=room,
+        damaged=around.damaged,
+        history=around.told,
+        room=around.room,
+        full=around.full,
+        failures=around.failures,
         advice=(),
     )
     return replace(found, advice=tuple(_advice(found, state)))
@@ -153,14 +203,28 @@ def _step(state: RunState) -> str:
         word = current.phase.value.lower()
         kind = current.header.kind.value
         return f"round {state.position + 1} ({kind}) is {word}: {done} have given their {what}"
-    if session is not None:
-        return f"epoch {session.terms.epoch} is {session.phase.value.lower()}, between two rounds"
-    return "no epoch yet"
+    if session is None:
+        return "no epoch yet"
+    if session.phase in _SETUP:
+        return f"epoch {session.terms.epoch} is set up: {_SETUP[session.phase]}"
+    return f"between two rounds of epoch {session.terms.epoch}"
 
 
-def _deadline(run: KnownRun, written: list[float]) -> float | None:
-    """Return until when the open round waits for uploads, by when its header was stored."""
-    current = run.state.round
+_SETUP: Final = {
+    SetupPhase.ADVERTS: "the hospitals make their keys",
+    SetupPhase.KEMS: "the hospitals exchange keys",
+    SetupPhase.CONFIRMS: "the hospitals confirm their keys",
+}
+
+
+def _until(run: KnownRun, written: list[float], since: float, setup_s: float) -> float | None:
+    """Return until when an epoch's keys, or the open round's uploads, are waited for.
+
+    A coordinator that was started again since gives keys their whole time once more.
+    """
+    current, session = run.state.round, run.state.session
+    if session is not None and session.phase in _SETUP and not run.state.phase.final:
+        return since + setup_s
     if run.open_header is None or current is None or current.header is None:
         return None
     if current.phase is not RoundPhase.RUNNING:
@@ -179,6 +243,8 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             "Look after the disk; `fedcare coordinator verify` names every damaged part. Restore"
             " the newest backup into an empty folder: `fedcare coordinator restore`."
         )
+    if found.failures and found.failures[-1].what == "full":
+        yield "Free space on the coordinator's disk: it goes on by itself within seconds."
     if found.history:
         yield (
             "Hospitals have seen more than this store. Restore a newer backup; if there is none,"
@@ -187,6 +253,16 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
     if state.phase.final:
         yield "Nothing: submit the study again if it should run once more."
         return
+    if found.full:
+        yield (
+            "The disk is full: a coordinator that cannot write ends (FC-7003 DISK). Free space, or"
+            " give it a larger disk, and start it; nothing acknowledged is lost."
+        )
+    if not found.served:
+        yield (
+            "No coordinator serves on this state: start it with `fedcare coordinator serve`. Where"
+            " it does not stay up, its last log line says why."
+        )
     if found.agreed:
         yield (
             f"Bring {', '.join(found.agreed)} back: the next round needs exactly these, because"
@@ -194,16 +270,45 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             f" coordinator unlock {found.run} --reason ...`, coordinator stopped, and `fedcare"
             f" node unlock {found.study} --reason ...` at each of the others."
         )
+    yield from _waits(found, state)
+    if found.voided and not state.history[-1].opened:
+        last = state.history[-1]
+        yield (
+            f"The last round was voided: `fedcare explain {last.reason}` tells what that means,"
+            " the log's `member.gone` and `protocol.refused` just before who gave nothing, and why."
+        )
+        if state.study.privacy.dp.on:
+            yield (
+                "Where a hospital named its privacy limit (FC-3023 BUDGET), `fedcare node budget"
+                " show` there says what is left; only that hospital can raise it."
+            )
+
+
+def _waits(found: Findings, state: RunState) -> Iterable[str]:
+    """Yield what to do about those who are waited for."""
+    who = ", ".join(found.waiting_for)
     need = fewest(state)
     if len(state.accepted) < need:
-        yield f"{need} hospitals have to accept, and {len(state.accepted)} have; ask the others."
-    elif found.waiting_for and not found.agreed:
+        have = len(state.accepted)
+        yield f"{need} hospitals have to accept, and {have} have; ask {who or 'more of them'}."
+        for one in found.refused:
+            site = one.partition(":")[0]
+            yield f"{site} has refused: it changes its policy, or the owner changes the study."
+        for one in found.people:
+            yield f"At {one} still have to say yes: `fedcare node approvals grant` there."
+    elif found.what == "readiness" and not found.agreed:
         yield (
-            f"See whether {', '.join(found.waiting_for)} run and are connected: `fedcare node"
-            " status` there, `fedcare coordinator status` here."
+            f"A round opens once {need} of {who} are ready. Who is, or is away, the store does not"
+            " know: `fedcare coordinator status` here, `fedcare node status` there."
         )
-    if len(found.voided) and state.history and not state.history[-1].opened:
-        yield f"The last round was voided ({state.history[-1].reason}); `fedcare explain` knows it."
+    elif who and not found.agreed:
+        passes = (
+            "" if found.until is None else f"By {_stamp(found.until)} it is over: {found.then}. "
+        )
+        yield (
+            f"{passes}See whether a node runs and is connected at {who}: `fedcare node status`"
+            " there, `fedcare coordinator status` here."
+        )
 
 
 # --- for people -----------------------------------------------------------------------------
@@ -227,6 +332,7 @@ def text_of(found: Findings) -> str:
     if found.agreed:
         lines.append(f"  signed set (10.4): {', '.join(found.agreed)}")
     lines += [f"  refused: {one}" for one in found.refused]
+    lines += [f"  approval: {one}" for one in found.people]
     if found.withdrawn:
         lines.append(f"  consent withdrawn: {', '.join(found.withdrawn)}")
     shown = found.voided[-SHOWN_VOIDED:]
@@ -239,6 +345,7 @@ def text_of(found: Findings) -> str:
     lines += [f"  damaged: {one}" for one in found.damaged]
     lines += [f"  history went back: {one}" for one in found.history]
     lines.append(f"  disk: {found.room}")
+    lines += [f"  disk: {one.what}, {_stamp(one.unix)}: {one.detail}" for one in found.failures]
     lines += [f"  next: {one}" for one in found.advice]
     return "\n".join(lines)
 
@@ -249,6 +356,7 @@ def data_of(found: Findings) -> dict[str, object]:
         "run": found.run,
         "study": found.study,
         "state": found.state,
+        "served": found.served,
         "round": found.round,
         "rounds": found.rounds,
         "step": found.step,
@@ -260,6 +368,7 @@ def data_of(found: Findings) -> dict[str, object]:
         "agreed": list(found.agreed),
         "withdrawn": list(found.withdrawn),
         "refused": list(found.refused),
+        "approval": list(found.people),
         "voided": [
             {"round": one.position, "kind": one.kind, "reason": one.reason, "unix": one.ended_unix}
             for one in found.voided
@@ -268,6 +377,10 @@ def data_of(found: Findings) -> dict[str, object]:
         "damaged": list(found.damaged),
         "history_back": list(found.history),
         "disk": found.room,
+        "disk_failures": [
+            {"what": one.what, "unix": one.unix, "detail": one.detail} for one in found.failures
+        ],
+        "disk_full": found.full,
         "next": list(found.advice),
     }
 

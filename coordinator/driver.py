@@ -2,7 +2,8 @@
 
 One task per run takes events in the order in which they came. All that wait are handled
 together; their facts go into the store in one transaction, and only then is anything
-sent, answered or started. If the store fails nothing is sent: the run stops and says so.
+sent, answered or started. While the store has no room all of that waits (`coordinator.room`); if it
+fails in any other way nothing is sent: the run stops and says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar, assert_never
 
 from cryptography import x509
@@ -20,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.certificates import ChainTrust
 from common.clock import Clock
-from common.errors import ConnectError, FedError, InternalError, Refusal
+from common.errors import ConnectError, FedError, InternalError, Refusal, StateError
 from common.events import Event
 from common.failpoints import failpoint
 from common.identity import Identity
@@ -30,13 +32,14 @@ from common.messages import ReleaseNotice, UploadAck
 from common.secagg.coordinator_state import RoundPhase
 from common.secagg.messages import Ready, Refused, Resume, ResumeState, UploadEnd
 from common.secagg.ring import word_bytes
-from common.views import RunView
+from common.views import RunPhase, RunView
 from common.wire import CoordinatorStep
 from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.journal import Journal
 from coordinator.objects import ObjectStore
 from coordinator.publish import make_release
+from coordinator.room import RETRY_FIRST_S, RETRY_LONGEST_S, Room
 from coordinator.run import handle
 from coordinator.run_state import (
     AckUpload,
@@ -68,7 +71,7 @@ from coordinator.run_state import (
     UploadComplete,
     encode_fact,
 )
-from coordinator.run_step import RunContext, Timing
+from coordinator.run_step import RunContext, Timing, round_is_open
 from coordinator.spool import Spool, SpoolFile
 from coordinator.store import Store, StoredRelease
 from coordinator.use_sum import make_first_model, use_sum
@@ -85,10 +88,6 @@ KEPT_MODELS: Final = 3
 """Models of a run that stay on disk: a hospital may still be fetching the previous one."""
 
 WATCH_PAUSE_S: Final = 0.05
-RETRY_FIRST_S: Final = 1.0
-RETRY_LONGEST_S: Final = 60.0
-"""Waits before work that failed is done again: the first one, and the longest."""
-
 
 T = TypeVar("T")
 
@@ -112,8 +111,12 @@ class Workshop:
     """One thread: the store's, and that of everything that waits for the disk."""
     crunch: Executor
     """Threads that open sums."""
+    room: Room
+    """What waits for room on the disk."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the process stops: a sum that is being opened would keep it for minutes."""
+    draining: threading.Event = field(default_factory=threading.Event)
+    """Set when the process shall stop between two rounds: no further one opens."""
 
 
 class RunDriver:
@@ -136,6 +139,9 @@ class RunDriver:
         self._changed = asyncio.Condition()
         self._version = 0
         self._over = False
+        self._task: asyncio.Task[None] | None = None
+        self._broken: StateError | None = None
+        """What the store failed with while something else than facts was written."""
 
     # --- what others ask ---------------------------------------------------------------------
 
@@ -151,6 +157,11 @@ class RunDriver:
         room = self._room.setdefault(event.node, asyncio.Semaphore(MOST_UNHANDLED))
         await room.acquire()
         self.post(event)
+
+    @property
+    def between_rounds(self) -> bool:
+        """Whether nobody waits for a round or a release of this run."""
+        return not round_is_open(self.state) and self.state.phase is not RunPhase.RELEASING
 
     def view(self) -> RunView:
         """Return the run as people see it."""
@@ -259,6 +270,7 @@ class RunDriver:
         Raises:
             FedError: the store failed, or a bug; nothing was sent after it.
         """
+        self._task = asyncio.current_task()
         try:
             while True:
                 events = [await self._events.get()]
@@ -268,6 +280,10 @@ class RunDriver:
                 for event in events:
                     if isinstance(event, FromNode) and event.node in self._room:
                         self._room[event.node].release()
+        except asyncio.CancelledError:
+            if self._broken is not None:
+                raise self._broken from None
+            raise
         finally:
             for timer in self._timers.values():
                 timer.cancel()
@@ -307,7 +323,10 @@ class RunDriver:
 
     def _context(self) -> RunContext:
         clock = self._shop.clock
-        return RunContext(clock.monotonic(), clock.unix(), self._shop.trust, self._shop.timing)
+        shop = self._shop
+        return RunContext(
+            clock.monotonic(), clock.unix(), shop.trust, shop.timing, shop.draining.is_set()
+        )
 
     async def _persist(self, facts: list[RunFact]) -> None:
         if not facts:
@@ -316,7 +335,30 @@ class RunDriver:
         blank = self._journal.add(facts)
         bodies = [encode_fact(fact) for fact in facts]
         now = self._shop.clock.unix()
-        await self._on_disk(lambda: self._shop.store.append(run_id, first, bodies, blank, now))
+        append = partial(self._shop.store.append, run_id, first, bodies, blank, now)
+        await self._patiently("facts", append)
+
+    async def _patiently(
+        self, what: str, write: Callable[[], T], threads: Executor | None = None
+    ) -> T:
+        """Write on another thread; while there is no room, wait and do it again."""
+        loop, threads = asyncio.get_running_loop(), threads or self._shop.disk
+        attempt = partial(loop.run_in_executor, threads, write)
+        return await self._shop.room.patiently((self.state.run_id, what), attempt)
+
+    async def _stored(self, what: str, write: Callable[[], T]) -> T:
+        """Write something else than facts to the store, as `_patiently`.
+
+        Raises:
+            StateError: the run stops, as where facts cannot be stored.
+        """
+        try:
+            return await self._patiently(what, write)
+        except StateError as failure:
+            self._broken = failure
+            if self._task is not None:
+                self._task.cancel()
+            raise
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._shop.disk, work)
@@ -423,10 +465,7 @@ class RunDriver:
         task.add_done_callback(self._work.discard)
 
     async def _guarded(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Do a piece of work, again and again if need be: the run cannot go on without it.
-
-        A disk that was full may have room again; until then the log says why nothing moves.
-        """
+        """Do a piece of work, again and again if need be: the run cannot go on without it."""
         pause = RETRY_FIRST_S
         while True:
             try:
@@ -445,25 +484,22 @@ class RunDriver:
     # --- work that takes time ---------------------------------------------------------------------
 
     async def _reserve_epoch(self) -> None:
-        store, task = self._shop.store, self.state.study.id
-        now = int(self._shop.clock.unix())
-        self.post(EpochReserved(await self._on_disk(lambda: store.next_epoch(task, now))))
+        task, now = self.state.study.id, int(self._shop.clock.unix())
+        reserve = partial(self._shop.store.next_epoch, task, now)
+        self.post(EpochReserved(await self._stored("epoch", reserve)))
 
     async def _make_first_model(self) -> None:
-        study, objects = self.state.study, self._shop.objects
-        model = await self._on_disk(lambda: make_first_model(study, objects))
+        make = partial(make_first_model, self.state.study, self._shop.objects)
+        model = await self._patiently("model", make)
         self._keep(model)
         self.post(FirstModelMade(model))
 
     async def _open_sum(self, command: OpenSum) -> None:
         shop, study = self._shop, self.state.study
-        loop = asyncio.get_running_loop()
         try:
             failpoint("coordinator.sum.before")
-            used: SumUsed = await loop.run_in_executor(
-                shop.crunch,
-                lambda: use_sum(study, command, shop.spool, shop.objects, shop.stopping.is_set),
-            )
+            use = partial(use_sum, study, command, shop.spool, shop.objects, shop.stopping.is_set)
+            used: SumUsed = await self._patiently("sum", use, shop.crunch)
         except Exception as error:  # noqa: BLE001 - hostile sums are numbers of any kind
             self._log_failed_sum(error)
             self.post(SumRefused(command.header.digest()))
@@ -506,6 +542,7 @@ class RunDriver:
         for node, open_hd in [key for key in self._acks if key[1] == hd]:
             self._answer(node, open_hd, Refusal("CLOSED", "the round ended"))
         self._shop.spool.drop(hd)
+        self._shop.room.drop(hd)
 
     async def _make_release(self) -> None:
         state, shop = self.state, self._shop
@@ -513,19 +550,19 @@ class RunDriver:
         if model is None:
             raise InternalError("a run without a model was to be released")
 
-        def make() -> StoredRelease:
-            release = make_release(
-                state, model, shop.objects, shop.identity, int(shop.clock.unix())
-            )
+        now = int(shop.clock.unix())
+        shop.identity.check_dates(now)  # a model of another date would be taken by nobody, ever
+        make = partial(make_release, state, model, shop.objects, shop.identity, now)
+        release = await self._patiently("release", make)
+
+        def keep() -> StoredRelease:
             shop.store.put_release(state.run_id, release)
             return shop.store.release(state.run_id)
 
-        release = await self._on_disk(make)
-        self.post(ReleaseMade(manifest_digest(release)))
+        self.post(ReleaseMade(manifest_digest(await self._stored("release", keep))))
 
     async def _finish(self) -> None:
-        run_id = self.state.run_id
-        await self._on_disk(lambda: self._shop.store.end_run(run_id))
+        await self._stored("end", partial(self._shop.store.end_run, self.state.run_id))
 
 
 def manifest_digest(release: StoredRelease) -> Sha256:

@@ -150,8 +150,12 @@ def _why(seen: Seen, run: RunState | None, epochs: Mapping[str, int]) -> str:
     if seen.epoch > known:
         return f"it is in epoch {seen.epoch} of {seen.task}; the store knows {known}"
     session = run.session
-    if session is not None and session.terms.epoch == seen.epoch and seen.r > _round(run):
-        return f"it began round {seen.r} of epoch {seen.epoch}; the store knows {_round(run)}"
+    if session is not None and session.terms.epoch == seen.epoch:
+        if seen.r > _round(run):
+            return f"it began round {seen.r} of epoch {seen.epoch}; the store knows {_round(run)}"
+        if seen.next_r > run.next_r:
+            over = f"round {seen.next_r - 1} of epoch {seen.epoch} is over"
+            return f"it was told that {over}; the store has not ended round {run.next_r}"
     if seen.released and run.released is None:
         return f"it holds the release of {seen.run_id}, which the store does not know"
     return ""
@@ -166,14 +170,22 @@ def _round(run: RunState) -> int:
 def witness(runs: Iterable[RunState], node: NodeId) -> tuple[Seen, ...]:
     """Return how far a hospital had come by what it sent: the latest run of each task.
 
-    A hospital stores what it confirms before it confirms, and a header before its upload.
+    A hospital stores what it confirms before it confirms, and a header before its upload. Each
+    entry says too how far the run itself is, so that the hospital can judge the coordinator.
     """
     found: dict[str, Seen] = {}
     for run in runs:
         session = run.session
         if session is None or session.phase is SetupPhase.FAILED or node not in session.confirmed:
             continue
-        seen = Seen(run.run_id, run.study.id, session.terms.epoch, _uploaded(run, node), False)  # noqa: FBT003
+        seen = Seen(
+            run.run_id,
+            run.study.id,
+            session.terms.epoch,
+            _uploaded(run, node),
+            released=False,
+            next_r=run.next_r,
+        )
         if seen.task not in found or found[seen.task].epoch < seen.epoch:
             found[seen.task] = seen
     return tuple(found[task] for task in sorted(found))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from common import state_folder
 from common.clock import Clock
@@ -29,6 +30,8 @@ from coordinator.store import SqlStore, default_url, open_store
 from coordinator.stored_runs import KnownRun, read_runs
 
 MOST_REASON = 500
+
+_WAITING: Final = "`fedcare doctor` shows each open run, and which set it waits for."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,11 @@ class Orders:
         """
         told = self.history.told
         if not told:
-            raise RoundError("NOT_FOUND", "no hospital has seen more than the store knows of")
+            raise RoundError(
+                "NOT_FOUND",
+                "no hospital has seen more than the store knows of",
+                fix="There is nothing to accept: start the coordinator.",
+            )
         now = self.clock.unix()
         by_run = {run.stored.run_id: run for run in self.runs}
         known = self.store.epochs()
@@ -88,10 +95,12 @@ class Orders:
         """
         run = next((one for one in self.runs if one.stored.run_id == run_id), None)
         if run is None:
-            raise RoundError("NOT_FOUND", f"no run {run_id}")
+            raise RoundError("NOT_FOUND", f"no run {run_id}", fix=_WAITING)
         agreed = run.state.agreed
         if run.state.phase.final or not agreed:
-            raise RoundError("NOT_FOUND", f"{run_id} waits for no set that was signed")
+            raise RoundError(
+                "NOT_FOUND", f"{run_id} waits for no set that was signed", fix=_WAITING
+            )
         self._record(run, AgreedLifted(agreed, reason, self.clock.unix()))
         names = tuple(site_name(node) for node in agreed)
         log = self.log.bind(study=run.stored.study_id, run=run_id)
@@ -137,7 +146,8 @@ def orders(config: CoordinatorConfig, clock: Clock, log: EventLog) -> Iterator[O
         ) from None
     with lock:
         url = config.store or default_url(state_dir)
-        store = open_store(url, config.federation, state_dir / MARK_NAME)
+        alone = config.store is not None
+        store = open_store(url, config.federation, state_dir / MARK_NAME, alone=alone)
         try:
             runs = read_runs(store, config.federation, roster_of(config))
             yield Orders(store, runs, History(state_dir), clock, log)

@@ -89,8 +89,9 @@ def _apply_session(state: RunState, fact: SessionStep) -> RunState:
             last_round=None,
         )
     session = sessions.apply(state.session, fact.fact)
-    ready = session.phase is SetupPhase.READY
-    return replace(state, session=session, phase=RunPhase.RUNNING if ready else state.phase)
+    # Later facts of an epoch, a late hospital's keys, say nothing of where the run stands.
+    begins = state.phase is RunPhase.SETTING_UP and session.phase is SetupPhase.READY
+    return replace(state, session=session, phase=RunPhase.RUNNING if begins else state.phase)
 
 
 def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:

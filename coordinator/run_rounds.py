@@ -130,7 +130,7 @@ def _expired(step: Step, session: SessionState) -> bool:
 
 def _open_when_ready(step: Step) -> None:
     state = step.state
-    if state.round is None or state.epoch_asked:
+    if state.round is None or state.epoch_asked or step.ctx.draining:
         return
     ready = {node for node, _ in state.round.ready} & state.connected
     expected = set(live(state).confirmed) & state.accepted  # some may have withdrawn since
@@ -373,7 +373,7 @@ def gathered(step: Step) -> None:
     state = step.state
     if state.round is None or state.round.phase is not RoundPhase.COLLECTING or state.epoch_asked:
         return
-    if state.agreed:  # it is waited for however long it takes
+    if state.agreed or step.ctx.draining:  # the agreed are waited for however long it takes
         return
     ready = {node for node, _ in state.round.ready} & state.connected
     expected = set(live(state).confirmed) & state.accepted

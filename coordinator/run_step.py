@@ -65,6 +65,8 @@ class RunContext:
     unix_s: float
     trust: Trust
     timing: Timing
+    draining: bool = False
+    """No further round opens."""
 
     @property
     def unix(self) -> int:

@@ -18,7 +18,15 @@ from typing import Final
 
 from common.certificates import verify_study
 from common.clock import CLOCK_THEN, ClockWatch
-from common.errors import ConfigError, FedError, IdentityError, Refusal, RoundError
+from common.errors import (
+    ConfigError,
+    FedError,
+    IdentityError,
+    NoRoom,
+    Refusal,
+    RoundError,
+    StateError,
+)
 from common.events import Event
 from common.failpoints import failpoint
 from common.ids import ConfigHash, NodeId, RunId, Sha256, StudyId, hospital_id, site_name
@@ -67,6 +75,7 @@ from coordinator.stored_runs import first_state, read_runs
 from coordinator.witness import noised_sums
 
 ALIVE_BEATS: Final = 1.5
+DRAIN_LOOK_S: Final = 0.1
 """A stream that was heard of within so many heartbeats was alive when another came."""
 
 
@@ -151,6 +160,8 @@ class CoordinatorService:
         self._drivers: dict[RunId, RunDriver] = {}
         self._tasks: dict[RunId, asyncio.Task[None]] = {}
         self._run_died = asyncio.Event()
+        self._broken: StateError | None = None
+        """What the store failed with when a study was submitted."""
         self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
         self._last_seen: dict[NodeId, float] = {}
         self._closing = False
@@ -206,8 +217,8 @@ class CoordinatorService:
         """Notice silent peers and dead runs, until cancelled.
 
         Raises:
-            Exception: whatever ended a run's driver: the process has to stop, because
-                a state that could not be stored must not be acted on.
+            Exception: whatever ended a run's driver, or was not stored: the process has to
+                stop, because a state that could not be stored must not be acted on.
         """
         while True:
             with contextlib.suppress(TimeoutError):
@@ -215,15 +226,35 @@ class CoordinatorService:
             self._run_died.clear()
             if jump := self._clock_watch.jumped():
                 self._shop.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
-            for task in self._tasks.values():
-                if task.done() and not task.cancelled():
-                    task.result()
+            self._check_store()
             late = self._shop.clock.monotonic() - 3 * self._heartbeat_s
             for node in [n for n, seen in self._last_seen.items() if seen < late]:
                 self._last_seen.pop(node)
                 self._silent[node] = f"silent for {3 * self._heartbeat_s:g} s"
                 self._shop.hub.drop(node)
             self._shop.log.report_left_out()
+
+    def _check_store(self) -> None:
+        """Raise what ended a run's driver, or what the store failed with."""
+        try:
+            if self._broken is not None:
+                raise self._broken
+            for task in self._tasks.values():
+                if task.done() and not task.cancelled():
+                    task.result()
+        except StateError as failure:
+            self._shop.room.stopped(failure)
+            raise
+
+    async def keep_store(self) -> None:
+        """Ask the store now and then whether it is still this coordinator's, until cancelled.
+
+        Raises:
+            StateError: it is not, or does not answer: the process has to stop.
+        """
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            await asyncio.to_thread(self._shop.store.ask)
 
     @property
     def connected(self) -> frozenset[NodeId]:
@@ -237,11 +268,22 @@ class CoordinatorService:
 
     @property
     def failed(self) -> bool:
-        """Whether a run's driver died: its store failed, and the process is about to stop."""
-        return any(
+        """Whether the store failed, or a run's driver died: the process is about to stop."""
+        return self._broken is not None or any(
             task.done() and not task.cancelled() and task.exception() is not None
             for task in self._tasks.values()
         )
+
+    async def drain(self) -> None:
+        """Open no further round; return once no round is open, and no release on its way."""
+        self._shop.draining.set()
+        while not all(driver.between_rounds for driver in self._drivers.values()):  # noqa: ASYNC110 - seldom, for a while
+            await asyncio.sleep(DRAIN_LOOK_S)
+
+    @property
+    def short_of_room(self) -> str:
+        """Why nothing is written for now, in one line; empty while the disk has room."""
+        return self._shop.room.why_not
 
     async def close(self) -> None:
         """End all streams and drivers; what is stored stays."""
@@ -317,8 +359,10 @@ class CoordinatorService:
         try:
             await self._take(node, task, step)
         except FedError as error:
-            # One wrong message is no reason to cut a hospital off.
-            self._shop.hub.send(node, task, Refused(b"", error.name, error.detail))
+            # One wrong message is no reason to cut a hospital off; this machine's own files
+            # are none of its business.
+            detail = error.kind.meaning if isinstance(error, StateError) else error.detail
+            self._shop.hub.send(node, task, Refused(b"", error.name, detail))
 
     async def _take(self, node: NodeId, task: str, step: NodeStep) -> None:
         match step:
@@ -447,6 +491,12 @@ class CoordinatorService:
         start = await anext(parts, None)
         if not isinstance(start, UploadStart):
             raise Refusal("OUT_OF_TURN", "an upload begins with its start record")
+        with self._shop.room.attempt((start.hd, node)):
+            return await self._take_upload(node, start, parts)
+
+    async def _take_upload(
+        self, node: NodeId, start: UploadStart, parts: AsyncIterator[UploadPart]
+    ) -> UploadAck:
         driver = self._open_run(start.task)
         # Strangers to the round are turned away here, before they wait for a turn.
         chunks = driver.spool_file(node, start.hd).chunks
@@ -542,6 +592,7 @@ class CoordinatorService:
             ConfigError: the study is not valid, or cannot run in this federation.
             Refusal: OWNER_SIGNATURE, it is not signed by the owner it names.
             RoundError: BUSY, a run of a study of that id is going on.
+            NoRoom: nothing was submitted.
         """
         study = study_from_canonical(submission.study)
         self._check_can_run(study)
@@ -572,10 +623,20 @@ class CoordinatorService:
             created_unix=shop.clock.unix(),
             ended=False,
         )
-        run = shop.store.add_run(StoredStudy(run.study_id, digest, submission.study), run)
+        run = self._store_run(StoredStudy(run.study_id, digest, submission.study), run)
         shop.log.info(Event.STUDY_SUBMITTED, study=study.id, run=run.run_id)
         self._start(self._first_state(run, study), Journal(), run.created_unix)
         return run
+
+    def _store_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
+        try:
+            return self._shop.store.add_run(study, run)
+        except NoRoom:
+            raise
+        except StateError as failure:
+            self._broken = failure
+            self._run_died.set()
+            raise
 
     def _check_can_run(self, study: Study) -> None:
         parameters = result_schema(study).parameters

@@ -19,7 +19,7 @@ from common.errors import Refusal, StateError
 from common.failpoints import failpoint
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.messages import CHUNK_BYTES
-from common.state_folder import disk_errors, fsync_folder, take_over
+from common.state_folder import disk_error, disk_errors, fsync_folder, take_over
 
 _BLOCK: Final = 1 << 20
 _ROUND_FOLDER: Final = re.compile("[0-9a-f]{64}")
@@ -97,7 +97,7 @@ class SpoolFile:
                 view, offset = view[count:], offset + count
             failpoint("coordinator.spool.after_write")
         except OSError as error:
-            raise StateError("DISK", f"{self.path.name}: {error.strerror}") from error
+            raise disk_error(self.path, error) from error
 
     def finish(self, claimed: Sha256) -> Sha256:
         """Make a complete upload durable and return its digest.
@@ -131,7 +131,7 @@ class SpoolFile:
             # After a flush that failed the system may call lost pages clean, and the next
             # one says that all is well: nothing of what was here is relied on (F38).
             self._reset()
-            raise StateError("DISK", f"{self.path.name}: {error.strerror}") from error
+            raise disk_error(self.path, error) from error
         failpoint("coordinator.spool.after_fsync")
         self._settled = True
         return claimed
@@ -184,7 +184,11 @@ class Spool:
             with disk_errors(folder):
                 if not folder.is_dir():
                     folder.mkdir()
-                    fsync_folder(self._root)
+                    try:
+                        fsync_folder(self._root)
+                    except OSError:  # F38: the name may be taken for durable, and is made anew
+                        folder.rmdir()
+                        raise
                 self._open[key] = SpoolFile(folder / site_name(node), expected_bytes)
         return self._open[key]
 

@@ -19,26 +19,31 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TextIO
 
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from common.certificates import read_leaf
-from common.errors import FedError, RoundError, StateError
+from common.errors import FedError, NoRoom, RoundError, StateError
 from common.failpoints import failpoint
 from common.ids import ConfigHash, Epoch, RunId, StudyId
 from common.secagg.params import EPOCH_SECONDS
 from common.state_folder import MARKER, free_text, take_over
 from common.text import show
 from coordinator.checksums import FIRST_LINK, MARK_NAME, Mark, link, row_digest
+from coordinator.failures import FAILURES_NAME
+from coordinator.only_one import SUFFIX, lock_file, open_alone
 
 STATE_NAMES: Final = frozenset(
     {
         MARKER, "lock", "address", ".address", "objects", "spool", "audit", MARK_NAME,
+        FAILURES_NAME, f".{FAILURES_NAME}",
         "history.json", ".history.json",
         "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "coordinator.db-journal",
+        f"coordinator.db{SUFFIX}",
     }
 )  # fmt: skip
 """What a coordinator keeps in its state directory."""
@@ -106,6 +111,15 @@ METER: Final = sql.Table(
     sql.Column("changes", sql.BigInteger, nullable=False),
 )
 """One row: how many transactions there were."""
+
+# The statements of every commit, made once.
+_RUN: Final[sql.BindParameter[str]] = sql.bindparam("run")
+_HEAD: Final = sql.select(HEADS).where(HEADS.c.run_id == _RUN)
+_ADD_HEAD: Final = HEADS.insert()
+_MOVE_HEAD: Final = HEADS.update().where(HEADS.c.run_id == _RUN)
+_ADD_FACTS: Final = FACTS.insert()
+_CHANGES: Final = sql.select(METER.c.changes)
+_ONE_MORE: Final = METER.update().values(changes=METER.c.changes + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +224,10 @@ class Store(Protocol):
         """Return a run's release; RoundError NOT_FOUND while there is none."""
         ...
 
+    def ask(self) -> None:
+        """Raise if the database is not this process' any more, or does not answer."""
+        ...
+
     def close(self) -> None:
         """Let go of the database."""
         ...
@@ -279,9 +297,16 @@ def migrate(engine: Engine) -> None:
 class SqlStore:
     """`Store` on a relational database, see the module's docstring."""
 
-    def __init__(self, engine: Engine, mark: Mark | None = None, name: str = "") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        mark: Mark | None = None,
+        name: str = "",
+        lock: TextIO | None = None,
+    ) -> None:
         self._engine = engine
         self._mark = mark
+        self._lock = lock
         self._name = name or str(engine.url.database)
 
     @contextlib.contextmanager
@@ -303,17 +328,25 @@ class SqlStore:
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[Connection]:
-        """One transaction: all of it is durable afterwards, or nothing of it happened."""
+        """One transaction: all of it is durable afterwards, or nothing of it happened.
+
+        Raises:
+            NoRoom: nothing happened, and it may be tried again.
+            StateError: DISK; what of it is on the disk only the next start can tell.
+        """
         try:
             with self._engine.begin() as db:
                 yield db
                 changes = _count_change(db)
                 failpoint(f"coordinator.{what}.before_commit")
-            if self._mark is not None:
-                self._mark.write(changes)
-            failpoint(f"coordinator.{what}.after_commit")
         except SQLAlchemyError as error:
             raise _failure(self._engine, error, "DISK") from error
+        if self._mark is not None:
+            try:
+                self._mark.write(changes)
+            except NoRoom as error:  # all of it happened: never to be tried again
+                raise StateError("DISK", error.detail) from error
+        failpoint(f"coordinator.{what}.after_commit")
 
     def add_run(self, study: StoredStudy, run: StoredRun) -> StoredRun:
         """See `Store`."""
@@ -394,19 +427,19 @@ class SqlStore:
                 last = link(run_id, seq, last, body, unix)
                 row = {"run_id": run_id, "seq": seq, "body": body, "unix": unix, "link": last}
                 rows.append(row)
-            db.execute(FACTS.insert(), rows)
+            db.execute(_ADD_FACTS, rows)
             head = {"facts": first_seq + len(rows), "link": last}
             if first_seq == 0:
-                db.execute(HEADS.insert().values(run_id=run_id, **head))
+                db.execute(_ADD_HEAD, {"run_id": run_id, **head})
             else:
-                db.execute(HEADS.update().where(HEADS.c.run_id == run_id).values(**head))
+                db.execute(_MOVE_HEAD, {"run": run_id, **head})
             if blank:
                 old = (FACTS.c.run_id == run_id) & FACTS.c.seq.in_(blank)
                 db.execute(FACTS.update().where(old).values(body=b""))
 
     def _head(self, db: Connection, run_id: RunId, count: int) -> bytes:
         """Return the last link of a run that has `count` facts."""
-        row = db.execute(sql.select(HEADS).where(HEADS.c.run_id == run_id)).first()
+        row = db.execute(_HEAD, {"run": run_id}).first()
         if row is None and count == 0:
             return FIRST_LINK
         if row is None or row.facts != count:
@@ -516,20 +549,31 @@ class SqlStore:
     def changes(self) -> int:
         """Return how many transactions there were."""
         with self._reading() as db:
-            return int(db.execute(sql.select(METER.c.changes)).scalar() or 0)
+            return int(db.execute(_CHANGES).scalar() or 0)
+
+    def ask(self) -> None:
+        """See whether the database is still held and answers. Blocking.
+
+        Raises:
+            StateError: STATE_LOCKED, the hold on it was lost; DISK.
+        """
+        with self._reading() as db:
+            db.execute(sql.text("SELECT 1"))
 
     def close(self) -> None:
         """See `Store`."""
         self._engine.dispose()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _count_change(db: Connection) -> int:
     """Count a transaction; return which one it is."""
-    changes = db.execute(sql.select(METER.c.changes)).scalar()
+    changes = db.execute(_CHANGES).scalar()
     if changes is None:
         db.execute(METER.insert().values(id=1, changes=1))
         return 1
-    db.execute(METER.update().values(changes=METER.c.changes + 1))
+    db.execute(_ONE_MORE)
     return int(changes) + 1
 
 
@@ -579,18 +623,29 @@ def _why(error: SQLAlchemyError) -> str:
     return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__
 
 
-_DISK_ERRORS: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+_DISK_ERRORS: Final = ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+_POSTGRESQL_FULL: Final = "53100"
 
 
 def _failure(engine: Engine, error: SQLAlchemyError, otherwise: str) -> StateError:
-    """Return DISK where the disk is to blame by the embedded database's word, else `otherwise`."""
+    """Return NoRoom or DISK where the disk is to blame by the database's word, else `otherwise`.
+
+    Both databases have rolled a transaction back that found no room. A flush that found none is
+    another error, and of that nobody knows what it left behind.
+    """
     detail, orig = f"{engine.url.database}: {_why(error)}", getattr(error, "orig", None)
+    if getattr(orig, "sqlstate", None) == _POSTGRESQL_FULL:
+        return NoRoom(detail)
+    if engine.dialect.name != "sqlite" and isinstance(error, OperationalError | PoolTimeoutError):
+        fix = "See whether the database server runs and takes this `store`; then start again."
+        return StateError("DISK", detail, fix=fix)
     word = str(getattr(orig, "sqlite_errorname", ""))
-    if not word.startswith(_DISK_ERRORS):
+    if not word.startswith(("SQLITE_FULL", *_DISK_ERRORS)):
         return StateError(otherwise, detail)
-    if word == "SQLITE_FULL" or word.startswith("SQLITE_IOERR"):
-        detail += f"; {free_text(Path(str(engine.url.database)).parent)}"
-    return StateError("DISK", detail)
+    if not word.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return StateError("DISK", detail)
+    detail += f"; {free_text(Path(str(engine.url.database)).parent)}"
+    return NoRoom(detail) if word == "SQLITE_FULL" else StateError("DISK", detail)
 
 
 def check_federation(engine: Engine, federation: str) -> None:
@@ -627,21 +682,25 @@ def _federation_of(chain: bytes) -> str | None:
         return None
 
 
-def open_store(url: str, federation: str | None = None, mark: Path | None = None) -> SqlStore:
+def open_store(
+    url: str, federation: str | None = None, mark: Path | None = None, *, alone: bool = False
+) -> SqlStore:
     """Open, check and migrate the database at `url`.
 
     It has to be `federation`'s if that is given; `mark` is the file that says how many
-    transactions were acknowledged.
+    transactions were acknowledged; `alone`: nobody else may, see `coordinator.only_one`.
 
     Raises:
-        StateError: see `check_federation`, `migrate` and `SqlStore.check`.
+        StateError: STATE_LOCKED; see `check_federation`, `migrate` and `SqlStore.check`.
     """
-    engine = open_engine(url)
-    if federation is not None:
-        check_federation(engine, federation)
-    migrate(engine)
-    store = SqlStore(engine, None if mark is None else Mark(mark))
+    embedded = url.startswith("sqlite")
+    engine = open_alone(url) if alone and not embedded else open_engine(url)
+    lock = lock_file(Path(str(engine.url.database))) if alone and embedded else None
+    store = SqlStore(engine, None if mark is None else Mark(mark), lock=lock)
     try:
+        if federation is not None:
+            check_federation(engine, federation)
+        migrate(engine)
         store.check()  # before anything is moved: damage stays where it can be looked at
         _take_over(engine)
     except BaseException:

@@ -32,6 +32,16 @@ from coordinator.stored_runs import KnownRun, read_runs
 
 _HEX: Final = 64
 
+_RESTORE: Final = (
+    "Stop the coordinator, keep this state, and restore the newest backup into an empty folder:"
+    " `fedcare coordinator restore BACKUP --into FOLDER`."
+)
+FIXES: Final = {
+    MARK_NAME: "Remove the file if all else is good: the next start writes it anew.",
+    "spool": "Look after the disk, remove the file, start: the round is voided and tried again.",
+}
+"""What to do about a damaged part, by the first word of its name; else `_RESTORE`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -39,6 +49,11 @@ class Part:
 
     name: str
     trouble: str = ""
+
+    @property
+    def fix(self) -> str:
+        """What to do about it."""
+        return FIXES.get(self.name.partition("/")[0], _RESTORE) if self.trouble else ""
 
 
 def verify(config: CoordinatorConfig, owner: Owner) -> list[Part]:

@@ -248,7 +248,9 @@ def _checkpoints(config: NodeConfig, store: NodeStore) -> Checkpoints | None:
 
 
 def serve(config: NodeConfig, desk: DeskMaker = HospitalDesk) -> None:
-    """Run a node until SIGTERM or SIGINT; a second signal ends the process at once.
+    """Run a node until SIGTERM or SIGINT, or until no round is open after SIGUSR1.
+
+    A second SIGTERM or SIGINT ends the process at once.
 
     Raises:
         FedError: see `load_setup` and `build_node`.
@@ -309,6 +311,7 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
+    loop.add_signal_handler(signal.SIGUSR1, node.drain)
     say(log, setup.config.confinement, confined)
     standing = Standing(node, clock)
     state_dir = setup.config.path(setup.config.state_dir)

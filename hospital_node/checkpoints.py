@@ -222,6 +222,15 @@ class CheckpointFolder:
             raise StateError("STATE_DAMAGED", f"{path}: {failure.strerror}") from failure
         return self._vault.open(_purpose(hd), sealed, str(path))
 
+    def check(self, path: Path) -> None:
+        """Open a checkpoint of this folder, whatever round it is of.
+
+        Raises:
+            StateError: STATE_DAMAGED.
+            OSError: it cannot be read.
+        """
+        _unpack(self._vault.open(f"checkpoint/{path.stem}", path.read_bytes(), str(path)))
+
     def save(self, hd: HeaderDigest, content: bytes) -> None:
         """Seal and write a round's checkpoint, durably; nothing of a round that is over stays.
 

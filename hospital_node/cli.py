@@ -90,7 +90,7 @@ def unlock(
 
     with held(config) as store:
         given = orders.unlock(store, study, reason, SystemClock())
-    return outcome([given])
+    return outcome([given], "Start the node: it agrees to one other set on the same model.")
 
 
 @app.command("accept-loss")
@@ -108,7 +108,7 @@ def accept_loss(
 
     with held(config) as store:
         given = orders.accept_loss(store, reason, SystemClock())
-    return outcome(given)
+    return outcome(given, "The loss is on record. Start the node: it joins through a new epoch.")
 
 
 @app.command("orders")
@@ -141,11 +141,11 @@ def verify(
     from hospital_node.verify import verify as run
 
     loaded = NodeConfig.read(config)
-    key_file = None if loaded.sealing_key is None else loaded.path(loaded.sealing_key)
-    parts = run(loaded.path(loaded.state_dir), key_file, loaded.path(loaded.tls.ca))
+    parts = run(loaded)
     bad = [part for part in parts if part.trouble]
-    lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {part.name}" for part in parts]
-    lines += [escape(f"{part.name}: {part.trouble}") for part in bad]
+    lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {escape(part.name)}" for part in parts]
+    for part in bad:
+        lines += [escape(f"{part.name}: {part.trouble}"), escape(f"  fix: {part.fix}")]
     data = {
         "good": [part.name for part in parts if not part.trouble],
         "damaged": {part.name: part.trouble for part in bad},

@@ -49,7 +49,7 @@ from hospital_node.jobs import Surroundings
 from hospital_node.last_contact import Off, explained, keep, known_off, off_by
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
-from hospital_node.orders import found_older, keep_older, orders, seen_of
+from hospital_node.orders import found_back, found_older, keep_older, orders, seen_of
 from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.picture import Picture
 from hospital_node.releases import ReleaseKeeper, ReleaseTrust
@@ -63,6 +63,7 @@ from hospital_node.work import Desk, Work
 from hospital_node.worker import Worker
 
 STATUS_EVERY_S: Final = 1.0
+_DRAIN_LOOK_S: Final = 0.1
 """The status file is rewritten at most this often."""
 
 _PASSING: Final = frozenset({"UNREACHABLE", "BUSY"})
@@ -110,6 +111,7 @@ class Node:
         self._parts = parts
         self._slot = LinkSlot()
         self._stopping = asyncio.Event()
+        self._leaving: asyncio.Task[None] | None = None
         self._backoff = self._new_backoff()
         self._connection: Connection | None = None
         self._clock_watch = ClockWatch(parts.clock)
@@ -153,6 +155,7 @@ class Node:
             objection=self._objection,
             conduct=parts.conduct,
             trouble=self._on_trouble,
+            leaving=lambda: self._leaving is not None,
         )
         self._releases = ReleaseKeeper(
             parts.store, parts.release_trust, road, self._worker, parts.log
@@ -192,6 +195,20 @@ class Node:
         if not self._stopping.is_set():
             self._parts.log.info(Event.SERVICE_STOPPING)
         self._stopping.set()
+
+    def drain(self) -> None:
+        """Take no further round, and stop once the open ones are over.
+
+        What other hospitals wait for is then done: this one's signature, its part of the seeds.
+        """
+        if self._leaving is None:
+            self._parts.log.info(Event.SERVICE_DRAINING)
+            self._leaving = asyncio.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        while not all(task.between_rounds for task in self._tasks.values()):
+            await self._parts.sleep(_DRAIN_LOOK_S)
+        self.stop()
 
     @property
     def connected(self) -> bool:
@@ -261,6 +278,7 @@ class Node:
 
     async def _end(self) -> None:
         jobs = [*self._serving.values(), *self._errands.values(), *self._making.values()]
+        jobs += [] if self._leaving is None else [self._leaving]
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
@@ -355,16 +373,17 @@ class Node:
             name = self._offers.task_of(run)
             task = self._tasks.get(name)
             mine = task is not None and task.run.run_id == run.run_id
-            epoch, r = seen_of(task.state) if task is not None and mine else (0, 0)
+            epoch, r, next_r = seen_of(task.state) if task is not None and mine else (0, 0, 0)
             held = self._parts.store.release_directory(run.run_id).is_dir()
-            found.append(Seen(run.run_id, name, epoch, r, held))
+            found.append(Seen(run.run_id, name, epoch, r, held, next_r))
         return tuple(found)
 
     def _check_age(self, welcome: Welcome) -> None:
-        """Refuse to go on with a state that the coordinator has seen a newer one of.
+        """Refuse to go on where this state, or the coordinator's, is an old one put back.
 
         Raises:
-            StateError: STATE_ROLLED_BACK.
+            StateError: STATE_ROLLED_BACK, the coordinator has seen a newer one; HISTORY_BACK,
+                this hospital was told of more than the coordinator knows.
         """
         states = [(name, task.state) for name, task in self._tasks.items()]
         older = found_older(states, welcome.seen)
@@ -375,6 +394,12 @@ class Node:
                 "STATE_ROLLED_BACK",
                 f"{first.task}: the coordinator has seen this hospital in round {first.r} of epoch"
                 f" {first.epoch}, and its state knows of less",
+            )
+        for one in found_back(states, welcome.seen):
+            raise StateError(
+                "HISTORY_BACK",
+                f"{one.task}: the coordinator told this hospital of more rounds of epoch"
+                f" {one.epoch} than it knows of now; its next is round {one.next_r}",
             )
 
     def _lost_link(self) -> None:

@@ -24,7 +24,7 @@ from common.identity import Identity
 from common.ids import Sha256
 from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
 from common.secagg.messages import UploadEnd
-from common.transport.status import from_rpc
+from common.transport.status import closed_at_setup, from_rpc
 from common.transport.tls import channel
 from common.wire import (
     decode_ack,
@@ -53,6 +53,8 @@ class GrpcDialler:
         self._identity = identity
         self._proxy = proxy
         self._clock = clock
+        self._closed = False
+        """The last dial was closed at set-up."""
 
     async def __call__(self) -> Link:
         """Return a link whose TLS handshake is done.
@@ -69,15 +71,22 @@ class GrpcDialler:
         except BaseException:
             await link.close()
             raise
+        self._closed = False
         return link
 
     def explain(self, failure: grpc.aio.AioRpcError) -> FedError:
-        """Return what a failed call means here."""
+        """Return what a failed call means here.
+
+        A coordinator that dies during a handshake looks like one that refuses this hospital's
+        certificate: that is said when the next dial ends in the same way.
+        """
+        again, self._closed = self._closed, closed_at_setup(failure)
         return from_rpc(
             failure,
             address=self._address,
             identity=self._identity,
             now_unix=self._clock.unix(),
+            doubt=not again,
         )
 
 

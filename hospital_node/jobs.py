@@ -80,6 +80,8 @@ class Surroundings:
     """What the hospital's policy asks of a round's model and of its timing."""
     trouble: Callable[[FedError], None]
     """Told when state could not be written: the connection is dropped, and dialled anew."""
+    leaving: Callable[[], bool]
+    """Whether the node takes no further round: it stops when the open ones are over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class RoundJobs:
         self._unsent: HeaderDigest | None = None
         """The round of which not one byte was sent yet."""
         self._start: tuple[HeaderDigest, RoundStart] | None = None
-        """Of the open round, if this process was told of it again."""
+        """The last one that this process was told of; after a restart it has to be told again."""
         self._start_came = asyncio.Event()
         self._accepted: Sha256 | None = None
         """The model of the last header that this process accepted in the run."""
@@ -303,15 +305,13 @@ class RoundJobs:
         return await self._around.worker.run(make, abandoned)
 
     async def _have(self, prepared: Input, model: Path, work: Work) -> None:
-        """Read again what an earlier process received for the open round, or fetch it again.
+        """Read the open round's model again, also after a while on this disk, or fetch it again.
 
         Raises:
             Refusal: MODEL_HASH or MODEL_RANGE; the round goes on without this hospital.
             StateError: DISK.
         """
         shelf, wanted = self._around.shelf, prepared.header.model_sha256
-        if shelf.holds(wanted):
-            return
         if await asyncio.to_thread(digest_of_file, model, work.model_schema()) == wanted:
             shelf.keep(self._task, wanted)
             return
@@ -321,7 +321,7 @@ class RoundJobs:
         await self._receive(self._start[1])
 
     def told(self, start: RoundStart, hd: HeaderDigest) -> None:
-        """Hear again of the open round, as a hospital does that comes back."""
+        """Hear of a round, or of the open one again, as a hospital does that comes back."""
         self._start = (hd, start)
         self._start_came.set()
 

@@ -375,9 +375,9 @@ class StudyWork:
         """See `Work`; nothing is made for a pattern without data."""
         if self._data is None or not self._study.personal.enabled:
             return ""
-        from hospital_node.personal.make import make
+        from hospital_node.personal.make import make, read_released
 
-        flat = self._model_schema.flat(read_model(model, self._model_schema))
+        flat = read_released(model, self._model_schema)
         return make(self._study, self._site, self._data, flat, folder, own.all())
 
     def _layout(self, kind: RoundKind) -> RoundLayout:

@@ -31,6 +31,7 @@ from hospital_node import files
 from hospital_node.store import ROLLED_BACK, NodeStore, SessionRecord
 
 SCHEMA: Final = "fedcare.node-order/1"
+OLDER_SCHEMA: Final = "fedcare.node-rolled-back/1"
 MOST_REASON: Final = 500
 
 What = Literal["unlock", "accept-loss"]
@@ -50,12 +51,12 @@ class Order:
 # --- an old copy is noticed -----------------------------------------------------------------
 
 
-def seen_of(state: NodeState) -> tuple[int, int]:
-    """Return (largest epoch, last round begun in it) of a task's state; 0 for none."""
+def seen_of(state: NodeState) -> tuple[int, int, int]:
+    """Return (largest epoch, last round begun in it, next round) of a task's state; 0 for none."""
     session = state.session
     if session is None or session.terms.epoch != state.last_epoch:
-        return state.last_epoch, 0
-    return state.last_epoch, session.chain_r - 1
+        return state.last_epoch, 0, 0
+    return state.last_epoch, session.chain_r - 1, session.next_r
 
 
 def found_older(states: Iterable[tuple[str, NodeState]], witness: Iterable[Seen]) -> list[Seen]:
@@ -69,11 +70,28 @@ def found_older(states: Iterable[tuple[str, NodeState]], witness: Iterable[Seen]
 
 
 def _is_older(state: NodeState, seen: Seen) -> bool:
-    epoch, r = seen_of(state)
+    epoch, r, _ = seen_of(state)
     if epoch == 0:
         return False
     live = state.session is not None and epoch == seen.epoch
     return epoch < seen.epoch or (live and r < seen.r)
+
+
+def found_back(states: Iterable[tuple[str, NodeState]], witness: Iterable[Seen]) -> list[Seen]:
+    """Return where the coordinator knows of fewer rounds than it has told this node are over.
+
+    It stores a round's end before it tells of it. One that does not say its number is a former
+    version's; in another epoch there is nothing to compare.
+    """
+    known = {task: seen_of(state) for task, state in states}
+    return [
+        one
+        for one in witness
+        if one.next_r
+        and one.task in known
+        and known[one.task][0] == one.epoch
+        and known[one.task][2] > one.next_r
+    ]
 
 
 def keep_older(root: Path, older: Sequence[Seen]) -> None:
@@ -82,8 +100,37 @@ def keep_older(root: Path, older: Sequence[Seen]) -> None:
     Raises:
         StateError: DISK.
     """
-    content = json.dumps([asdict(one) for one in older]).encode("ascii")
+    tree: dict[str, object] = {
+        "schema": OLDER_SCHEMA,
+        "seen": [asdict(one) for one in older],
+    }
+    content = json.dumps({**tree, "sha256": _digest(tree)}).encode("ascii")
     files.replace(root / ROLLED_BACK, content)
+
+
+def older_of(path: Path) -> list[Seen]:
+    """Return what `keep_older` kept.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+        FileNotFoundError: nothing was found to be older.
+    """
+    found: list[Seen] | None = None
+    try:
+        tree = json.loads(path.read_bytes())
+        if tree.pop("sha256") == _digest(tree) and tree["schema"] == OLDER_SCHEMA:
+            found = [Seen(**one) for one in tree["seen"]]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        found = None
+    if found is None:
+        raise StateError(
+            "STATE_DAMAGED",
+            f"{path} is not what the node wrote",
+            fix="Remove the file and start the node: the coordinator tells it again.",
+        )
+    return found
 
 
 # --- orders ---------------------------------------------------------------------------------
@@ -100,7 +147,11 @@ def unlock(store: NodeStore, task: str, reason: str, clock: Clock) -> Order:
     state = None if record is None else decode_state(record.state)
     if record is None or state is None or not state.rerun.records:
         known = ", ".join(store.tasks()) or "none"
-        raise RoundError("NOT_FOUND", f"no set of a study {task} was agreed to; there are: {known}")
+        raise RoundError(
+            "NOT_FOUND",
+            f"no set of a study {task} was agreed to; there are: {known}",
+            fix="Name the study as the coordinator does; who agreed to no set has none to forget.",
+        )
     order = _record(store.root, "unlock", task, reason, clock)
     new = replace(state, rerun=state.rerun.without_last())
     store.save_session(task, SessionRecord(record.run_id, encode_state(new)))
@@ -116,13 +167,13 @@ def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
     """
     path = store.root / ROLLED_BACK
     try:
-        older = [Seen(**one) for one in json.loads(path.read_bytes())]
+        older = older_of(path)
     except FileNotFoundError:
         raise RoundError(
-            "NOT_FOUND", "the coordinator has not found this state to be old"
+            "NOT_FOUND",
+            "the coordinator has not found this state to be old",
+            fix="There is nothing to accept: start the node; it says so where its state is old.",
         ) from None
-    except (ValueError, TypeError) as failure:
-        raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote") from failure
     orders = []
     for seen in older:
         record = store.load_session(seen.task)
@@ -159,16 +210,22 @@ def orders(root: Path) -> list[Order]:
     Raises:
         StateError: STATE_DAMAGED, naming the file.
     """
-    found: list[Order] = []
-    for path in sorted((root / "orders").glob("*.json")):
-        order: Order | None = None
-        try:
-            tree = json.loads(path.read_bytes())
-            good = tree.pop("sha256") == _digest(tree) and tree.pop("schema") == SCHEMA
-            order = Order(**tree) if good else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            order = None
-        if order is None:
-            raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote")
-        found.append(order)
-    return found
+    return [order_of(path) for path in sorted((root / "orders").glob("*.json"))]
+
+
+def order_of(path: Path) -> Order:
+    """Return the order in a file.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming the file.
+    """
+    order: Order | None = None
+    try:
+        tree = json.loads(path.read_bytes())
+        good = tree.pop("sha256") == _digest(tree) and tree.pop("schema") == SCHEMA
+        order = Order(**tree) if good else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        order = None
+    if order is None:
+        raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote")
+    return order

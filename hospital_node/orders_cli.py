@@ -42,8 +42,8 @@ def held(config: Path) -> Iterator[NodeStore]:
         yield store
 
 
-def outcome(orders: Sequence[Order]) -> Outcome:
-    """Show orders, the oldest first."""
+def outcome(orders: Sequence[Order], then: str = "") -> Outcome:
+    """Show orders, the oldest first, and what to do next."""
     rows = [
         (
             datetime.fromtimestamp(order.unix, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -55,4 +55,4 @@ def outcome(orders: Sequence[Order]) -> Outcome:
         for order in orders
     ]
     text = table(("given", "order", "study", "by", "reason"), rows) if rows else "no order"
-    return Outcome({"orders": [asdict(order) for order in orders]}, text)
+    return Outcome({"orders": [asdict(order) for order in orders]}, f"{text}\n{then}".rstrip())

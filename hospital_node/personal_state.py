@@ -55,7 +55,9 @@ class OwnTensors:
         Raises:
             StateError: STATE_DAMAGED, naming the file.
         """
-        path = self._path(name)
+        return self._read(self._path(name), name)
+
+    def _read(self, path: Path, name: str) -> NDArray[np.float32] | None:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -66,6 +68,15 @@ class OwnTensors:
         if content[:_DIGEST] != self._digest(name, values):
             raise StateError("STATE_DAMAGED", f"{path} is not what this node wrote")
         return np.frombuffer(values, "<f4").astype(np.float32)
+
+    def check(self, path: Path) -> None:
+        """Read a file of this run, staged or not, whole against its checksum.
+
+        Raises:
+            StateError: STATE_DAMAGED, naming the file.
+        """
+        rest = path.name.removeprefix(f"{self._run}.").removesuffix(".f32")
+        self._read(path, next((name for name in NAMES if f"{rest}.".startswith(f"{name}.")), ""))
 
     def all(self) -> Own:
         """Return every tensor that counts, by name.

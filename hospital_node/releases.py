@@ -216,10 +216,11 @@ class ReleaseKeeper:
         schema = work.model_schema()
         wanted = Sha256(bytes.fromhex(manifest.model_sha256))
         held = self._store.model_path(wanted)
-        if await asyncio.to_thread(digest_of_file, held, schema) == wanted:
+        if held.exists():
             with files.disk_errors(path):
                 await asyncio.to_thread(shutil.copyfile, held, path)
-        else:
+        # The copy is read, not what it was made of.
+        if await asyncio.to_thread(digest_of_file, path, schema) != wanted:
             address = Sha256(bytes.fromhex(entry.sha256))
             with ModelReceiver(path, schema) as receiver:
                 found = await transfer.download(self._road, address, receiver)
@@ -235,15 +236,10 @@ class ReleaseKeeper:
         except FedError as failure:
             self._log.bind(run=run_id).failure(Event.MODEL_ACCEPTED, failure)
             return
-        self._store.save_report(
-            run_id,
-            {
-                "schema": "fedcare.site-report/1",
-                "run_id": run_id,
-                "model_sha256": manifest.model_sha256,
-                "metrics": dict(metrics),
-            },
-        )
-        if metrics:
-            made = page(run_id, manifest.model_sha256, metrics)
-            self._store.save_page(run_id, made)
+        report = {
+            "run_id": run_id,
+            "model_sha256": manifest.model_sha256,
+            "metrics": dict(metrics),
+        }
+        made = page(run_id, manifest.model_sha256, metrics) if metrics else ""
+        self._store.save_report(run_id, report, made)

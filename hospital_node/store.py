@@ -86,6 +86,9 @@ _DECISION: Final = "fedcare.node-decision/2"
 _WITHOUT_CHECKSUM: Final = "fedcare.node-decision/1"
 """What former versions wrote; read as it is."""
 
+_REPORT: Final = "fedcare.site-report/2"
+_OLD_REPORT: Final = "fedcare.site-report/1"
+
 _RUN_BYTES: Final = 2
 
 
@@ -330,21 +333,18 @@ class NodeStore:
         """Where the hospital's own model of a run lies, or would."""
         return self.root / "personal" / run_id
 
-    def save_report(self, run_id: RunId, report: Mapping[str, object]) -> None:
-        """Keep a run's local metrics; they never leave the hospital.
+    def save_report(self, run_id: RunId, report: Mapping[str, object], page: str) -> None:
+        """Keep a run's local metrics, and their page if it has one; they never leave the hospital.
 
         Raises:
             StateError: DISK.
         """
-        files.replace(self.root / "reports" / f"{run_id}.json", _json(report))
-
-    def save_page(self, run_id: RunId, page: str) -> None:
-        """Keep the page of a run's local metrics beside them.
-
-        Raises:
-            StateError: DISK.
-        """
-        files.replace(self.root / "reports" / f"{run_id}.html", page.encode())
+        path = self.root / "reports" / f"{run_id}.json"
+        value: dict[str, object] = {"schema": _REPORT, **report}
+        if page:
+            files.replace(path.with_suffix(".html"), page.encode())
+            value["page_sha256"] = hashlib.sha256(page.encode()).hexdigest()
+        files.replace(path, _json({**value, "sha256": _checksum(value)}))
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Replace the status file, atomically but without waiting for the disk.
@@ -357,6 +357,28 @@ class NodeStore:
         with files.disk_errors(path):
             temporary.write_bytes(_json(status))
             temporary.replace(path)
+
+
+def check_report(path: Path) -> None:
+    """Hold a run's local metrics and their page against the checksums in them.
+
+    Raises:
+        StateError: STATE_DAMAGED, naming what is not what the node wrote.
+        OSError: a file cannot be read.
+    """
+    try:
+        tree = json.loads(path.read_bytes())
+        digest = tree.pop("sha256", None)
+        # A former version wrote none.
+        good = digest == (None if tree["schema"] == _OLD_REPORT else _checksum(tree))
+        page = tree.get("page_sha256")
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        good, page = False, None
+    if not good:
+        raise StateError("STATE_DAMAGED", f"{path} is not what the node wrote")
+    html = path.with_suffix(".html")
+    if page is not None and hashlib.sha256(html.read_bytes()).hexdigest() != page:
+        raise StateError("STATE_DAMAGED", f"{html} is not what the node wrote")
 
 
 def stored_decisions(root: Path) -> tuple[DecisionRecord, ...]:

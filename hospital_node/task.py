@@ -156,6 +156,11 @@ class Task:
         """Whether a session is live and its run goes on."""
         return self._state.session is not None and not self.run.ended
 
+    @property
+    def between_rounds(self) -> bool:
+        """Whether no round is open for this hospital."""
+        return opened(self._state) is None
+
     def put(self, item: Item) -> None:
         """Hand in a message or event; it is handled in turn."""
         self._inbox.put_nowait(item)
@@ -265,6 +270,7 @@ class Task:
                 except FedError as failure:
                     # Nothing was adopted: memory and disk still agree.
                     self._fail(Event.STATE_FAILED, failure)
+                    await self._not_able(item, failure)
                     self._around.trouble(failure)
                 except Exception as failure:  # noqa: BLE001 - a task that died would hang for ever
                     bug = InternalError(type(failure).__name__)
@@ -337,7 +343,8 @@ class Task:
 
     def _willing(self) -> bool:
         """Whether this node takes further rounds of the run."""
-        return not self.run.ended and self._objection() is None
+        leaving = self.run.ended or self._around.leaving()
+        return not leaving and self._objection() is None
 
     def _adopt(self, new: NodeState) -> None:
         before, after = opened(self._state), opened(new)
@@ -425,6 +432,21 @@ class Task:
             case _:
                 pass  # a job that finished after its round was over
 
+    async def _not_able(self, item: Item, failure: FedError) -> None:
+        """Tell the coordinator not to wait for this hospital, which cannot even write that it left.
+
+        That binds nobody: if there is room while the round is open, the round goes on here, and
+        an upload that comes in time counts.
+        """
+        match item:
+            case HeaderReceived():
+                hd = item.header.digest()
+            case InputFailed():
+                hd = item.hd
+            case _:
+                return
+        await self._tell_refusal(hd, failure.name, public_detail(failure))
+
     async def _tell_refusal(self, hd: bytes, code: str, detail: str) -> None:
         await self._around.road.slot.send(self.name, Refused(hd, code, detail))
 
@@ -507,6 +529,7 @@ class Task:
         if refusal is not None:  # nothing is fetched either
             await self._refuse(HeaderReceived(header, header.model_sha256), refusal)
             return
+        self._jobs.told(start, hd)
         if header.kind is RoundKind.STATISTICS:
             await self._step(HeaderReceived(header, EMPTY_MODEL))
         elif shelf.holds(header.model_sha256, by=self.name):

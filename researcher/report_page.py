@@ -21,9 +21,9 @@ PAGE: Final = Template("""<!doctype html>
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--tint); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 0 24px 56px; }
+main { max-width: 1160px; margin: 0 auto; padding: 0 24px 56px; }
 header { background: var(--accent); color: #fff; padding: 40px 0 72px; }
-header > div { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
+header > div { max-width: 1160px; margin: 0 auto; padding: 0 24px; }
 header p { max-width: 760px; margin: 12px 0 0; font-size: 18px; color: #dcebef; }
 header b { color: #fff; }
 .brand { font-size: 13px; letter-spacing: .12em; text-transform: uppercase; color: #9fc3cd; }
@@ -33,15 +33,15 @@ h3 { font-size: 16px; margin: 0 0 8px; font-weight: 650; }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
   padding: 24px 28px; margin-top: 20px; }
 section > p { color: var(--soft); margin: 0 0 16px; max-width: 800px; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 16px 24px;
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 16px 24px;
   margin: -44px 0 0; background: var(--paper); border: 1px solid var(--line);
   border-radius: 10px; padding: 20px 28px; }
 dt { font-size: 13px; color: var(--soft); }
 dd { margin: 0; font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
-  font-size: 15px; }
+  font-size: 14.5px; }
 .scroll { overflow-x: auto; }
-td, th { padding: 7px 8px; text-align: right; border-top: 1px solid var(--line);
+td, th { padding: 7px 7px; text-align: right; border-top: 1px solid var(--line);
   white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
 thead th { border-top: 0; font-size: 12.5px; font-weight: 500; color: var(--soft); }

@@ -147,6 +147,7 @@ NODE_STEPS: Final[tuple[NodeStep, ...]] = (
     ReleaseReceipt(RUN, sha(41)),
     StudyDecision(RUN, CONFIG, Verdict.WAITING, waiting_for=("dr-weber", "dr_ito.2")),
     Hello("fedcare 1.0", 1, (), (Seen(RunId("r-1"), "tiny", 1_800_000_000, 7, released=True),)),
+    Hello("fedcare 1.0", 1, (), (Seen(RunId("r-1"), "tiny", 1_800_000_000, 7, False, 8),)),  # noqa: FBT003
 )
 
 COORDINATOR_STEPS: Final[tuple[CoordinatorStep, ...]] = (

@@ -81,13 +81,32 @@ _HANDSHAKE: Final = (
     ("NO_SHARED_CIPHER", "the two ends share no TLS 1.3 cipher suite"),
     ("UNSUPPORTED_PROTOCOL", "the other end offers no TLS 1.3"),
     ("handshake", "no reason was given"),
-    # A TLS 1.3 server judges our certificate after our side of the handshake is done,
-    # and gRPC passes its alert on as this.
-    (
-        "last error: UNAVAILABLE",
-        "it closed the connection at set-up, so it likely refuses this machine's certificate",
-    ),
 )
+
+_BROKE_OFF: Final = "Handshake read failed ("
+"""The other end went away before our side of the handshake was done, without an alert."""
+
+_AT_SETUP: Final = "last error: UNAVAILABLE"
+"""The other end closed the connection when our side of the handshake was done. A TLS 1.3
+server judges our certificate then, and gRPC passes its alert on as this; a coordinator that
+stops or dies at that moment gives the same."""
+
+_LIKELY_REFUSED: Final = (
+    "it closed the connection at set-up, so it likely refuses this machine's certificate"
+)
+
+_SOCKET: Final = (
+    ("Connection refused", "connection refused"),
+    ("Could not contact DNS", "the name cannot be resolved: no name server answers"),
+    ("errors resolving", "the name cannot be resolved"),
+    ("DNS resolution failed", "the name cannot be resolved"),
+    ("Domain name not found", "the name cannot be resolved"),
+    ("No route to host", "no route to the host"),
+    ("Network is unreachable", "the network is unreachable"),
+    ("proxy", "the proxy did not open the way"),
+    ("imeout", "no answer in time"),
+)
+"""What gRPC says of a connection that was never there; what a person should read."""
 
 _PLAIN: Final = {
     # Statuses that came without a code of ours: from gRPC itself or a foreign server.
@@ -155,11 +174,13 @@ def from_rpc(
     address: str,
     identity: Identity | None = None,
     now_unix: float | None = None,
+    doubt: bool = False,
 ) -> FedError:
     """Return the FedError that a failed call means to this side.
 
     `identity` and `now_unix` let a failed connection be blamed on our own certificate
-    or clock where that is the reason. The peer's text is cleaned and capped.
+    or clock where that is the reason. The peer's text is cleaned and capped. `doubt`: one
+    that was closed at set-up is not called a refusal (see `closed_at_setup`).
     """
     told = _told(error)
     if told is not None:
@@ -167,9 +188,7 @@ def from_rpc(
     details = error.details() or ""
     status = error.code()
     if status is grpc.StatusCode.UNAVAILABLE:
-        return _unavailable(
-            f"{details} {error.debug_error_string() or ''}", address, identity, now_unix
-        )
+        return _unavailable(_text(error), address, identity, now_unix, doubt=doubt)
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and (
         "message larger" in details or "metadata size" in details
     ):
@@ -201,10 +220,30 @@ def _seconds(told: object) -> float:
     return int(told) / 1000
 
 
+def closed_at_setup(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the far side may have refused our certificate, or have stopped just then.
+
+    Who dials again sees which: one that refuses does the same the next time.
+    """
+    unavailable = error.code() is grpc.StatusCode.UNAVAILABLE and _told(error) is None
+    return unavailable and _at_setup(_text(error))
+
+
+def _text(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.details() or ''} {error.debug_error_string() or ''}"
+
+
+def _at_setup(text: str) -> bool:
+    clear = (_BROKE_OFF, *(mark for mark, _ in (*_HANDSHAKE, *_SOCKET)))
+    return _AT_SETUP in text and not any(mark in text for mark in clear)
+
+
 def _unavailable(
-    text: str, address: str, identity: Identity | None, now_unix: float | None
+    text: str, address: str, identity: Identity | None, now_unix: float | None, *, doubt: bool
 ) -> FedError:
     reason = next((words for mark, words in _HANDSHAKE if mark in text), None)
+    if reason is None and not doubt and _at_setup(text):
+        reason = _LIKELY_REFUSED
     if reason is None:
         return ConnectError(
             "UNREACHABLE", f"{address}: {_socket_reason(text)}{_via(text, address)}"
@@ -222,17 +261,7 @@ def _unavailable(
 
 
 def _socket_reason(text: str) -> str:
-    for mark, words in (
-        ("Connection refused", "connection refused"),
-        ("Could not contact DNS", "the name cannot be resolved: no name server answers"),
-        ("errors resolving", "the name cannot be resolved"),
-        ("DNS resolution failed", "the name cannot be resolved"),
-        ("Domain name not found", "the name cannot be resolved"),
-        ("No route to host", "no route to the host"),
-        ("Network is unreachable", "the network is unreachable"),
-        ("proxy", "the proxy did not open the way"),
-        ("imeout", "no answer in time"),
-    ):
+    for mark, words in _SOCKET:
         if mark in text:
             return words
     return "the connection was lost"

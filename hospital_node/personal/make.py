@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from common import layouts
+from common.errors import StateError
 from common.features import Table
+from common.manifest import MANIFEST_FILE, Manifest
 from common.models import with_own
 from common.study import Study
+from common.vectors import ParameterSchema, model_digest
 from hospital_node.data.load import SiteData
 from hospital_node.evaluate import site_metrics
 from hospital_node.personal import artefact
 from hospital_node.personal.choose import Rows, choose
 from hospital_node.personal.fits import Weights
 from hospital_node.personal_state import FEDBN, Own
+from hospital_node.receive import read_model
 
 RANGE_PERCENT = (1.0, 99.0)
 """Of the hospital's own training rows; a patient outside is unlike those it learned from."""
@@ -64,6 +68,20 @@ def make(
     flat = np.concatenate([constants, choice.weights])
     artefact.save(folder, study, flat, record)
     return choice.family
+
+
+def read_released(file: Path, schema: ParameterSchema) -> Weights:
+    """Return the flat model of a kept release, which may have lain there for long.
+
+    Raises:
+        StateError: MODEL_INVALID, it is not the one of the manifest beside it.
+    """
+    raw = read_model(file, schema)
+    manifest = Manifest.from_json((file.parent / MANIFEST_FILE).read_bytes())
+    if model_digest(schema, raw).hex() != manifest.model_sha256:
+        where = f"{file.parent.name}/{file.name}"
+        raise StateError("MODEL_INVALID", f"{where} is not the model of its manifest")
+    return schema.flat(raw)
 
 
 def _ranges(study: Study, train: Table) -> dict[str, list[float]]:

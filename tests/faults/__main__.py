@@ -1,109 +1,161 @@
-"""Every campaign and every named test of a fault; writes the report.
+"""Every campaign and every named test of a fault; writes the report after each.
 
-    python -m tests.faults --budget nightly [--seeds N] [--first SEED] [--trials N]
+    python -m tests.faults --budget nightly [--only PART] [--seeds N] [--first SEED] [--trials N]
 
-Budgets: `change`, `nightly`, `release` (`tests.faults.budget`); `--seeds` and `--trials` are
-those of the simulation and of the killed processes. `--table` only writes the page's table anew.
+The parts: `simulation` (many seeds; goes on where it was stopped, `--again` begins anew), `kills`
+(of real processes), `postgresql` (the same on the other store), `tests` (those named after a
+fault). Budgets: `change`, `nightly`, `release` (`tests.faults.budget`); `--seeds` and `--trials`
+are those of the simulation and of the kills. `--table` only writes the page's table anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
 
-from tests.faults import outcomes, record, report
+from tests.faults import parts, report
 from tests.faults.budget import VARIABLE, Budget, trials
-from tests.faults.campaign import run_seeds
-from tests.faults.catalogue import SIMULATION
+from tests.faults.campaign import Found, run_seeds
+from tests.faults.catalogue import KILLS, POSTGRESQL, TESTS
+from tests.faults.postgres import why_not
+from tests.faults.record import WHERE
 
-PROCESSES: Final = "tests.faults.processes"
-_STEP: Final = 500
+_STEP: Final = 50
+_TELL: Final = 500
 
 
 def main(arguments: list[str]) -> int:
     """Run them all; 0 if everything held."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--budget", choices=[*Budget], default=os.environ.get(VARIABLE) or "change")
+    parser.add_argument("--only", choices=[*_RUN], action="append", help="may be given again")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--trials", type=int)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", "--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--again", action="store_true", help="forget the seeds that are done")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args(arguments)
     if asked.table:
-        report.write(json.loads(report.REPORT.read_text()))
+        report.write(report.read())
         return 0
     os.environ[VARIABLE] = asked.budget
-    for file in (record.RESULTS, outcomes.OUTCOMES):
-        file.unlink(missing_ok=True)
-    count = trials(change=200, nightly=10_000, release=20_000)
-    seeds = _simulate(asked.first, count if asked.seeds is None else asked.seeds, asked.workers)
-    codes = [_kill_processes(asked.trials), _test(asked.workers)]
-    found = report.report_of(
-        report.lines_of(record.RESULTS),
-        report.lines_of(outcomes.OUTCOMES),
-        budget=asked.budget,
-        seeds=seeds,
-    )
-    report.write(found)
+    origin, codes = parts.Origin.here(), []
+    for name in asked.only or _RUN:
+        _say(f"== {name}")
+        code, made = _RUN[name](asked, origin)
+        codes.append(code)
+        if made:
+            report.write(report.merged(report.read(), made))
+    found = report.read()
     failed = [entry["fault"] for entry in found["faults"] if entry["failures"]]
-    print(f"{report.REPORT}: {len(found['faults'])} faults, failed: {failed or 'none'}")  # noqa: T201
+    _say(f"{report.REPORT}: {len(found['faults'])} faults, failed: {failed or 'none'}")
     return 1 if failed or any(codes) else 0
 
 
-def _simulate(first: int, count: int, workers: int) -> Mapping[str, Any]:
-    """Run the simulation's seeds; print those that fail as they are found."""
-    record.begin()
-    total, failed = Counter[str](), []
-    began = time.monotonic()
-    for number, one in enumerate(run_seeds(range(first, first + count), workers), 1):
-        total.update(deaths=one.deaths, voided_rounds=one.voided)
-        total["virtual_hours"] += one.virtual_s  # type: ignore[assignment]
+def _say(words: str) -> None:
+    print(words, flush=True)  # noqa: T201
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def _simulate(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, list[parts.Part]]:
+    """Run the seeds that are left; print those that fail as they are found."""
+    if asked.again:
+        parts.SEEDS.unlink(missing_ok=True)
+    count = trials(change=200, nightly=10_000, release=20_000)
+    count = count if asked.seeds is None else asked.seeds
+    left = parts.left(range(asked.first, asked.first + count), origin)
+    _say(f"{count - len(left)} of {count} seeds are done")
+    began = kept = time.monotonic()
+    some: list[Found] = []
+    failed = 0
+    for number, one in enumerate(run_seeds(left, asked.workers), 1):
+        some.append(one)
         if one.problem is not None:
-            failed.append(one.seed)
-            print(f"seed {one.seed}: {one.problem}", flush=True)  # noqa: T201
-        if number % _STEP == 0:
-            print(f"{number} seeds, {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
-    record.record(
-        SIMULATION,
-        trials=count,
-        failures=len(failed),
-        processes_killed=total["deaths"],
-        voided_rounds=total["voided_rounds"],
-        virtual_hours=round(total["virtual_hours"] / 3600),
-    )
-    return {"first": first, "count": count, "failed": failed}
+            failed += 1
+            _say(f"seed {one.seed}: {one.problem}")
+        if number % _STEP == 0 or number == len(left):
+            now = time.monotonic()
+            parts.keep(some, origin, now - kept)
+            some, kept = [], now
+        if number % _TELL == 0:
+            _say(
+                f"{number} of {len(left)} seeds, {failed} failed, {time.monotonic() - began:.0f} s"
+            )
+    return int(failed > 0), parts.seed_parts(asked.budget)
 
 
-def _kill_processes(count: int | None) -> int:
-    """Run the campaign of real processes that are killed."""
-    if importlib.util.find_spec(PROCESSES) is None:
-        return 0
-    wanted = trials(change=20, nightly=500, release=1_000) if count is None else count
-    return _run(PROCESSES, "--trials", str(wanted), "--seed", "1")
+def _kill(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, list[parts.Part]]:
+    """Kill real processes; a campaign that was stopped goes on, on the same code."""
+    folder = parts.BUILD / f"kills-{origin.commit}"
+    code, made = _in_part(KILLS, asked, origin, *_killing(asked), "--folder", str(folder))
+    if code == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code, made
 
 
-def _test(workers: int) -> int:
+def _kill_on_postgresql(
+    asked: argparse.Namespace, origin: parts.Origin
+) -> tuple[int, list[parts.Part]]:
+    if why := why_not():
+        _say(f"left out: {why}")
+        return 0, []
+    return _in_part(POSTGRESQL, asked, origin, *_killing(asked), "--store", "postgresql")
+
+
+def _killing(asked: argparse.Namespace) -> tuple[str, ...]:
+    wanted = asked.trials or trials(change=20, nightly=500, release=1_000)
+    return "tests.faults.processes", "--trials", str(wanted), "--seed", "1"
+
+
+def _test(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, list[parts.Part]]:
     """Run every test that is about a fault."""
-    return _run(
-        "pytest", "-q", "-p", "tests.faults.outcomes", "-n", str(workers), "--dist", "worksteal",
-        "-m", "fault and not containers", "--timeout", "3600", "tests",
+    return _in_part(
+        TESTS, asked, origin,
+        "pytest", "-v", "-p", "tests.faults.outcomes", "-n", str(asked.workers),
+        "--dist", "worksteal", "-m", "fault and not containers", "--timeout", "3600", "tests",
     )  # fmt: skip
 
 
-def _run(module: str, *arguments: str) -> int:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=report.ROOT, env=environment, check=False
-    ).returncode
+_RUN: Final[
+    Mapping[str, Callable[[argparse.Namespace, parts.Origin], tuple[int, list[parts.Part]]]]
+] = {
+    "simulation": _simulate,
+    "kills": _kill,
+    "postgresql": _kill_on_postgresql,
+    "tests": _test,
+}
+
+
+def _in_part(
+    name: str, asked: argparse.Namespace, origin: parts.Origin, module: str, *arguments: str
+) -> tuple[int, list[parts.Part]]:
+    """Run a module whose figures are the part's; return its code and the part."""
+    folder = parts.BUILD / name.replace(" ", "-")
+    shutil.rmtree(folder, ignore_errors=True)
+    began = time.monotonic()
+    code = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=parts.ROOT, env=_environment(folder), check=False,
+    ).returncode  # fmt: skip
+    part = parts.part_of(name, origin, asked.budget, folder, time.monotonic() - began)
+    return code, [part] if part["results"] or part["outcomes"] else []
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", WHERE: str(folder / "results.jsonl")}
 
 
 if __name__ == "__main__":

@@ -56,10 +56,15 @@ async def _forget(world: World, fault: Fault) -> None:
         path.unlink()
 
 
+def twin_of(site: str) -> str:
+    """Return what the second process with a hospital's certificate is called."""
+    return f"{site}-twin"
+
+
 async def _twin(world: World, fault: Fault) -> None:
     """The same certificate on a second machine, which knows nothing of the first."""
     folder = world.plan.site_folder(fault.who)
-    twin = folder.with_name(f"{fault.who}-twin")
+    twin = folder.with_name(twin_of(fault.who))
     shutil.copytree(folder, twin, ignore=shutil.ignore_patterns("state"))
     name = world.start_twin(fault.who, twin)
     await asyncio.sleep(fault.seconds)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
@@ -23,11 +23,13 @@ from tests.faults import virtual
 from tests.faults.cheap import cheap, settle
 from tests.faults.plan import BIG, DEADLINE_S, NONE, Plan, draw
 from tests.faults.simulation import Outcome, simulate
-from tests.faults.study import ROUNDS, study_text
+from tests.faults.study import study_text
 from tests.federation import Federation
 
 FAST_FOLDERS: Final = ("/dev/shm", tempfile.gettempdir())  # noqa: S108 - whichever is there
 _AT_ONCE: Final = 10
+_MOST_ROUNDS: Final = 3
+"""Of a plan; the hospitals' policies allow as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ def _template(root: Path, dp: str) -> Path:
     """Return a federation whose coordinator has started once: its store is migrated."""
     folder = root / f"template-{dp}"
     fed = Federation(
-        folder, size=BIG, rounds=ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
-        study=study_text(BIG, dp),
+        folder, size=BIG, rounds=_MOST_ROUNDS, deadline=f"{DEADLINE_S:g}s", gather="2s",
+        study=study_text(BIG, dp, _MOST_ROUNDS),
     )  # fmt: skip
     virtual.run(_started(fed))
     return folder
@@ -81,10 +83,11 @@ def run_plan(root: Path, plan: Plan) -> Outcome:
             settle()
 
 
-def run_some(seeds: tuple[int, ...]) -> list[Found]:
-    """Run several seeds in this process."""
-    with scratch() as root:
-        return [_found(seed, run_plan(root, draw(seed))) for seed in seeds]
+def _run_some(root: Path, seeds: tuple[int, ...]) -> list[Found]:
+    """Run several seeds in this process, which keeps what it needs for all of them."""
+    folder = root / str(os.getpid())
+    folder.mkdir(exist_ok=True)
+    return [_found(seed, run_plan(folder, draw(seed))) for seed in seeds]
 
 
 def _found(seed: int, outcome: Outcome) -> Found:
@@ -96,8 +99,8 @@ def run_seeds(seeds: Iterable[int], workers: int) -> Iterator[Found]:
     order = list(seeds)
     parts = [tuple(order[at : at + _AT_ONCE]) for at in range(0, len(order), _AT_ONCE)]
     os.environ["PYTHONHASHSEED"] = "0"  # of the workers: sets of names in the same order, always
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for part in pool.map(run_some, parts):
+    with scratch() as root, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for part in pool.map(partial(_run_some, root), parts):
             yield from part
 
 

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import Final
 
 SIMULATION: Final = "simulation"
+KILLS: Final = "kills"
+POSTGRESQL: Final = "F01-F15 on PostgreSQL"
+TESTS: Final = "tests"
+"""The parts of a report; two of them have a row of their own."""
 
 FAULTS: Final[Mapping[str, str]] = {
     SIMULATION: "a whole federation in virtual time, one to six random faults in each run",
@@ -24,6 +28,7 @@ FAULTS: Final[Mapping[str, str]] = {
     "F13": "hospital killed as it takes over a model",
     "F14": "power cut: everything dies, unflushed writes are lost",
     "F15": "coordinator dies every two seconds for two minutes",
+    POSTGRESQL: "the same, with PostgreSQL as the coordinator's store",
     "F16": "told to stop (SIGTERM) in each phase",
     "F17": "one hospital cut off, for less than the deadline",
     "F18": "one hospital cut off beyond the deadline",

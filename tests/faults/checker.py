@@ -80,31 +80,41 @@ class Words:
 
 
 class LogTail:
-    """The whole lines of a folder's logs, each given once, every process' in their order.
+    """The whole lines of the processes' logs, each given once, every process' in their order.
 
-    Files are `NAME.NUMBER.log`, one for each start of the process NAME. A last line without
-    its end was cut off by a kill, or is still being written.
+    Files are `NAME.NUMBER.log`, from 1, one for each start of the process NAME; the process of a
+    number has ended when there is a next one. A last line without its end was cut off by a
+    kill, or is still being written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self._folder = folder
-        self._at: dict[Path, int] = {}
+        self._at = dict.fromkeys(names, (1, 0))
+        """The log that each process is at, and how far it is read."""
 
     def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (process, line) of everything written since the last call."""
-        names = (path.name.split(".") for path in self._folder.glob("*.*.log"))
-        for name, number in sorted((parts[0], int(parts[1])) for parts in names):
-            path = self._folder / f"{name}.{number}.log"
-            at = self._at.get(path, 0)
-            if path.stat().st_size == at:
-                continue
-            with path.open("rb") as file:
-                file.seek(at)
-                whole, ending, _ = file.read().rpartition(b"\n")
-            self._at[path] = at + len(whole) + len(ending)
-            for line in whole.splitlines():
-                if line.startswith(b"{"):
-                    yield name, json.loads(line)
+        for name in self._at:
+            more = True
+            while more:
+                number, _ = self._at[name]
+                more = (self._folder / f"{name}.{number + 1}.log").exists()  # then it has ended
+                yield from self._lines(name)
+                if more:
+                    self._at[name] = (number + 1, 0)
+
+    def _lines(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        number, at = self._at[name]
+        path = self._folder / f"{name}.{number}.log"
+        if not path.exists() or path.stat().st_size == at:
+            return
+        with path.open("rb") as file:
+            file.seek(at)
+            whole, ending, _ = file.read().rpartition(b"\n")
+        self._at[name] = (number, at + len(whole) + len(ending))
+        for line in whole.splitlines():
+            if line.startswith(b"{"):
+                yield name, json.loads(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +146,7 @@ class Checker:
         assert len({cell(site) for site in self.sites}) == len(self.sites), "two share a cell"
         self._federation = federation
         self._store = SqlStore(sql.create_engine(url))
-        self._tail = LogTail(folder / "logs")
+        self._tail = LogTail(folder / "logs", (COORDINATOR, *self.sites))
         self._words: dict[str, dict[str, Words]] = defaultdict(lambda: defaultdict(Words))
         """By run, by hospital."""
         self._models: dict[tuple[object, ...], str] = {}

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import alembic.command  # noqa: F401 - the children of this process would import it one by one
 import numpy as np
 
 from common import state_folder

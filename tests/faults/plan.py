@@ -20,8 +20,10 @@ DEADLINE_S: Final = 20.0
 """The simulated study's round deadline."""
 
 
+CHUNK_BYTES: Final = 4096
+"""Of uploads and downloads, in place of a MiB: what is done with them is the same."""
 SMALL: Final = 200
-BIG: Final = 300_000
+BIG: Final = 1_500
 """Two chunks of an upload, two pieces of a download."""
 
 
@@ -96,6 +98,8 @@ class Plan:
     """The study's mode of differential privacy, one of `NOISES`."""
     jitter: float = 0.05
     """What the hospitals draw for their pauses between two tries, 0 to 1."""
+    rounds: int = 3
+    """Of the study."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as it is kept."""
@@ -116,6 +120,11 @@ _WHERE: Final = {
     ),
 }
 _CHARGES: Final = sorted(point for point in POINTS if point.startswith("node.ledger"))
+_SENDS: Final = ("node.upload", "node.receipt")
+"""Where a hospital's update is out and its receipt is not in; struck more often than others."""
+_GATHER_S: Final = 2.0
+_HOPS: Final = 6
+"""About how many times the slowest message a round takes."""
 _WEIGHTS: Final = (8, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1)
 
 
@@ -123,21 +132,24 @@ def draw(seed: int) -> Plan:
     """Return the plan of a seed."""
     rng = random.Random(seed)  # noqa: S311 - a schedule, no secret
     dp = rng.choice((NONE, NONE, NONE, *NOISES[1:]))
-    count = rng.choice((1, 1, 2, 2, 3, 4, 6))
-    faults = tuple(_fault(rng, noised=dp != NONE) for _ in range(count))
     slowest = rng.choice((0.0, 0.05, 0.05, 0.3, 1.0))
     copies, size = rng.choice((1, 1, 1, 2)), rng.choice((SMALL,) * 7 + (BIG,))
-    return Plan(seed, faults, slowest, copies, size, dp)
+    rounds = rng.choice((2, 2, 2, 3))
+    until_s = _GATHER_S + 0.5 + _HOPS * rounds * slowest
+    count = rng.choice((1, 1, 2, 2, 3, 4, 6))
+    faults = tuple(_fault(rng, until_s, noised=dp != NONE) for _ in range(count))
+    return Plan(seed, faults, slowest, copies, size, dp, rounds=rounds)
 
 
-def _fault(rng: random.Random, *, noised: bool) -> Fault:
+def _fault(rng: random.Random, until_s: float, *, noised: bool) -> Fault:
+    """Return a fault that comes about in the run's first `until_s` seconds, or at a place."""
     who = rng.choice((COORDINATOR, *SITES))
     act = rng.choices(list(Act), weights=_WEIGHTS)[0]
     seconds = rng.choice((0.0, 0.0, rng.uniform(0, 3), rng.uniform(3, 2 * DEADLINE_S)))
-    when = rng.uniform(0.0, 8.0)
+    when = rng.uniform(0.0, until_s)
     points = _WHERE[who == COORDINATOR]
-    if noised and who != COORDINATOR:
-        points = [*points, *_CHARGES * 3]
+    if who != COORDINATOR:
+        points = [*points, *_SENDS * 4, *_CHARGES * (3 if noised else 0)]
     match act:
         case Act.CRASH:
             return Fault(act, who, _reach(rng), seconds, rng.choice(points))

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of Debian's package for one test: its own folder, its own socket.
+"""A PostgreSQL server of Debian's package for a test: its own folder, its own socket.
 
     with Postgres() as server:
         server.url          # postgresql+psycopg://fedcare@/postgres?host=...
@@ -43,10 +43,13 @@ def why_not() -> str:
 
 
 class Postgres:
-    """A running server; leaving the context stops it and removes its folder."""
+    """A running server; leaving the context stops it, and removes a folder that it chose."""
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="fedcare-pg-"))  # short: a socket's path is
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder`: where its data stay, and are found again; everybody may pass through it."""
+        self._kept = folder is not None
+        # short: a socket's path is
+        self._folder = folder or Path(tempfile.mkdtemp(prefix="fedcare-pg-"))
         self._server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,14 +60,16 @@ class Postgres:
     def __enter__(self) -> Self:
         bin_folder = programs()
         assert bin_folder is not None
+        self._folder.mkdir(exist_ok=True)
         if os.geteuid() == 0:
             shutil.chown(self._folder, _SYSTEM_USER)
         data = self._folder / "data"
-        subprocess.run(
-            [bin_folder / "initdb", "-D", data, "-U", USER, "-A", "trust", "--no-locale",
-             "-E", "UTF8", "--no-instructions"],
-            check=True, capture_output=True, cwd=self._folder, env=_LOCAL, **_user(),
-        )  # fmt: skip
+        if not data.exists():
+            subprocess.run(
+                [bin_folder / "initdb", "-D", data, "-U", USER, "-A", "trust", "--no-locale",
+                 "-E", "UTF8", "--no-instructions"],
+                check=True, capture_output=True, cwd=self._folder, env=_LOCAL, **_user(),
+            )  # fmt: skip
         with (self._folder / "log").open("wb") as words:
             self._server = subprocess.Popen(
                 [bin_folder / "postgres", "-D", data, "-k", self._folder, "-h", "",
@@ -98,7 +103,8 @@ class Postgres:
         if self._server is not None and self._server.poll() is None:
             self._server.send_signal(signal.SIGINT)  # "fast": ends sessions, writes, stops
             self._server.wait(_START_S)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._kept:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _user() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     with started(library) as run:
         run(Trial(draw(seed), cut=None)).problem       # None: by chance, from the plan's seed
+        run(trial, spoil="...")                        # lines of Python first, that plant a defect
 
 As `simulation`, and whenever a process dies its machine may lose its power: with it goes all
 that was not flushed (`lostwrites`), at once, or a random part of it. The library must be
@@ -20,11 +21,11 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tests.faults import simulation
 from tests.faults.campaign import _template, scratch
@@ -32,7 +33,6 @@ from tests.faults.lostwrites import Cut, Disk, Image
 from tests.faults.plan import COORDINATOR, Plan
 from tests.faults.simulation import Outcome, World, simulate
 
-_SPOIL: Final = "LOSTWRITES_SPOIL"
 _KINDS: Final = (None, Cut.ALL, Cut.ALL, Cut.SOME)
 """What goes with a process: nothing (it was killed), or its machine's power."""
 
@@ -58,6 +58,9 @@ class Found:
 
 class PowerWorld(World):
     """A `World` whose machines lose their power; `cuts` counts how often."""
+
+    excused = ("MODEL_INVALID",)
+    """A received model is not flushed: it may be found damaged, and is fetched again."""
 
     def __init__(self, root: Path, trial: Trial, template: Path) -> None:
         plan = trial.plan
@@ -127,7 +130,7 @@ def run_trial(root: Path, trial: Trial) -> Found:
         worlds.append(world)
         return world
 
-    template = _template(root)
+    template = _template(root, trial.plan.dp)
     setattr(simulation, "World", make)  # noqa: B010
     gc.collect()
     gc.disable()
@@ -153,23 +156,29 @@ def _found(outcome: Outcome, world: PowerWorld) -> Found:
 # --- a process of its own ---------------------------------------------------------------------
 
 
+class Run(Protocol):
+    """Runs a trial; `spoil` is Python that is run before it, and gone after it."""
+
+    def __call__(self, trial: Trial, spoil: str = "") -> Found: ...
+
+
 @contextmanager
-def started(library: Path, spoil: str = "") -> Iterator[Callable[[Trial], Found]]:
-    """Start a process under the library that runs trials; `spoil` is Python that it runs first."""
+def started(library: Path) -> Iterator[Run]:
+    """Start a process under the library that runs trials."""
     process = subprocess.Popen(
         [sys.executable, "-m", __name__],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONHASHSEED": "0", _SPOIL: spoil},
+        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONHASHSEED": "0"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # what the dead say
         text=True,
     )
 
-    def run(trial: Trial) -> Found:
+    def run(trial: Trial, spoil: str = "") -> Found:
         assert process.stdin is not None
         assert process.stdout is not None
-        order = {"plan": trial.plan.as_json(), "cut": trial.cut}
+        order = {"plan": trial.plan.as_json(), "cut": trial.cut, "spoil": spoil}
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
         return Found(**json.loads(process.stdout.readline()))
@@ -181,14 +190,19 @@ def started(library: Path, spoil: str = "") -> Iterator[Callable[[Trial], Found]
 
 
 def _main() -> None:
-    exec(os.environ.get(_SPOIL, ""), {})  # noqa: S102 - a test's own lines
     with scratch() as root:
         for line in sys.stdin:
             order = json.loads(line)
+            if order["spoil"] and (child := os.fork()):
+                os.waitpid(child, 0)
+                continue
+            exec(order["spoil"], {})  # noqa: S102 - a test's own lines
             cut = None if order["cut"] is None else Cut(order["cut"])
             found = run_trial(root, Trial(Plan.of_json(order["plan"]), cut))
             sys.stdout.write(json.dumps(asdict(found)) + "\n")
             sys.stdout.flush()
+            if order["spoil"]:
+                os._exit(0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ One coordinator and four hospitals live on the same folders for the whole campai
 indicator task follow one another; meanwhile one process at a time is killed, at a failpoint
 that it was armed with when it started or at a random time, and is started again at once, armed
 with the next one. `tests.faults.checker` compares what every run left behind; a disagreement
-ends the campaign and keeps the folder. The same command on a folder that is there goes on.
+ends the campaign and keeps the folder. The same command on a folder that is there goes on; at
+its end it records the figures of all kills on that folder.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ def _resume(campaign: Campaign, file: Path) -> None:
     if file.exists():
         tree = json.loads(file.read_text())
         campaign.trials = [Trial(**one) for one in tree["trials"]]
-        campaign.chains, campaign.runs.checked = tree["chains"], tree["runs"]
+        campaign.chains, campaign.runs.compared = tree["chains"], tree["compared"]
         campaign.runs.acknowledged = tree["acknowledged"]
         campaign.unreached = Counter(tree["unreached"])
 
@@ -251,7 +252,7 @@ def _resume(campaign: Campaign, file: Path) -> None:
 def _keep(campaign: Campaign, file: Path) -> None:
     runs = campaign.runs
     tree = {"trials": [asdict(one) for one in campaign.trials], "chains": campaign.chains,
-            "runs": runs.checked, "acknowledged": runs.acknowledged,
+            "compared": runs.compared, "acknowledged": runs.acknowledged,
             "unreached": campaign.unreached}  # fmt: skip
     file.write_text(json.dumps(tree))
     _report(campaign)
@@ -259,7 +260,7 @@ def _keep(campaign: Campaign, file: Path) -> None:
 
 def _report(campaign: Campaign) -> None:
     runs, found = campaign.runs, figures_of(campaign.trials)
-    print(f"{len(campaign.trials)} kills, {runs.checked} runs compared, "  # noqa: T201
+    print(f"{len(campaign.trials)} kills, {len(runs.compared)} runs compared, "  # noqa: T201
           f"{found}", flush=True)  # fmt: skip
 
 
@@ -281,12 +282,15 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fedcare-kills-"))
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # ends what it started
     with contextlib.ExitStack() as stack:
         store = given.store or None
         if store == "postgresql":
             if why := why_not():
                 parser.error(why)
-            store = stack.enter_context(Postgres()).url
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o711)  # the server is another user
+            store = stack.enter_context(Postgres(folder / "pg")).url
         federation = stack.enter_context(federation_at(folder / "federation", store))
         try:
             campaign = asyncio.run(_campaign(federation, given.trials, given.seed))
@@ -295,7 +299,7 @@ def main(arguments: list[str]) -> int:
             return 1
     for fault, count in sorted(Counter(one.fault for one in campaign.trials).items()):
         record(fault, trials=count, failures=0, lost=0, double_counted=0,
-               runs=campaign.runs.checked, **figures_of(campaign.trials, fault))  # fmt: skip
+               runs=len(campaign.runs.compared), **figures_of(campaign.trials, fault))  # fmt: skip
     _report(campaign)
     print(f"{time.monotonic() - began:.0f} s; never reached: "  # noqa: T201
           f"{dict(campaign.unreached)}")  # fmt: skip

@@ -1,65 +1,45 @@
-"""`reports/faults.json` of what the fault tests recorded, and its table for people."""
+"""`reports/faults.json`: what the parts recorded, and of each fault all of it together."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
-from tests.faults.catalogue import FAULTS, SIMULATION
+from tests.faults.catalogue import FAULTS, POSTGRESQL
+from tests.faults.parts import ROOT, Part
+from tests.faults.table import with_table
 
-SCHEMA: Final = "fedcare.faults/1"
-ROOT: Final = Path(__file__).parents[2]
+SCHEMA: Final = "fedcare.faults/2"
 REPORT: Final = ROOT / "reports" / "faults.json"
 PAGE: Final = ROOT / "docs" / "reliability.md"
-BEGIN: Final = "<!-- begin faults: written by `python -m tests.faults` from reports/faults.json -->"
-END: Final = "<!-- end faults -->"
-_MOST_FIGURES: Final = 4
+
+Report = dict[str, Any]
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of JSON lines; none if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def merged(report: Report, parts: Sequence[Part]) -> Report:
+    """Return a report in which `parts` have taken the place of those of their name."""
+    names = {part["part"] for part in parts}
+    return report_of([*(part for part in report["parts"] if part["part"] not in names), *parts])
 
 
-def report_of(
-    results: Iterable[Mapping[str, Any]],
-    outcomes: Iterable[Mapping[str, Any]],
-    *,
-    budget: str,
-    seeds: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the report of recorded figures and of tests' outcomes.
-
-    `seeds`: the first seed of the simulation, how many, and those that failed.
-    """
+def report_of(parts: Sequence[Part]) -> Report:
+    """Return the report of parts: an entry for each fault that was tried."""
     figures, tests = defaultdict(list), defaultdict(list)
-    for result in results:
-        figures[result["fault"]].append(result)
-    for outcome in outcomes:
-        for fault in outcome["faults"]:
-            tests[fault].append(outcome)
+    for part in parts:
+        for result in part["results"]:
+            own = POSTGRESQL if part["part"] == POSTGRESQL else result["fault"]
+            figures[own].append(result)
+        for outcome in part["outcomes"]:
+            for fault in outcome["faults"]:
+                tests[fault].append(outcome)
     unknown = sorted((figures.keys() | tests.keys()) - FAULTS.keys())
     found = [_entry(fault, figures[fault], tests[fault]) for fault in (*FAULTS, *unknown)]
     return {
         "schema": SCHEMA,
-        "version": version("fedcare"),
-        "date": datetime.now(UTC).date().isoformat(),
-        "budget": budget,
-        "machine": {
-            "processors": os.cpu_count(),
-            "machine": platform.machine(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        },
-        "seeds": dict(seeds),
-        "faults": [entry for entry in found if entry["trials"] or entry["tests"]],
+        "faults": [entry for entry in found if entry["trials"] or entry["skipped"]],
+        "parts": list(parts),
     }
 
 
@@ -84,10 +64,8 @@ def _entry(
         "seconds": round(
             sum(result["seconds"] for result in results) + sum(one["seconds"] for one in plain), 1
         ),
-        "tests": [
-            {key: one[key] for key in ("test", "outcome", "seconds")}
-            for one in sorted(tests, key=lambda one: str(one["test"]))
-        ],
+        "tests": len(ran),
+        "skipped": sorted(one["test"] for one in tests if one["outcome"] == "skipped"),
     }
 
 
@@ -107,47 +85,15 @@ def _worst(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
-# --- for people ---------------------------------------------------------------------------------
+def read() -> Report:
+    """Return the report that is there; an empty one if there is none."""
+    if not REPORT.exists():
+        return report_of([])
+    report: Report = json.loads(REPORT.read_text())
+    return report if report["schema"] == SCHEMA else report_of([])
 
 
-def table_of(report: Mapping[str, Any]) -> str:
-    """Return the page's table of a report."""
-    machine = report["machine"]
-    seeds = report["seeds"]
-    first, last = seeds["first"], seeds["first"] + seeds["count"] - 1
-    processors = f"{machine['processors']} processors ({machine['machine']})"
-    where = f"Version {report['version']}, {report['date']}, budget `{report['budget']}`"
-    how = f"Python {machine['python']}; simulation seeds {first} to {last}"
-    lines = [
-        f"{where}, {processors}, {how}.",
-        "",
-        "| Fault | What happens | Trials | Failed | At most (95 %) | Figures |",
-        "|---|---|--:|--:|--:|---|",
-    ]
-    lines += [_row(entry) for entry in report["faults"]]
-    return "\n".join(lines) + "\n"
-
-
-def _row(entry: Mapping[str, Any]) -> str:
-    bound = entry["bound_95"]
-    most = "" if bound is None or bound >= 1 else f"{100 * bound:.2g} %"
-    shown = list(entry["figures"].items())[:_MOST_FIGURES]
-    figures = ", ".join(f"{name} {value:g}" for name, value in shown)
-    name = "" if entry["fault"] == SIMULATION else entry["fault"]
-    cells = (name, entry["what"], f"{entry['trials']:,}", entry["failures"], most, figures)
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def with_table(page: str, report: Mapping[str, Any]) -> str:
-    """Return the page with the report's table between its marks."""
-    before, mark, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not mark or not end:
-        raise ValueError(f"{PAGE.name} has no place for the table")
-    return f"{before}{BEGIN}\n\n{table_of(report)}\n{END}{after}"
-
-
-def write(report: Mapping[str, Any]) -> None:
+def write(report: Report) -> None:
     """Write the report, and its table into the page."""
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=1) + "\n")

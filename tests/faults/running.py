@@ -48,7 +48,8 @@ from tests.zygote import Child, Zygote
 
 PRELOADED: Final = ("hospital_node.grpc_link", "alembic.command", "sqlite3", "numpy",
                     "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg",
-                    "common.privacy.accountant", "hospital_node.private.source")  # fmt: skip
+                    "common.privacy.accountant", "hospital_node.private.source",
+                    "dp_accounting")  # fmt: skip
 
 SMALL: Final = 2_000
 BIG: Final = 300_000
@@ -297,18 +298,21 @@ class Runs:
 
     federation: Federation
     done: int = 0
-    checked: int = 0
+    compared: list[str] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     _waiting: dict[str, float] = field(default_factory=dict)
     """Runs that ended and are not compared yet, and when they ended."""
     _stop: bool = False
 
     async def go_on(self) -> None:
-        """Submit, wait, compare, until `stop`."""
+        """Submit, wait, compare, until `stop`; first wait for what an earlier command began."""
+        for run in self.federation.checker.runs():
+            if run.run_id not in self.compared:
+                await self._end(run.run_id, time.monotonic() + MOST_RUN_S)
         while not self._stop:
             number = sum(1 for _ in self.federation.checker.runs()) + 1
             size = BIG if number % 5 == 0 else SMALL
-            await self.one(study_of(f"indicator-{number}", size, private=number % 3 == 0))
+            await self.one(study_of(f"indicator-{number}", size, private=number % 6 == 0))
             await self.compare()
 
     def stop(self) -> None:
@@ -317,22 +321,30 @@ class Runs:
 
     async def one(self, study: Study) -> str:
         """Run one study to its end, whoever dies meanwhile; return the run's id."""
-        request, patience = f"{study.id}-1", time.monotonic() + MOST_RUN_S
-        content, run_id, ended = canonical_json(study), "", False
-        while not ended:
-            async with Client(self.federation.address, self.federation.identity,
-                              attempts=1) as client:  # fmt: skip
+        content, run_id, patience = canonical_json(study), "", time.monotonic() + MOST_RUN_S
+        while not run_id:
+            async with self._asking() as client:
                 with _coordinator_may_be_gone():
-                    if not run_id:
-                        run_id = (await client.submit(content, request)).run_id
-                        self.acknowledged.append(run_id)
-                    while not (await client.run(run_id)).state.final:
-                        await self._pause(patience, study.id)
-                    ended = True
+                    run_id = (await client.submit(content, f"{study.id}-1")).run_id
             await self._pause(patience, study.id)
+        self.acknowledged.append(run_id)
+        await self._end(run_id, patience)
+        return run_id
+
+    async def _end(self, run_id: str, patience: float) -> None:
+        ended = False
+        while not ended:
+            async with self._asking() as client:
+                with _coordinator_may_be_gone():
+                    while not (await client.run(run_id)).state.final:
+                        await self._pause(patience, run_id)
+                    ended = True
+            await self._pause(patience, run_id)
         self.done += 1
         self._waiting[run_id] = time.monotonic()
-        return run_id
+
+    def _asking(self) -> Client:
+        return Client(self.federation.address, self.federation.identity, attempts=1)
 
     async def _pause(self, patience: float, name: str) -> None:
         if time.monotonic() > patience:
@@ -351,7 +363,7 @@ class Runs:
                 del self._waiting[run_id]
                 if problems := checker.problems(run_id):
                     raise Disagreement("\n".join(problems))
-                self.checked += 1
+                self.compared.append(run_id)
             if not all_of_them:
                 return
             await asyncio.sleep(0.1)

@@ -27,28 +27,34 @@ class Federation:
         self._inner = inner
         self._passed: dict[str, int] = {}
 
-    def _lines(self, who: str) -> list[dict[str, Any]]:
+    def lines(self, who: str) -> list[dict[str, Any]]:
+        """Return what a process has logged so far, over all its starts."""
         text = self._inner.children[who].words.read_text("utf-8")
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+    def said(self, who: str, since: str) -> list[str]:
+        """Return the events of a process from the last one of that name on."""
+        events = [line["event"] for line in self.lines(who)]
+        return events[len(events) - 1 - events[::-1].index(since) :]
 
     async def until(self, who: str, event: str, *, after: int | None = None) -> dict[str, Any]:
         passed = self._passed.get(who, 0) if after is None else after
         async with asyncio.timeout(60):
             while True:
-                for place, line in enumerate(self._lines(who)):
+                for place, line in enumerate(self.lines(who)):
                     if place >= passed and line["event"] == event:
                         self._passed[who] = place + 1
                         return line
                 await asyncio.sleep(0.005)
 
-    async def stop(self, who: str) -> tuple[int, float]:
-        """Send one SIGTERM; return the exit code and how long it took."""
+    async def stop(self, who: str, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Send one signal; return the exit code and how long it took."""
         process, began = self._inner.children[who].process, time.monotonic()
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         async with asyncio.timeout(60):
             code = await process.wait()
         took = time.monotonic() - began
-        own = self._lines(who)
+        own = self.lines(who)
         assert [line["event"] for line in own[-2:]][-1] == "service.stopped"
         assert not [line for line in own if line["event"] == "internal.error"]
         self._passed[who] = len(own)
@@ -59,7 +65,7 @@ class Federation:
         process = self._inner.children[who].process
         process.send_signal(signal.SIGKILL)
         await process.wait()
-        self._passed[who] = len(self._lines(who))
+        self._passed[who] = len(self.lines(who))
 
     async def start(self, who: str) -> None:
         plan = self._inner.plan

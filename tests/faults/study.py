@@ -11,7 +11,6 @@ from common.privacy.calibration import charged_epsilon
 from tests.faults.plan import DEADLINE_S, NONE
 from tests.federation import OWNER
 
-ROUNDS: Final = 3
 _SPARE_ROUNDS: Final = 27
 """As often may a round be voided, and charged, before the study's budget ends it."""
 _NOISE_MULTIPLIER: Final = 16.0
@@ -36,17 +35,17 @@ privacy:
 
 
 @cache
-def study_text(size: int, dp: str) -> str | None:
+def study_text(size: int, dp: str, rounds: int) -> str | None:
     """Return the study of a mode of differential privacy; None: the federation's own."""
     if dp == NONE:
         return None
-    text = _STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(ROUNDS))
+    text = _STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(rounds))
     text = text.replace("OWNER", OWNER).replace("DEADLINE", f"{DEADLINE_S:g}s")
-    return text.replace("TERMS", json.dumps(_terms(dp)))
+    return text.replace("TERMS", json.dumps(_terms(dp, rounds)))
 
 
-def _terms(dp: str) -> dict[str, object]:
-    charged = charged_epsilon(_NOISE_MULTIPLIER, _DELTA, ROUNDS + _SPARE_ROUNDS)
+def _terms(dp: str, rounds: int) -> dict[str, object]:
+    charged = charged_epsilon(_NOISE_MULTIPLIER, _DELTA, rounds + _SPARE_ROUNDS)
     terms: dict[str, object] = {
         "mode": dp,
         "epsilon": math.ceil(charged * 100) / 100,

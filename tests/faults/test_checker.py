@@ -128,6 +128,6 @@ def test_a_line_that_a_kill_cut_off_is_no_line(tmp_path: Path) -> None:
     line = json.dumps({"event": "round.training", "round": 1})
     (tmp_path / "va.1.log").write_text(f"{line}\n{line[:9]}")
     (tmp_path / "va.2.log").write_text(f"{line}\n")
-    tail = LogTail(tmp_path)
+    tail = LogTail(tmp_path, ("va",))
     assert [name for name, _ in tail.new()] == ["va", "va"]
     assert list(tail.new()) == []

@@ -383,22 +383,27 @@ LONG = study(
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.fault("F09")
+@pytest.mark.timeout(600)
 def test_training_of_several_processes_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    two = Launcher(Training(processes=2, limit_s=100.0, checkpoint_s=0.2), tmp_path)
+    # Checkpoints from the first step on: hundreds of steps are left when one is seen here.
+    two = Launcher(Training(processes=2, limit_s=240.0, checkpoint_s=0.001), tmp_path)
     task, slot = task_of(LONG), Memory()
     alone = bits(two.train(task, lambda: False))
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 240
+
+    def reached() -> int:
+        stored = [] if slot.content is None else checkpoints._unpack(slot.content)
+        return sum(one.steps for one in stored)
 
     def died() -> bool:
         assert time.monotonic() < ends
-        return slot.content is not None
+        return reached() > 20
 
-    with kept(Keeper(slot, 0.2)), pytest.raises(RoundError, match="RUN_CANCELLED"):
+    with kept(Keeper(slot, 0.001)), pytest.raises(RoundError, match="RUN_CANCELLED"):
         two.train(task, died)
-    assert slot.content is not None
-    reached = [one.steps for one in checkpoints._unpack(slot.content)]
-    assert 0 < sum(reached) < 800
-    with kept(Keeper(slot, 0.2)):
+    killed_at = reached()
+    assert killed_at < 800
+    with kept(Keeper(slot, 0.001)):
         assert bits(two.train(task, lambda: False)) == alone
     assert slot.said[0] == "resumed"
-    record("F09", trials=1, failures=0, processes=2, steps_before_the_kill=sum(reached))
+    record("F09", trials=1, failures=0, processes=2, steps_before_the_kill=killed_at)

@@ -1,100 +1,104 @@
-"""A byte that flipped in anything durable is found, and named, or it changes nothing (F39)."""
+"""A byte that flipped in anything durable is found, and named, or it changes nothing (F39).
+
+Each kind of file of both services is damaged at many places, a byte at a time and by cutting
+its end off, and then read as the service reads it. What is not refused has to hold the very
+same content: a page of SQLite that is free, a space between two values of JSON.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from common import state_folder
+from common.clock import SystemClock
 from common.errors import FedError, StateError
-from common.secagg.messages import Commit, UploadEnd
-from common.state_folder import Owner
+from common.identity import load_certificates, load_identity
+from common.layouts import model_schema
+from common.logs import make_log
+from common.manifest import MODEL_FILE
+from common.secagg.messages import Commit
+from coordinator.app import build_service
 from coordinator.backup import objects_of, roster_of
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.history import History
 from coordinator.objects import ObjectStore
 from coordinator.spool import Spool
-from coordinator.store import default_url, open_store
-from coordinator.stored_runs import read_runs
+from coordinator.start_check import upload_trouble
+from coordinator.store import STATE_NAMES, default_url, open_store
+from coordinator.stored_runs import KnownRun, read_runs
 from coordinator.verify import verify
-from hospital_node.config import NodeConfig
-from hospital_node.verify import Part
+from hospital_node.personal.make import read_released
 from hospital_node.verify import verify as verify_node
 from tests.faults.budget import trials
+from tests.faults.kept_state import OWNER, Kept, keep
 from tests.faults.record import record
-from tests.faults.test_backup import OWNER, settings
-from tests.federation import NAME, SITES, Federation
+from tests.federation import Federation
+
+DATABASE: Final = "coordinator.db"
 
 
-async def kept(root: Path, *, finished: bool) -> Federation:
-    """Return a federation whose processes were killed, in the middle of a round or at the end."""
-    async with Federation(root, rounds=2) as fed:
-        if finished:
-            await fed.run()
-        else:
-
-            async def stop(_: str) -> None:
-                config = settings(fed)
-                state = config.path(config.state_dir)
-                shutil.copytree(state, root / "open")
-                for site in SITES:
-                    folder = fed.plan.site_folder(site) / "state"
-                    skip = shutil.ignore_patterns("health.sock")
-                    shutil.copytree(folder, root / f"open-{site}", ignore=skip)
-
-            fed.on_send("va", UploadEnd, stop, skip=1, late=True)
-            await fed.run()
-        settings(fed)
-    if not finished:
-        state = fed.plan.coordinator_folder / "state"
-        shutil.rmtree(state)
-        (root / "open").rename(state)
-        for site in SITES:
-            folder = fed.plan.site_folder(site) / "state"
-            shutil.rmtree(folder)
-            (root / f"open-{site}").rename(folder)
-    return fed
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    return asyncio.run(keep(tmp_path_factory.mktemp("kept")))
 
 
-def what_it_tells(config: CoordinatorConfig) -> tuple[object, ...]:
-    """Return all that a start reads; it raises if anything is damaged."""
-    state = config.path(config.state_dir)
-    History(state)
-    store = open_store(default_url(state), config.federation, state / MARK_NAME)
-    try:
-        runs = read_runs(store, config.federation, roster_of(config))
-        objects = ObjectStore(state / "objects")
-        for run in runs:
-            for address in objects_of(store, run):
-                objects.check(address)
-            for node, ydig, size in run.spooled():
-                path = Spool(state / "spool").path(run.open_header or b"", node)
-                found = Spool.digest_of(path, size)
-                if found != ydig:
-                    raise FedError("STATE_DAMAGED", f"{path}")
-        return (
-            [run.state for run in runs],
-            [run.facts for run in runs],
-            store.epochs(),
-            store.studies(),
+# --- damage -----------------------------------------------------------------------------------
+
+
+def flips() -> int:
+    """How many bytes of each kind of file flip, one after the other."""
+    return trials(change=12, nightly=300, release=1000)
+
+
+def cuts() -> int:
+    """How often the end of each kind of file is cut off."""
+    return trials(change=3, nightly=40, release=100)
+
+
+def damages(good: bytes, rng: random.Random) -> Iterator[bytes]:
+    """Yield a file's bytes with one of them changed, and without their end."""
+    for _ in range(flips()):
+        at = rng.randrange(len(good))
+        yield good[:at] + bytes([good[at] ^ (1 + rng.randrange(255))]) + good[at + 1 :]
+    for _ in range(cuts()):
+        yield good[: rng.randrange(len(good))]
+
+
+@dataclass
+class Tally:
+    """What became of the damages, by the kind of file."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    harmless: Counter[str] = field(default_factory=Counter)
+    missed: list[object] = field(default_factory=list)
+
+    def check(self, **figures: float) -> None:
+        """Demand that none was missed, and write down how many there were."""
+        total = self.refused.total() + self.harmless.total()
+        record(
+            "F39",
+            trials=total + len(self.missed),
+            failures=len(self.missed),
+            refused=self.refused.total(),
+            without_effect=self.harmless.total(),
+            kinds=len(self.refused),
+            **figures,
         )
-    finally:
-        store.close()
-
-
-def flip(path: Path, rng: random.Random) -> bytes:
-    good = path.read_bytes()
-    at = rng.randrange(len(good))
-    path.write_bytes(good[:at] + bytes([good[at] ^ (1 + rng.randrange(255))]) + good[at + 1 :])
-    return good
+        assert self.missed == []
 
 
 def refused(work: Callable[[], object]) -> FedError | None:
@@ -105,73 +109,161 @@ def refused(work: Callable[[], object]) -> FedError | None:
     return None
 
 
+def same(before: bytes, after: bytes) -> bool:
+    """Whether a flipped byte changed nothing that is read: white space between two values."""
+    try:
+        return bool(json.loads(before) == json.loads(after))
+    except ValueError:
+        return False
+
+
+# --- the coordinator's ------------------------------------------------------------------------
+
+
+def read_all(config: CoordinatorConfig) -> tuple[list[KnownRun], object]:
+    """Return the runs, and all that the database tells; it raises if anything is damaged."""
+    state = config.path(config.state_dir)
+    store = open_store(default_url(state), config.federation, state / MARK_NAME)
+    try:
+        runs = read_runs(store, config.federation, roster_of(config))
+        released = [run.stored.run_id for run in runs if run.state.released is not None]
+        times = [
+            [(fact.seq, fact.unix) for fact in store.facts(run.stored.run_id) if fact.body]
+            for run in runs
+        ]
+        return runs, (
+            [(run.stored, run.state, run.facts) for run in runs],
+            times,
+            store.epochs(),
+            store.studies(),
+            [store.release(run_id) for run_id in released],
+            [objects_of(store, run) for run in runs],
+        )
+    finally:
+        store.close()
+
+
 @pytest.mark.fault("F39")
-@pytest.mark.parametrize("finished", [True, False])
-async def test_a_flipped_byte_in_the_coordinator_s_state_is_found_or_changes_nothing(
-    tmp_path: Path, *, finished: bool
+@pytest.mark.parametrize("which", ["open", "finished"])
+def test_a_flipped_byte_in_the_coordinator_s_database_is_found_or_changes_nothing(
+    kept: Kept, tmp_path: Path, which: str
 ) -> None:
-    fed = await kept(tmp_path / "fed", finished=finished)
-    config = settings(fed)
-    state = config.path(config.state_dir)
-    state.rename(tmp_path / "good")
-    good = tmp_path / "good"
-    shutil.copytree(good, state)
-    truth = what_it_tells(config)
-    runs = truth[0]
-    assert isinstance(runs, list)
-    names = [
-        path.relative_to(good)
-        for path in sorted(good.rglob("*"))
-        if path.is_file() and path.stat().st_size and path.name not in {"lock", "address"}
-    ]
-    kinds = {name.parts[0] for name in names}
-    assert {"coordinator.db", "objects", "owner.json", MARK_NAME} <= kinds
-    assert finished or {"coordinator.db-wal", "spool"} <= kinds
-    rng = random.Random(39)  # noqa: S311 - which byte
-    found = 0
-    count = trials(change=40, nightly=3000, release=10_000)
-    weights = [8 if name.name.startswith("coordinator.db") else 1 for name in names]
-    for _ in range(count):
-        shutil.rmtree(state)
-        shutil.copytree(good, state)
-        (name,) = rng.choices(names, weights)
-        flip(state / name, rng)
-        failure = refused(lambda: what_it_tells(config))
-        if failure is None:
-            if name.name != "owner.json" and name.parts[0] not in {"objects", "spool"}:
-                assert what_it_tells(config) == truth, name
-            continue
-        found += 1
-        # An object is named by its digest, everything in the database by the database.
-        assert name.name.removesuffix("-wal").removesuffix("-shm") in failure.detail or (
-            name.parts[0] in failure.detail or "coordinator.db" in failure.detail
-        ), (name, failure)
-    assert found > count // 4
-    record("F39", trials=count, failures=0, refused=found)
+    config = kept.coordinator(tmp_path / "good", which)
+    names = [path.name for path in (tmp_path / "good").iterdir() if path.name.startswith(DATABASE)]
+    truth = read_all(kept.coordinator(tmp_path / "truth", which))[1]
+    rng, tally = random.Random(39), Tally()  # noqa: S311 - which byte
+    for name in sorted([*names, MARK_NAME]):
+        for content in damages((tmp_path / "good" / name).read_bytes(), rng):
+            state = tmp_path / "state"
+            shutil.rmtree(state, ignore_errors=True)
+            config = kept.coordinator(state, which)
+            (state / name).write_bytes(content)
+            told: list[object] = []
+            failure = refused(lambda: told.append(read_all(config)[1]))  # noqa: B023 - called here
+            if failure is not None:
+                tally.refused[name] += 1
+                assert failure.fix
+                assert (MARK_NAME if name == MARK_NAME else DATABASE) in failure.detail, failure
+            elif told == [truth]:
+                tally.harmless[name] += 1
+            else:
+                tally.missed.append((name, content))
+    assert which == "finished" or f"{DATABASE}-wal" in names
+    assert tally.refused.total() > tally.harmless.total() // 4
+    tally.check()
 
 
 @pytest.mark.fault("F39")
-async def test_verify_names_what_is_damaged_and_says_what_is_good(tmp_path: Path) -> None:
-    fed = await kept(tmp_path / "fed", finished=True)
-    config = settings(fed)
-    state = config.path(config.state_dir)
-    assert [part for part in verify(config, OWNER) if part.trouble] == []
-    victim = max((state / "objects").iterdir(), key=lambda path: path.stat().st_size)
-    before = victim.read_bytes()
-    victim.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    (bad,) = [part for part in verify(config, OWNER) if part.trouble]
-    assert bad.name == f"objects/{victim.name}"
-    victim.write_bytes(before)
-    database = sqlite3.connect(state / "coordinator.db")
+def test_a_flipped_byte_in_the_coordinator_s_files_is_found_and_named(
+    kept: Kept, tmp_path: Path
+) -> None:
+    rng, tally = random.Random(40), Tally()  # noqa: S311 - which byte
+
+    def each(name: str, work: Callable[[], object]) -> None:
+        path = state / name
+        good = path.read_bytes()
+        for content in damages(good, rng):
+            path.write_bytes(content)
+            failure = refused(work)
+            kind = name.partition("/")[0]
+            if failure is not None and (path.name in failure.detail or kind == MARKER):
+                tally.refused[kind] += 1
+            elif failure is None and same(good, content):
+                tally.harmless[kind] += 1
+            else:
+                tally.missed.append((name, content, failure))
+        path.write_bytes(good)
+
+    for which in ("open", "finished"):
+        state = tmp_path / which
+        config = kept.coordinator(state, which)
+        runs, _ = read_all(config)
+        (run,) = runs
+        objects, spool = ObjectStore.reading(state / "objects"), Spool.reading(state / "spool")
+        if which == "finished":
+            each("history.json", lambda: History(state))  # noqa: B023 - called here
+            each(MARKER, lambda: state_folder.check(state, OWNER, STATE_NAMES, lambda _: None))  # noqa: B023
+            with_release = run.state.released
+            assert with_release is not None
+        model = run.state.model
+        assert model is not None
+        for address in model.addresses:
+            each(f"objects/{address.hex()}", partial(objects.check, address))
+        for node, ydig, size in run.spooled():
+            hd = run.open_header
+            assert hd is not None
+            name = str(spool.path(hd, node).relative_to(state))
+            each(name, partial(_upload, spool, hd, node, ydig, size))
+    assert tally.refused.keys() == {"objects", "spool", "history.json", MARKER}
+    tally.check()
+
+
+MARKER: Final = state_folder.MARKER
+
+
+def _upload(spool: Spool, hd: bytes, node: object, ydig: object, size: int) -> None:
+    wrong = upload_trouble(spool, hd, node, ydig, size)  # type: ignore[arg-type]
+    if wrong is not None:
+        raise StateError("STATE_DAMAGED", f"{wrong[0]} {wrong[1]}")
+
+
+@pytest.mark.fault("F39")
+def test_verify_names_each_damaged_part_of_a_coordinator_s_state_and_no_other(
+    kept: Kept, tmp_path: Path
+) -> None:
+    rng = random.Random(41)  # noqa: S311 - which byte
+    named = 0
+    for which in ("open", "finished"):
+        state = tmp_path / which
+        config = kept.coordinator(state, which)
+        good = {part.name for part in verify(config, OWNER)}
+        assert [part for part in verify(config, OWNER) if part.trouble] == []
+        files = [state / name for name in ("owner.json", "history.json", MARK_NAME)]
+        files += [path for path in state.glob("*s/*") if path.is_file()][:2]
+        files += [path for path in state.glob("spool/*/*") if path.is_file()]
+        for path in files:
+            if not path.exists():
+                continue
+            before = path.read_bytes()
+            at = rng.randrange(1, len(before) - 1)
+            path.write_bytes(before[:at] + b"\x01" + before[at + 1 :])
+            parts = verify(config, OWNER)
+            name = str(path.relative_to(state))
+            assert [part.name for part in parts if part.trouble] == [name]
+            assert {part.name for part in parts} == good
+            assert all(part.fix for part in parts if part.trouble)
+            path.write_bytes(before)
+            named += 1
+    database = sqlite3.connect(state / DATABASE)
     database.execute("UPDATE facts SET body = CAST(body || ' ' AS BLOB) WHERE seq = 1")
     database.commit()
     database.close()
-    bad_names = {part.name for part in verify(config, OWNER) if part.trouble}
-    assert "runs" in bad_names
+    assert "runs" in {part.name for part in verify(config, OWNER) if part.trouble}
+    assert named >= 8
 
 
 @pytest.mark.fault("F39")
-async def test_the_newest_part_of_the_write_ahead_log_is_not_lost_silently(tmp_path: Path) -> None:
+def test_the_newest_part_of_the_write_ahead_log_is_not_lost_silently(tmp_path: Path) -> None:
     store = open_store(default_url(tmp_path), mark=tmp_path / MARK_NAME)
     for epoch in range(1, 6):
         store.next_epoch("heart", epoch)
@@ -194,74 +286,33 @@ async def test_the_newest_part_of_the_write_ahead_log_is_not_lost_silently(tmp_p
 
 
 @pytest.mark.fault("F39")
-@pytest.mark.parametrize("finished", [True, False])
-async def test_a_flipped_byte_in_a_hospital_s_state_is_found(
-    tmp_path: Path, *, finished: bool
-) -> None:
-    fed = await kept(tmp_path / "fed", finished=finished)
-    root = fed.plan.site_folder("va") / "state"
-    state_folder.mark(root, Owner("hospital", NAME, "va"))
-    assert [part for part in verify_all(fed) if part.trouble] == []
-    names = [
-        path
-        for part in ("sessions", "decisions", "releases", "own", "ledger")
-        for path in (root / part).rglob("*")
-        if path.is_file()
-    ]
-    assert {path.parent.name for path in names} >= {"sessions", "decisions"}
-    rng = random.Random(3)  # noqa: S311 - which byte
-    count = trials(change=100, nightly=3000, release=10_000)
-    missed = []
-    for _ in range(count):
-        path = rng.choice(names)
-        before = path.read_bytes()
-        good = flip(path, rng)
-        if path.suffix == ".json" and _same(before, path.read_bytes()):
-            path.write_bytes(good)
-            continue
-        if not any(part.trouble for part in verify_all(fed)):
-            missed.append((path.name, before, path.read_bytes()))
-        path.write_bytes(good)
-    assert missed == []
-    record("F39", trials=count, failures=0)
-
-
-def verify_all(fed: Federation) -> list[Part]:
-    folder = fed.plan.site_folder("va")
-    config = NodeConfig.read(folder / "node.yaml")
-    return verify_node(folder / "state", None, config.path(config.tls.ca))
-
-
-def _same(one: bytes, other: bytes) -> bool:
-    """Whether a flipped byte changed nothing that is read: white space between two values."""
-    try:
-        return bool(json.loads(one) == json.loads(other))
-    except ValueError:
-        return False
-
-
-@pytest.mark.fault("F39")
-@pytest.mark.parametrize("what", ["model", "upload"])
 async def test_a_coordinator_does_not_start_on_a_damaged_file_and_names_it(
-    tmp_path: Path, what: str
+    kept: Kept, tmp_path: Path
 ) -> None:
-    fed = await kept(tmp_path / "fed", finished=False)
-    state = settings(fed).path(settings(fed).state_dir)
-    runs = what_it_tells(settings(fed))[0]
-    assert isinstance(runs, list)
-    victim = state / "objects" / runs[0].model.object_sha256.hex()
-    if what == "upload":
-        victim = next(path for path in (state / "spool").rglob("*") if path.is_file())
-    before = victim.read_bytes()
-    victim.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    with pytest.raises(StateError, match=victim.name):
-        fed.start_coordinator()
-    assert {path.name for path in state.iterdir()} >= {"coordinator.db"}
+    state = tmp_path / "state"
+    config = kept.coordinator(state, "open")
+    (run,), _ = read_all(config)
+    assert run.state.model is not None
+    upload = next(path for path in (state / "spool").rglob("*") if path.is_file())
+    clock = SystemClock()
+    identity = load_identity(kept.fed.plan.coordinator_folder, now_unix=clock.unix())
+    log = make_log(io.StringIO(), clock=clock)
+    for victim in (state / "objects" / run.state.model.object_sha256.hex(), upload):
+        before = victim.read_bytes()
+        victim.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        service = build_service(config, identity, clock, log)
+        with pytest.raises(StateError, match=victim.name) as caught:
+            service.recover()
+        assert caught.value.fix
+        assert victim.exists()
+        await service.close()
+        service._shop.store.close()
+        victim.write_bytes(before)
 
 
 @pytest.mark.fault("F39")
 async def test_an_upload_that_changes_on_the_disk_is_never_summed(tmp_path: Path) -> None:
-    async with Federation(tmp_path / "fed", rounds=2) as fed:
+    async with Federation(tmp_path / "fed", rounds=1) as fed:
 
         async def damage(_: str) -> None:
             state = fed.plan.coordinator_folder / "state" / "spool"
@@ -276,3 +327,92 @@ async def test_an_upload_that_changes_on_the_disk_is_never_summed(tmp_path: Path
         (line,) = fed.told("state.failed")
         assert line["name"] == "STATE_DAMAGED"
         assert "hungarian" in line["detail"]
+
+
+# --- a hospital's -----------------------------------------------------------------------------
+
+KINDS: Final = {
+    "owner.json", "node.key", "rolled-back.json", "sessions", "decisions", "models", "spool",
+    "checkpoints", "own", "personal", "releases", "reports", "ledger", "orders", "approvals",
+}  # fmt: skip
+
+
+def _names_it(part: str, path: str) -> bool:
+    """Whether a damaged part is the file, or what the file vouches for."""
+    file = Path(path)
+    if path == "node.key":  # every sealed record is
+        return True
+    if part == path or part == str(file.with_suffix(".json")):  # a report names its page
+        return True
+    if file.parts[0] == "decisions" and part.startswith("models/"):  # of what study, it says
+        return True
+    if file.parts[0] == "personal":
+        return part == str(file.parent)
+    if file.parts[0] == "releases":
+        return part.startswith(str(file.parent))
+    if file.parts[0] == "ledger":  # its head and its lines vouch for each other
+        return part == "ledger/heart.jsonl"
+    return False
+
+
+def _harmless(path: Path, before: bytes, after: bytes) -> bool:
+    if path.suffix == ".pem":  # text around a certificate, or how its lines end
+        path.write_bytes(before)
+        good = load_certificates(path)
+        path.write_bytes(after)
+        return refused(lambda: load_certificates(path)) is None and load_certificates(path) == good
+    return path.suffix == ".json" and same(before, after)
+
+
+@pytest.mark.fault("F39")
+def test_a_flipped_byte_in_a_hospital_s_state_is_found_and_named(
+    kept: Kept, tmp_path: Path
+) -> None:
+    config = kept.node(tmp_path / "node")
+    state = tmp_path / "node" / "state"
+    assert [part for part in verify_node(config) if part.trouble] == []
+    paths = [
+        path
+        for path in sorted(state.rglob("*"))
+        if path.is_file() and path.stat().st_size and path.name not in {"lock", "status.json"}
+    ]
+    by_kind: dict[str, list[Path]] = {}
+    for path in paths:
+        by_kind.setdefault(path.relative_to(state).parts[0], []).append(path)
+    assert by_kind.keys() == KINDS
+    rng, tally = random.Random(3), Tally()  # noqa: S311 - which byte
+    for kind, found in by_kind.items():
+        # Every file of a kind is damaged: in turn, a few times each, as many times in all.
+        streams = [damages(path.read_bytes(), rng) for path in found]
+        for place in range(flips() + cuts()):
+            path = found[place % len(found)]
+            before = path.read_bytes()
+            after = next(streams[place % len(found)])
+            path.write_bytes(after)
+            bad = [part for part in verify_node(config) if part.trouble]
+            if bad and all(_names_it(one.name, str(path.relative_to(state))) for one in bad):
+                assert all(one.fix for one in bad)
+                tally.refused[kind] += 1
+            elif not bad and _harmless(path, before, after):
+                tally.harmless[kind] += 1
+            else:
+                tally.missed.append((path.name, before, after, bad))
+            path.write_bytes(before)
+    assert tally.refused.keys() == KINDS
+    tally.check()
+
+
+@pytest.mark.fault("F39")
+def test_a_release_is_held_against_its_manifest_whenever_a_model_is_made_of_it(
+    kept: Kept, tmp_path: Path
+) -> None:
+    kept.node(tmp_path / "node")
+    (path,) = (tmp_path / "node" / "state" / "releases").glob(f"*/{MODEL_FILE}")
+    schema = model_schema(kept.fed.study)
+    assert read_released(path, schema).size == schema.parameters
+    before = path.read_bytes()
+    path.write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
+    failure = refused(lambda: read_released(path, schema))
+    assert failure is not None
+    assert failure.name == "MODEL_INVALID"
+    assert path.parent.name in failure.detail

@@ -90,3 +90,36 @@ async def test_a_damaged_or_foreign_model_of_an_earlier_process_is_fetched_again
     expected = 0 if part and how in GOOD_BEGINNINGS else 1
     assert [line["name"] for line in said] == ["MODEL_INVALID"] * expected
     record("F40", trials=1, failures=0, unverified_bytes_used=0)
+
+
+@pytest.mark.fault("F39")
+async def test_a_model_that_changes_on_the_disk_before_it_is_trained_on_is_fetched_again(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, rounds=1, size=SIZE)
+    armed = [True]
+
+    def flip(point: str) -> bool:
+        if point == "node.model.after" and armed:
+            armed.clear()
+            (path,) = [
+                path
+                for site in world.nodes
+                for path in (world.state_dir(site) / "models").glob("*.safetensors")
+            ]
+            path.write_bytes(DAMAGE["its last byte altered"](path.read_bytes()))
+        return True
+
+    failpoints.install(flip)
+    try:
+        world.start_all()
+        await world.finish()
+    finally:
+        failpoints.install(None)
+    assert not armed
+    world.check()
+    ((_, survivors, _),) = world.coordinator.opened
+    assert len(survivors) == len(world.nodes)
+    said = [line for line in map(json.loads, world.log.getvalue().splitlines())
+            if line["event"] == "model.refused"]  # fmt: skip
+    assert [line["name"] for line in said] == ["MODEL_INVALID"]

@@ -57,6 +57,18 @@ def test_a_hospital_that_lost_its_keys_takes_part_under_new_ones() -> None:
     run_all("F08", spread(Act.FORGET, 1.0))
 
 
+@pytest.mark.fault("F36")
+@pytest.mark.parametrize("what", ["run", "facts", "epoch", "release", "end"])
+def test_a_database_without_room_holds_the_run_up_and_changes_nothing(what: str) -> None:
+    """Five times in a row: the run waits, no round is voided and no process starts again."""
+    point = f"coordinator.{what}.before_commit"
+    reaches = range(1, 1 + (trials(change=20, nightly=60, release=60) if what == "facts" else 1))
+    times = 1 if what == "run" else 5  # who submits a study is told, and does it again
+    plans = [Plan(n, (Fault(Act.ERROR, COORDINATOR, n, 0.0, point, times),)) for n in reaches[::5]]
+    found = run_all("F36", plans)
+    assert [(one.voided, one.deaths) for one in found] == [(0, 0)] * len(found)
+
+
 @pytest.mark.fault("F34")
 @pytest.mark.fault("F31")
 @pytest.mark.fault("F32")

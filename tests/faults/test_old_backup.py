@@ -6,18 +6,20 @@ import asyncio
 import io
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from common.cli import main
 from common.clock import SystemClock
 from common.entropy import OsEntropy
-from common.errors import RoundError, StateError
+from common.errors import ExitCode, RoundError, StateError
 from common.ids import RunId
 from common.logs import make_log
-from common.messages import Seen
-from common.secagg.messages import Commit, UploadEnd
+from common.messages import Seen, Welcome
+from common.secagg.messages import Commit, Ready, UploadEnd
 from common.secagg.node_state import decode_state
 from common.views import RunPhase
 from coordinator.history import History, Loss, Told
@@ -27,7 +29,7 @@ from hospital_node import orders as node_orders
 from hospital_node.store import NodeStore
 from tests.faults.record import record
 from tests.faults.test_backup import back_up, nothing, settings
-from tests.federation import Federation
+from tests.federation import NAME, Federation
 
 
 def put_back(fed: Federation, backup: Path) -> None:
@@ -43,6 +45,17 @@ async def given_orders(fed: Federation) -> AsyncIterator[Orders]:
     log = make_log(io.StringIO(), form="json", clock=SystemClock())
     with orders(settings(fed), SystemClock(), log) as held:
         yield held
+
+
+def given(fed: Federation, *words: str, site: str | None = None) -> tuple[int, str]:
+    """Give an order on the command line, and return its exit code and all that it said."""
+    who = "coordinator" if site is None else "node"
+    folder = fed.plan.coordinator_folder if site is None else fed.plan.site_folder(site)
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        code = main([who, *words, "--reason", "a disk is gone",
+                     "--config", str(folder / f"{who}.yaml")])  # fmt: skip
+    return code, said.getvalue()
 
 
 @pytest.mark.fault("F40a")
@@ -79,14 +92,69 @@ async def test_an_old_backup_of_the_coordinator_stops_until_a_person_accepts_the
         await asyncio.sleep(0.2)
         assert not fed.service._tasks_with_keys  # nobody was welcomed
         await fed.kill_coordinator()
-        async with given_orders(fed) as held:
-            told = held.accept_loss("the disk of Tuesday is gone")
-        assert {one.seen.run_id for one in told} == {fed.run_id}
+        assert fed.run_id is not None
+        code, text = given(fed, "accept-loss")
+        assert code == 0
+        assert "Start the coordinator: open runs go on in a new epoch." in text
+        for line in text.splitlines()[:-1]:
+            assert "the store knows" in line or "the store has not ended" in line
+        code, text = given(fed, "accept-loss")
+        assert code == ExitCode.REFUSED
+        assert "no hospital has seen more" in text
+        assert "start the coordinator" in text
         fed.start_coordinator()
         assert fed.run_id is not None
         await fed.until(lambda: fed.state.phase.final)
         assert fed.state.phase is RunPhase.FINISHED
         fed.check(fed.state)
+    record("F40a", trials=1, failures=0)
+
+
+@pytest.mark.fault("F40a")
+async def test_a_backup_from_the_middle_of_the_last_round_is_an_old_one_too(
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "copy"
+    async with Federation(tmp_path / "fed", rounds=2, gather="60s") as fed:
+
+        async def take(_: str) -> None:
+            back_up(fed, copy)
+
+        def told() -> bool:
+            sessions = [node._tasks["pattern"].state.session for node in fed.nodes.values()]
+            return all(one is not None and one.next_r == 2 for one in sessions)
+
+        async def leave(_: str) -> None:
+            await fed.until(told)  # and no header of the next round was sent: it waits for va
+            fed.later(fed.kill_coordinator())
+            await fed.until(lambda: fed.service is None)
+
+        fed.on_send("va", Commit, take)
+        fed.on_send("va", Ready, leave, skip=1)
+        job = asyncio.create_task(fed.run())
+        await fed.until(lambda: fed.service is None)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        put_back(fed, copy)
+        fed.start_coordinator()
+        await fed.until(lambda: fed.count("history.back", name="HISTORY_BACK") > 0)
+        assert any("round 1 of epoch" in line["detail"] for line in fed.told("history.back"))
+        assert not fed.state.history
+        # A coordinator that does not compare is refused by the hospitals themselves.
+        node = fed.nodes["cleveland"]
+        session = fed.state.session
+        assert session is not None
+        behind = Seen(fed.state.run_id, "pattern", session.terms.epoch, 1, False, 1)  # noqa: FBT003
+        with pytest.raises(StateError) as refused:
+            node._check_age(Welcome(NAME, 1000, (), (behind,)))
+        assert refused.value.name == "HISTORY_BACK"
+        assert "accept-loss" in refused.value.fix
+        for good in (
+            replace(behind, next_r=2),
+            replace(behind, next_r=0),
+            replace(behind, epoch=9),
+        ):
+            node._check_age(Welcome(NAME, 1000, (), (good,)))
     record("F40a", trials=1, failures=0)
 
 
@@ -170,12 +238,16 @@ async def test_an_old_copy_of_a_hospital_s_state_takes_part_in_nothing(tmp_path:
         await fed.until(lambda: fed.count("link.lost", site="va", name="STATE_ROLLED_BACK") > 0)
         fed.nodes["va"].stop()
         await fed.serving["va"]
+        code, text = given(fed, "accept-loss", site="va")
+        assert code == 0
+        assert "accept-loss" in text
+        assert "Start the node: it joins through a new epoch." in text
+        assert given(fed, "accept-loss", site="va")[0] == ExitCode.REFUSED  # once is enough
         with NodeStore.open(state, OsEntropy()) as store:
-            given = node_orders.accept_loss(store, "the newest copy is lost", SystemClock())
             stored = store.load_session("pattern")
             assert stored is not None
             after = decode_state(stored.state)
-        assert [order.what for order in given] == ["accept-loss"]
+        assert [order.what for order in node_orders.orders(state)] == ["accept-loss"]
         assert after.session is None
         fed.start("va")
         await fed.until(lambda: fed.count("loss.accepted", site="va") > 0)

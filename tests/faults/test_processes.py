@@ -126,7 +126,7 @@ def _told(folder: Path, plot: Plot, store: str | None = None) -> Story:
             asyncio.run(go(campaign))
         except Exception as problem:  # noqa: BLE001 - each fault's test says so
             story.problem = f"{type(problem).__name__}: {problem}; kept in {folder}"
-        story.trials, story.runs = campaign.trials, campaign.runs.checked
+        story.trials, story.runs = campaign.trials, len(campaign.runs.compared)
         story.acknowledged = len(campaign.runs.acknowledged)
         story.state_bytes = federation.checker.state_bytes()
     return story

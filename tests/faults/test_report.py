@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from tests.faults.catalogue import FAULTS
-from tests.faults.report import PAGE, REPORT, report_of, table_of, with_table
+from tests.faults.campaign import Found
+from tests.faults.catalogue import FAULTS, KILLS, POSTGRESQL, TESTS
+from tests.faults.parts import Origin, Part, keep, left, seed_parts
+from tests.faults.report import PAGE, merged, read, report_of
+from tests.faults.table import figures_of, table_of, with_table
 
-SEEDS = {"first": 0, "count": 200, "failed": []}
+ORIGIN = Origin("0.1.0", "abc", "2026-11-26", 2, "x86_64", "Linux", "3.11.7")
+LATER = replace(ORIGIN, commit="def", date="2026-11-27")
 
 
 def result(fault: str, trials: int, failures: int = 0, **figures: float) -> dict[str, Any]:
@@ -22,8 +27,15 @@ def outcome(fault: str, test: str, said: str) -> dict[str, Any]:
     return {"faults": [fault], "test": test, "outcome": said, "seconds": 2.0}
 
 
+def part(name: str, *results: dict[str, Any], outcomes: tuple[dict[str, Any], ...] = ()) -> Part:
+    return {
+        "part": name, "origin": asdict(ORIGIN), "budget": "change", "seconds": 1,
+        "results": list(results), "outcomes": list(outcomes),
+    }  # fmt: skip
+
+
 def entries(*results: dict[str, Any], outcomes: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
-    found = report_of(results, outcomes, budget="change", seeds=SEEDS)
+    found = report_of([part("tests", *results, outcomes=outcomes)])
     return {entry["fault"]: entry for entry in found["faults"]}
 
 
@@ -57,6 +69,7 @@ def test_a_test_that_recorded_nothing_is_one_trial_and_one_that_was_skipped_none
     assert found["F64"]["trials"] == 11
     assert (found["F66"]["trials"], found["F66"]["failures"]) == (1, 1)
     assert (found["F67"]["trials"], found["F67"]["bound_95"]) == (0, None)
+    assert found["F67"]["skipped"] == ["tests/unit/test_b.py::test_d"]
 
 
 def test_a_test_that_failed_behind_its_figure_counts_once() -> None:
@@ -65,9 +78,72 @@ def test_a_test_that_failed_behind_its_figure_counts_once() -> None:
     assert entries(result("F64", 10, 2), outcomes=(failed,))["F64"]["failures"] == 2
 
 
+def test_a_part_that_was_run_again_takes_its_own_place_and_no_other() -> None:
+    whole = report_of([part(KILLS, result("F03", 5)), part(TESTS, result("F03", 1))])
+    again = merged(whole, [part(KILLS, result("F03", 100, 2))])
+    (entry,) = again["faults"]
+    assert (entry["trials"], entry["failures"]) == (101, 2)
+    assert sorted(one["part"] for one in again["parts"]) == [KILLS, TESTS]
+
+
+def test_kills_on_postgresql_have_a_row_of_their_own() -> None:
+    both = [part(KILLS, result("F03", 5)), part(POSTGRESQL, result("F03", 7), result("F04", 2))]
+    found = {entry["fault"]: entry["trials"] for entry in report_of(both)["faults"]}
+    assert found == {"F03": 5, POSTGRESQL: 9}
+
+
+def found(seed: int, problem: str | None = None) -> Found:
+    return Found(seed, problem, virtual_s=10.0, deaths=1, voided=0)
+
+
+def test_seeds_go_on_where_they_were_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.jsonl"
+    assert left(range(6), ORIGIN, file) == list(range(6))
+    keep([found(0), found(1, "lost")], ORIGIN, 1.0, file)
+    keep([found(2)], ORIGIN, 1.0, file)
+    assert left(range(6), ORIGIN, file) == [3, 4, 5]
+
+
+def test_a_seed_that_failed_is_run_again_on_other_code_and_told_of_that(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.jsonl"
+    keep([found(0), found(1, "lost"), found(2)], ORIGIN, 1.0, file)
+    assert left(range(4), LATER, file) == [1, 3]
+    keep([found(1), found(3)], LATER, 1.0, file)
+    first, second = seed_parts("change", file)
+    assert (first["origin"]["commit"], first["seeds"]) == ("abc", [(0, 0), (2, 2)])
+    assert (second["origin"]["commit"], second["seeds"]) == ("def", [(1, 1), (3, 3)])
+    (entry,) = report_of([first, second])["faults"]
+    assert (entry["trials"], entry["failures"]) == (4, 0)
+
+
+def test_a_seed_that_fails_is_a_failure_of_the_report(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.jsonl"
+    keep([found(0), found(1, "lost")], ORIGIN, 1.0, file)
+    (one,) = seed_parts("change", file)
+    assert one["failed"] == {1: "lost"}
+    (entry,) = report_of([one])["faults"]
+    assert (entry["trials"], entry["failures"], entry["bound_95"]) == (2, 1, None)
+
+
+def test_figures_have_units_and_percentiles_stand_together() -> None:
+    figures = {"recovery_p50_s": 0.25, "recovery_p99_s": 1.5, "recovery_max_s": 2.0, "lost": 0,
+               "refused_share": 1.0, "resent_bytes": 4096}  # fmt: skip
+    assert list(figures_of(figures)) == [
+        "recovery 0.25 / 1.5 / 2 s (p50 / p99 / max)", "lost 0", "refused 100 %",
+        "resent 4,096 bytes",
+    ]  # fmt: skip
+
+
+def test_a_fault_that_was_not_tried_has_no_row() -> None:
+    skipped = outcome("F23", "tests/faults/test_a.py::test_of_the_kernel", "skipped")
+    table = table_of(report_of([part(TESTS, result("F01", 3), outcomes=(skipped,))]))
+    assert "| F01 |" in table
+    assert "| F23 |" not in table
+    assert "`test_of_the_kernel`" in table
+
+
 def test_the_page_tells_the_report_that_is_there() -> None:
-    report, page = json.loads(REPORT.read_text()), PAGE.read_text()
+    report, page = read(), PAGE.read_text()
     assert with_table(page, report) == page
-    assert table_of(report) in page
     assert {entry["fault"] for entry in report["faults"]} <= FAULTS.keys()
     assert all(entry["failures"] == 0 for entry in report["faults"])

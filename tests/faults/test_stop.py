@@ -7,11 +7,14 @@ with the same round, the same survivor set, the same sealed vector.
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from common.failpoints import VARIABLE
 from tests import forked
 from tests.faults.budget import Budget, budget, trials
 from tests.faults.record import record
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 SITES = ("east", "north", "south")
 ROUNDS = trials(change=3, nightly=8, release=8)
-STUDY = small_study(ROUNDS, 3, deadline="30s", local_steps=300)
+STUDY = small_study(ROUNDS, 3, deadline="120s", local_steps=300)
 
 COORDINATOR_PHASES = {
     "idle": "service.started",
@@ -61,13 +64,22 @@ def _zygote() -> Iterator[None]:
     ZYGOTE.close()
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model of a run that nobody disturbs."""
+
+    async def undisturbed() -> str:
+        async with running(tmp_path_factory.mktemp("model") / "alone", STUDY, SITES) as federation:
+            return await federation.model()
+
+    return asyncio.run(undisturbed())
+
+
 @pytest.mark.fault("F16")
 @pytest.mark.timeout(240)
 async def test_one_signal_in_any_phase_parks_the_round_and_the_model_is_the_same(
-    tmp_path: Path,
+    tmp_path: Path, alone: str
 ) -> None:
-    async with running(tmp_path / "alone", STUDY, SITES) as federation:
-        alone = await federation.model()
     took: dict[str, list[float]] = {"coordinator": [], "node": []}
     async with running(tmp_path / "stopped", STUDY, SITES) as federation:
         for name, who, phases in (
@@ -84,3 +96,30 @@ async def test_one_signal_in_any_phase_parks_the_round_and_the_model_is_the_same
         assert await federation.model() == alone
     figures = {f"shutdown_{who}_max_s": round(max(one), 3) for who, one in took.items()}
     record("F16", trials=sum(map(len, took.values())), failures=0, **figures)
+
+
+@pytest.mark.fault("F16")
+@pytest.mark.timeout(240)
+async def test_who_is_told_to_drain_finishes_the_open_round_and_begins_no_other(
+    tmp_path: Path, alone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "node.upload=delay:1000@1+")  # no round is over in a moment
+    took, passed = {}, 0
+    async with running(tmp_path / "drained", STUDY, SITES) as federation:
+        for name, who, phase, due in (
+            ("coordinator", "coordinator", "round.opened", "round.closed"),
+            ("node", "north", "round.training", "round.closed"),
+        ):
+            await federation.until(who, phase, after=passed)
+            code, took[name] = await federation.stop(who, signal.SIGUSR1)
+            said = federation.said(who, "service.draining")
+            assert code == 0, (who, said)
+            assert said.count(due) == 1, (who, said)
+            assert phase not in said, (who, said)
+            passed = len(federation.lines("north"))
+            await federation.start(who)
+        assert await federation.model() == alone
+        rounds = [one for one in federation.lines("coordinator") if one["event"] == "round.closed"]
+        assert not any(one.get("dropped") for one in rounds), "all were in every sum"
+    figures = {f"drain_{who}_s": round(seconds, 3) for who, seconds in took.items()}
+    record("F16", trials=len(took), failures=0, **figures)

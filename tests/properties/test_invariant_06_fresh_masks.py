@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.encoding import Label, expand
-from common.ids import HeaderDigest, NodeId
+from common.ids import Epoch, HeaderDigest, NodeId
 from common.secagg import node
 from common.secagg.keys import Suite
 from tests.properties.adversary import World, cast
@@ -66,10 +67,12 @@ def test_no_two_headers_share_a_mask_key_not_even_after_an_old_backup() -> None:
 
     backup = [one.state for one in sim.nodes.values()]
     for restored in (False, True):
-        if restored:  # every node is set back to before the first round
+        if restored:  # every node is set back to before the first round, and agrees on keys anew
             for one, old in zip(sim.nodes.values(), backup, strict=True):
                 one.state, _ = node.handle(old, node.BackupRestored(), one.ctx)
             sim.coordinator.round = None
+            sim.open_session(replace(sim.setting.terms, epoch=Epoch(sim.setting.terms.epoch + 1)))
+            sim.run()
         for _ in range(3):
             sim.open_round()
             while sim.flying:

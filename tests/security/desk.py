@@ -19,10 +19,12 @@ from common.secagg.messages import UploadEnd
 from common.wire import UploadPart
 from coordinator import run_state as rs
 from coordinator.driver import RunDriver, Workshop
+from coordinator.failures import Failures
 from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.journal import Journal
 from coordinator.objects import ObjectStore
+from coordinator.room import Room
 from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.spool import Spool
@@ -68,7 +70,7 @@ class Desk:
     def __init__(self, folder: Path, study: str = VECTOR) -> None:
         self.world = Held(study)
         self.world.begin()
-        log = io.StringIO()
+        log, clock, disk = make_log(io.StringIO()), ManualClock(), ThreadPoolExecutor(1)
         self.shop = Workshop(
             identity=cast("Identity", type("Name", (), {"federation": "sim"})()),
             trust=self.world.trust,  # type: ignore[arg-type]
@@ -77,11 +79,12 @@ class Desk:
             spool=Spool(folder / "spool"),
             history=History(),
             hub=Hub(),
-            clock=ManualClock(),
-            log=make_log(log),
+            clock=clock,
+            log=log,
             timing=Timing(),
-            disk=ThreadPoolExecutor(1),
+            disk=disk,
             crunch=ThreadPoolExecutor(1),
+            room=Room(Failures(), clock, log, disk),
         )
         members = tuple(node.rsplit("/", 1)[-1] for node in self.world.ids)
         self.service = CoordinatorService(self.shop, members=members)

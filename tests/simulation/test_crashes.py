@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from common.errors import StateError
+from common.errors import NoRoom, StateError
 from common.messages import UploadChunk
 from common.secagg.messages import Certificate, Commit, Ready, Release, RoundStart, UploadEnd
-from coordinator import driver
+from coordinator import room
+from coordinator.failures import recorded
 from coordinator.run_facts import replay
 from coordinator.run_state import RunState, decode_fact
 from coordinator.store import SqlStore
+from hospital_node.store import SessionRecord
 from tests.federation import SITES, Federation, names
 from tests.run_world import stored
 
@@ -49,6 +52,15 @@ def check_all_took_part(fed: Federation, run: RunState, undisturbed: bytes) -> N
     fed.check(run)
     assert [names(record.survivors) for record in run.history] == [set(SITES)] * 2
     assert model_of(run) == undisturbed
+
+
+def raising(failure: Exception) -> Callable[..., None]:
+    """Return a function that fails."""
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    return fail
 
 
 async def check_kept_everywhere(fed: Federation, run: RunState) -> None:
@@ -150,11 +162,12 @@ async def test_a_coordinator_that_dies_again_and_again_gets_there(
         assert fed.crashes >= 6
 
 
-@pytest.mark.parametrize("method", ["next_epoch", "put_release", "end_run"])
-async def test_work_that_finds_no_room_on_the_disk_is_done_when_there_is_some(
+@pytest.mark.parametrize("method", ["append", "next_epoch", "put_release", "end_run"])
+async def test_what_finds_no_room_in_the_store_is_written_when_there_is_some(
     tmp_path: Path, method: str, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "RETRY_FIRST_S", 0.01)
+    """Nobody has to start anything again, and the record of it is durable (F36)."""
+    monkeypatch.setattr(room, "RETRY_FIRST_S", 0.01)
     failures = 0
     real = getattr(SqlStore, method)
 
@@ -162,15 +175,89 @@ async def test_work_that_finds_no_room_on_the_disk_is_done_when_there_is_some(
         nonlocal failures
         failures += 1
         if failures <= 3:
-            raise StateError("DISK", "no space left")
+            raise NoRoom("no space left")
         return real(*arguments)
 
     monkeypatch.setattr(SqlStore, method, full)
     async with Federation(tmp_path / "f") as fed:
         run = await fed.run()
         check_all_took_part(fed, run, undisturbed)
-        await fed.until(lambda: failures == 4)
-        assert fed.count("state.failed", name="DISK") == 3
+        state = fed.plan.coordinator_folder / "state"
+        await fed.until(lambda: [one.what for one in recorded(state)] == ["full", "room"])
+        assert fed.count("state.failed", name="DISK") == 1
+        assert fed.count("state.room") == 1
+
+
+async def test_a_hospital_that_cannot_write_says_so_and_is_not_waited_for(tmp_path: Path) -> None:
+    """It cannot even write down that it leaves the round (F37); the deadline is a minute."""
+    full = False
+    async with Federation(tmp_path / "f") as fed:
+        store = fed.nodes["va"]._parts.store
+        save = store.save_session
+
+        def save_if_there_is_room(task: str, record: SessionRecord) -> None:
+            if full:
+                raise NoRoom("no space left")
+            save(task, record)
+
+        async def fill(_: str) -> None:
+            nonlocal full
+            full = True
+
+        store.save_session = save_if_there_is_room  # type: ignore[method-assign]
+        fed.on_send("va", RoundStart, fill, skip=1)
+        await fed.submit()
+        await fed.until(lambda: len(fed.state.history) == 2)
+        full = False
+        run = await fed.finish()
+        fed.check(run)
+        assert names(run.history[1].dropped) == {"va"}
+        assert run.history[1].seconds < 30
+        assert fed.count("protocol.refused", site="va", code="DISK") > 0
+        await check_kept_everywhere(fed, run)
+
+
+@pytest.mark.parametrize("method", ["next_epoch", "put_release", "end_run"])
+async def test_any_other_write_that_fails_stops_the_coordinator_too(
+    tmp_path: Path, method: str, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush that failed is not tried again: the next start looks what is on the disk (F38)."""
+    calls = 0
+
+    def broken(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise StateError("DISK", "disk I/O error")
+
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+        with monkeypatch.context() as patch:
+            patch.setattr(SqlStore, method, broken)
+            await fed.submit()
+            assert fed.service is not None
+            with pytest.raises(StateError, match="I/O"):
+                await fed.service.watch_over()
+            assert calls == 1
+        state = fed.plan.coordinator_folder / "state"
+        assert recorded(state)[-1].what == "stopped"
+        await fed.restart_coordinator()
+        run = await fed.finish()
+        check_all_took_part(fed, run, undisturbed)
+
+
+async def test_a_submission_that_may_be_half_stored_stops_the_coordinator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same request, after the next start, finds the run; without room there is none."""
+    async with Federation(tmp_path / "f", gather="10s") as fed:
+        assert fed.service is not None
+        for failure in (NoRoom("full"), StateError("DISK", "disk I/O error")):
+            with monkeypatch.context() as patch:
+                patch.setattr(SqlStore, "add_run", raising(failure))
+                with pytest.raises(StateError, match=failure.detail):
+                    await fed.submit()
+            assert fed.service.failed is not isinstance(failure, NoRoom)
+        with pytest.raises(StateError):
+            await fed.service.watch_over()
 
 
 async def test_facts_that_cannot_be_stored_stop_the_coordinator_and_nothing_is_said(

@@ -14,10 +14,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from common.certificates import Role
-from common.errors import RoundError, StateError
+from common.errors import NoRoom, RoundError, StateError
 from common.ids import ConfigHash, RunId, StudyId
 from common.pki import create_ca, issue
 from coordinator import store as module
+from coordinator.checksums import Mark
 from coordinator.store import (
     SqlStore,
     StoredFact,
@@ -109,6 +110,54 @@ def test_a_refused_write_does_not_tell_what_was_to_be_written(store: SqlStore) -
     with pytest.raises(StateError) as refused:
         store.append(RunId("a"), 0, [b"a secret seed"])
     assert "secret" not in str(refused.value)
+
+
+def test_a_transaction_without_room_is_rolled_back_whole_and_may_be_tried_again(
+    tmp_path: Path,
+) -> None:
+    """SQLite's own word for a full disk, which is not that of a failed flush (F36, F38)."""
+    store = open_store(default_url(tmp_path), mark=tmp_path / "mark")
+    store.append(RunId("a"), 0, [b"0"])
+    room = []
+
+    def small(connection: sqlite3.Connection, *_: object) -> None:
+        pages = 100_000 if room else connection.execute("PRAGMA page_count").fetchone()[0] + 1
+        connection.execute(f"PRAGMA max_page_count={pages}")
+
+    sql.event.listen(store._engine, "checkout", small)
+    with pytest.raises(NoRoom, match=r"full; .* are free"):
+        store.append(RunId("a"), 1, [b"1" * 20_000, b"2"], blank=[0])
+    assert store.facts(RunId("a")) == [StoredFact(0, b"0")]
+    room.append(1)
+    store.append(RunId("a"), 1, [b"1" * 20_000, b"2"], blank=[0])
+    assert [fact.body for fact in store.facts(RunId("a"))] == [b"", b"1" * 20_000, b"2"]
+    store.check()
+    store.close()
+
+
+def test_postgresql_too_says_when_it_is_full() -> None:
+    class Words(Exception):
+        sqlstate = "53100"
+
+    engine = sql.create_engine("postgresql+psycopg://localhost/heart")
+    failure = module._failure(engine, sql.exc.OperationalError("COMMIT", {}, Words()), "DISK")
+    assert isinstance(failure, NoRoom)
+
+
+def test_a_mark_without_room_is_no_transaction_without_room(
+    store: SqlStore, tmp_path: Path
+) -> None:
+    """The transaction happened: tried again it would happen twice."""
+
+    class Full(Mark):
+        def write(self, count: int) -> None:
+            raise NoRoom(f"no room for {count}")
+
+    store._mark = Full(tmp_path / "mark")
+    with pytest.raises(StateError) as refused:
+        store.append(RunId("a"), 0, [b"0"])
+    assert not isinstance(refused.value, NoRoom)
+    assert store.facts(RunId("a")) == [StoredFact(0, b"0")]
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])

@@ -1,0 +1,123 @@
+"""A report for people: what was run, and a row for each fault."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from tests.faults.catalogue import KILLS, POSTGRESQL, SIMULATION, TESTS
+from tests.faults.parts import Part
+
+BEGIN: Final = "<!-- begin faults: written by `python -m tests.faults` from reports/faults.json -->"
+END: Final = "<!-- end faults -->"
+
+_PERCENTILE: Final = re.compile(r"(.+)_(p50|p99|max)(_\w+)")
+_UNITS: Final = {
+    "_per_hour": " an hour", "_bytes": " bytes", "_mib": " MiB", "_ms": " ms", "_hours": " h",
+    "_s": " s",
+}  # fmt: skip
+
+
+def with_table(page: str, report: Mapping[str, Any]) -> str:
+    """Return the page with the report's table between its marks."""
+    before, mark, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError("the page has no place for the table")
+    return f"{before}{BEGIN}\n\n{table_of(report)}\n{END}{after}"
+
+
+def table_of(report: Mapping[str, Any]) -> str:
+    """Return the page's tables of a report."""
+    lines = [
+        "| What was run | How much | Budget | Version, commit | When | Where |",
+        "|---|---|---|---|---|---|",
+        *(_part_row(part) for part in report["parts"]),
+        "",
+        "| Fault | What happens | Trials | Failed | At most (95 %) | Figures |",
+        "|---|---|--:|--:|--:|---|",
+        *(_row(entry) for entry in report["faults"] if entry["trials"]),
+    ]
+    skipped = sorted({test for entry in report["faults"] for test in entry["skipped"]})
+    if skipped:
+        names = ", ".join(f"`{test.rpartition('::')[2]}`" for test in skipped)
+        lines += ["", f"Left out, because the machine cannot do it: {names}."]
+    return "\n".join(lines) + "\n"
+
+
+# --- what was run ---------------------------------------------------------------------------------
+
+
+def _part_row(part: Part) -> str:
+    origin = part["origin"]
+    name, much = _much(part)
+    where = f"{origin['processors']} processors ({origin['machine']}), Python {origin['python']}"
+    code = f"{origin['version']}, {origin['commit'] or 'unknown'}"
+    return _line(name, much, f"`{part['budget']}`", code, origin["date"], where)
+
+
+def _much(part: Part) -> tuple[str, str]:
+    trials = sum(result["trials"] for result in part["results"])
+    match part["part"]:
+        case name if name == SIMULATION:
+            seeds = ", ".join(f"{first} to {last}" for first, last in part["seeds"][:3])
+            more = f" and {len(part['seeds']) - 3} more ranges" if len(part["seeds"]) > 3 else ""
+            each = part["seconds"] / max(1, trials)
+            return "Simulation", f"{trials:,} seeds ({seeds}{more}), {each:.2f} s each"
+        case name if name == KILLS:
+            return "Killed processes", f"{trials:,} kills"
+        case name if name == POSTGRESQL:
+            return "Killed processes, PostgreSQL", f"{trials:,} kills"
+        case name if name == TESTS:
+            ran = [one for one in part["outcomes"] if one["outcome"] != "skipped"]
+            return "Tests named after a fault", f"{len(ran):,} tests"
+        case other:
+            return other, f"{trials:,} trials"
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def _row(entry: Mapping[str, Any]) -> str:
+    bound = entry["bound_95"]
+    most = "" if bound is None or bound >= 1 else f"{100 * bound:.2g} %"
+    name = "" if entry["fault"] == SIMULATION else entry["fault"]
+    shown = "; ".join(figures_of(entry["figures"]))
+    return _line(name, entry["what"], f"{entry['trials']:,}", entry["failures"], most, shown)
+
+
+def figures_of(figures: Mapping[str, float]) -> Iterator[str]:
+    """Yield the figures in words, with their units; percentiles of one thing together."""
+    told = set[str]()
+    for name, value in figures.items():
+        found = _PERCENTILE.fullmatch(name)
+        if found is None:
+            yield _figure(name, [value])
+        elif (base := found[1] + found[3]) not in told:
+            told.add(base)
+            names = {word: f"{found[1]}_{word}{found[3]}" for word in ("p50", "p99", "max")}
+            there = [word for word in names if names[word] in figures]
+            values = [figures[names[word]] for word in there]
+            yield f"{_figure(base, values)} ({' / '.join(there)})"
+
+
+def _figure(name: str, values: Iterable[float]) -> str:
+    if name.endswith("_share"):
+        return f"{_words(name.removesuffix('_share'))} {_numbers(100 * one for one in values)} %"
+    for ending, unit in _UNITS.items():
+        if name.endswith(ending):
+            return f"{_words(name.removesuffix(ending))} {_numbers(values)}{unit}"
+    return f"{_words(name)} {_numbers(values)}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return " / ".join(f"{one:,}" if isinstance(one, int) else f"{one:,.3g}" for one in values)
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"

@@ -1,0 +1,182 @@
+"""A database has one coordinator at a time, and PostgreSQL's own tools copy it (F40a)."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from common.clock import SystemClock
+from common.errors import StateError
+from common.identity import load_identity
+from common.views import RunPhase
+from coordinator import only_one
+from coordinator.app import build_service
+from coordinator.backups_cli import backed_up, restored
+from coordinator.config import CoordinatorConfig
+from coordinator.restore import restore
+from coordinator.store import open_store
+from coordinator.verify import verify
+from tests.faults.postgres import USER, Postgres, programs, why_not
+from tests.faults.record import record
+from tests.faults.test_backup import OWNER, back_up, nothing, settings
+from tests.federation import Federation
+
+needs_postgres = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it is there")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with Postgres() as running:
+        yield running
+
+
+def _run(server: Postgres, sentence: str, database: str = "postgres") -> None:
+    import psycopg
+
+    with psycopg.connect(_plain(server, database), autocommit=True) as connection:
+        connection.execute(sentence)  # type: ignore[call-overload]
+
+
+CUT: Final = (
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE"
+    " pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'"
+)
+
+
+def _plain(server: Postgres, database: str = "postgres") -> str:
+    return f"host={_folder(server)} user={USER} dbname={database}"
+
+
+def _folder(server: Postgres) -> str:
+    return server.url.partition("host=")[2]
+
+
+def _url(server: Postgres, database: str) -> str:
+    return server.url.replace("/postgres?", f"/{database}?")
+
+
+def _two(url: str) -> StateError:
+    """Open a database twice, and return what the second is told."""
+    first = open_store(url, alone=True)
+    try:
+        with pytest.raises(StateError) as caught:
+            open_store(url, alone=True)
+        assert first.next_epoch("heart", 1) >= 1  # the first is not disturbed
+        open_store(url).close()  # and may be looked at meanwhile
+    finally:
+        first.close()
+    open_store(url, alone=True).close()
+    return caught.value
+
+
+@pytest.mark.fault("F35")
+def test_a_second_coordinator_on_an_embedded_database_does_not_start(tmp_path: Path) -> None:
+    failure = _two(f"sqlite:///{tmp_path / 'shared.db'}")
+    assert failure.name == "STATE_LOCKED"
+    assert "shared.db is in use by another coordinator" in failure.detail
+    assert "store" in failure.fix
+
+
+@needs_postgres
+@pytest.mark.fault("F35")
+def test_a_second_coordinator_on_a_postgresql_database_does_not_start(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(only_one, "PATIENCE_S", 0.2)
+    failure = _two(server.url)
+    assert failure.name == "STATE_LOCKED"
+    assert "in use by another coordinator" in failure.detail
+    record("F35", trials=2, failures=0)
+
+
+@needs_postgres
+@pytest.mark.fault("F35")
+def test_who_lost_the_connection_that_held_the_database_writes_nothing_more(
+    server: Postgres,
+) -> None:
+    first = open_store(server.url, alone=True)
+    before = first.next_epoch("heart", 1)
+    _run(server, CUT)
+    second = open_store(server.url, alone=True)
+    with pytest.raises(StateError) as lost:
+        first.next_epoch("heart", 1)
+    assert lost.value.fix
+    for attempt in (lambda: first.next_epoch("heart", 1), first.ask):
+        with pytest.raises(StateError, match="was lost") as after:
+            attempt()
+        assert after.value.name == "STATE_LOCKED"
+    assert second.epochs()["heart"] == before
+    first.close()
+    second.close()
+
+
+@needs_postgres
+@pytest.mark.fault("F39")
+def test_a_row_that_was_altered_in_postgresql_is_refused(server: Postgres) -> None:
+    _run(server, "CREATE DATABASE altered")
+    store = open_store(_url(server, "altered"), alone=True)
+    store.next_epoch("heart", 5)
+    _run(server, "UPDATE epochs SET epoch = epoch + 1", "altered")
+    with pytest.raises(StateError, match="the epoch of 'heart'"):
+        store.epochs()
+    store.close()
+
+
+def test_a_database_server_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(StateError) as caught:
+        open_store(f"postgresql+psycopg://x@/fedcare?host={tmp_path}", alone=True)
+    assert caught.value.name == "DISK"
+    assert "database server" in caught.value.fix
+
+
+@needs_postgres
+@pytest.mark.fault("F40a")
+async def test_a_dump_and_a_backup_taken_after_it_restore_a_coordinator(
+    server: Postgres, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        _run(server, f"CREATE DATABASE {name}")
+    dump, copy = tmp_path / "dump", tmp_path / "copy"
+    fed = Federation(tmp_path / "fed", rounds=1)
+    file = fed.plan.coordinator_folder / "coordinator.yaml"
+    plain = file.read_text()
+    file.write_text(f"{plain}store: {_url(server, 'one')}\n")
+    async with fed:
+        run = await fed.run()
+        assert run.phase is RunPhase.FINISHED
+        _tool("pg_dump", "--format=custom", f"--file={dump}", "--dbname", _plain(server, "one"))
+        made = back_up(fed, copy)
+    assert "pg_dump" in backed_up(made).text
+    config = settings(fed)
+    state = config.path(config.state_dir)
+    state.rename(tmp_path / "old")
+    file.write_text(f"{plain}store: {_url(server, 'two')}\n")
+    config = CoordinatorConfig.read(file)
+    _tool("pg_restore", "--dbname", _plain(server, "two"), str(dump))
+    assert "pg_restore" in restored(restore(config, copy, state, nothing), state, 0.0).text
+    parts = verify(config, OWNER)
+    assert [part for part in parts if part.trouble] == []
+    identity = load_identity(fed.plan.coordinator_folder, now_unix=SystemClock().unix())
+    service = build_service(config, identity, SystemClock(), fed.log)
+    service.recover()
+    (again,) = service.states
+    assert (again.phase, again.history) == (RunPhase.FINISHED, run.history)
+    _run(server, CUT, "two")
+    service._heartbeat_s = 0.02
+    with pytest.raises(StateError):  # an idle coordinator too notices, and ends
+        await asyncio.wait_for(service.keep_store(), 60)
+    await service.close()
+    service._shop.store.close()
+
+
+def _tool(name: str, *arguments: str) -> None:
+    bin_folder = programs()
+    tool = shutil.which(name) if bin_folder is None else str(bin_folder / name)
+    assert tool is not None
+    subprocess.run([tool, *arguments], check=True, capture_output=True)
