@@ -194,9 +194,11 @@ def _from_node(step: Step, event: FromNode) -> None:
         case KeyAdvert() | Kem() | Confirm():
             if state.session is None:
                 raise Refusal("OUT_OF_TURN", "no epoch is being set up")
+            if isinstance(message, Confirm):
+                step.state = replace(state, without_keys=state.without_keys - {node})
             to_session(step, sessions.From(node, message))
             if isinstance(message, Confirm):
-                late_confirmation(step, node)
+                late_confirmation(step)
         case Ready() | Commit() | Release() | RecoverShares():
             round_message(step, rounds.From(node, message))
         case Refused():

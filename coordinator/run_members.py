@@ -299,16 +299,16 @@ def _session_commands(step: Step, commands: list[sessions.SessionCommand]) -> No
 
 def _session_ready(step: Step) -> None:
     session = live(step.state)
-    keyless = step.state.without_keys - set(session.invited)
+    # Who confirmed, lost its keys and came back without them has none, though it confirmed.
+    keyless = step.state.without_keys - (set(session.invited) - set(session.confirmed))
     step.state = replace(step.state, without_keys=keyless)
     step.tell(Event.SESSION_READY, epoch=session.terms.epoch, sites=names(session.confirmed))
     gather(step)
 
 
-def late_confirmation(step: Step, node: NodeId) -> None:
-    """A member confirmed after rounds began: it may say Ready from now on."""
+def late_confirmation(step: Step) -> None:
+    """A member confirmed, perhaps after rounds began: it may say Ready from now on."""
     state = step.state
-    step.state = replace(state, without_keys=state.without_keys - {node})
     collecting = state.round is not None and state.round.phase is RoundPhase.COLLECTING
     if state.round is not None and collecting and state.session is not None:
         view = SessionView.of(state.session)

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +29,9 @@ from tests.faults.postgres import why_not
 from tests.faults.record import WHERE
 
 _STEP: Final = 50
-_TELL: Final = 500
+_TELL: Final = 200
+_SEED: Final = 7
+"""Of the kills."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,6 +45,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--trials", type=int)
+    parser.add_argument("--folder", type=Path, help="of a campaign of kills that is to go on")
     parser.add_argument("--workers", "--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--again", action="store_true", help="forget the seeds that are done")
     parser.add_argument("--table", action="store_true")
@@ -76,7 +80,7 @@ def _simulate(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, lis
         parts.SEEDS.unlink(missing_ok=True)
     count = trials(change=200, nightly=10_000, release=20_000)
     count = count if asked.seeds is None else asked.seeds
-    left = parts.left(range(asked.first, asked.first + count), origin)
+    left = parts.left(range(asked.first, asked.first + count))
     _say(f"{count - len(left)} of {count} seeds are done")
     began = kept = time.monotonic()
     some: list[Found] = []
@@ -98,26 +102,38 @@ def _simulate(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, lis
 
 
 def _kill(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, list[parts.Part]]:
-    """Kill real processes; a campaign that was stopped goes on, on the same code."""
-    folder = parts.BUILD / f"kills-{origin.commit}"
-    code, made = _in_part(KILLS, asked, origin, *_killing(asked), "--folder", str(folder))
-    if code == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-    return code, made
+    """Kill real processes whose coordinator has SQLite."""
+    return _campaign(KILLS, asked, origin)
 
 
 def _kill_on_postgresql(
     asked: argparse.Namespace, origin: parts.Origin
 ) -> tuple[int, list[parts.Part]]:
+    """Kill real processes whose coordinator has PostgreSQL, where there is one."""
     if why := why_not():
         _say(f"left out: {why}")
         return 0, []
-    return _in_part(POSTGRESQL, asked, origin, *_killing(asked), "--store", "postgresql")
+    return _campaign(POSTGRESQL, asked, origin, "--store", "postgresql")
 
 
-def _killing(asked: argparse.Namespace) -> tuple[str, ...]:
+def _campaign(
+    name: str, asked: argparse.Namespace, origin: parts.Origin, *store: str
+) -> tuple[int, list[parts.Part]]:
+    """Run a campaign of kills; one that was stopped goes on, on the same code."""
     wanted = asked.trials or trials(change=20, nightly=500, release=1_000)
-    return "tests.faults.processes", "--trials", str(wanted), "--seed", "1"
+    own = Path(tempfile.gettempdir()) / f"fedcare-{_word(name)}-{origin.commit or os.getpid()}"
+    folder = asked.folder or own
+    code, made = _in_part(
+        name, asked, origin, "tests.faults.processes", "--trials", str(wanted),
+        "--seed", str(_SEED), "--folder", str(folder), *store,
+    )  # fmt: skip
+    if code == 0 and asked.folder is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code, made
+
+
+def _word(name: str) -> str:
+    return name.replace(" ", "-").lower()
 
 
 def _test(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, list[parts.Part]]:
@@ -143,7 +159,7 @@ def _in_part(
     name: str, asked: argparse.Namespace, origin: parts.Origin, module: str, *arguments: str
 ) -> tuple[int, list[parts.Part]]:
     """Run a module whose figures are the part's; return its code and the part."""
-    folder = parts.BUILD / name.replace(" ", "-")
+    folder = parts.BUILD / _word(name)
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     code = subprocess.run(

@@ -25,6 +25,9 @@ from tests.faults.catalogue import SIMULATION
 ROOT: Final = Path(__file__).parents[2]
 BUILD: Final = ROOT / "build" / "faults"
 SEEDS: Final = BUILD / "seeds.jsonl"
+REPORT: Final = ROOT / "reports" / "faults.json"
+PAGE: Final = ROOT / "docs" / "reliability.md"
+PICTURE: Final = ROOT / "docs" / "img" / "faults.svg"
 
 Part = dict[str, Any]
 """`part`, `origin`, `budget`, `seconds`, `results`, `outcomes` (see `record` and `outcomes`);
@@ -62,7 +65,7 @@ def _commit() -> str:
 
     What a report writes itself is no change.
     """
-    written = (":!reports/faults.json", ":!docs/reliability.md", ":!docs/faults.svg")
+    written = (f":!{path.relative_to(ROOT)}" for path in (REPORT, PAGE, PICTURE))
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
@@ -115,12 +118,11 @@ def keep(found: Iterable[Found], origin: Origin, seconds: float, file: Path = SE
         out.write(json.dumps(line) + "\n")
 
 
-def left(seeds: Iterable[int], origin: Origin, file: Path = SEEDS) -> list[int]:
-    """Return the seeds that are still to be run: not those that held, or failed on this code."""
+def left(seeds: Iterable[int], file: Path = SEEDS) -> list[int]:
+    """Return the seeds that are still to be run, in order: those that failed are run again."""
     done = set[int]()
     for line in lines_of(file):
-        again = () if line["origin"]["commit"] == origin.commit else map(int, line["failed"])
-        done = (done | set(line["seeds"])) - set(again)
+        done = (done | set(line["seeds"])) - set(map(int, line["failed"]))
     return [seed for seed in seeds if seed not in done]
 
 

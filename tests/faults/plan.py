@@ -100,6 +100,8 @@ class Plan:
     """What the hospitals draw for their pauses between two tries, 0 to 1."""
     rounds: int = 3
     """Of the study."""
+    setup_s: float = 2.0
+    """How long an epoch's keys may take."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as it is kept."""
@@ -122,6 +124,7 @@ _WHERE: Final = {
 _CHARGES: Final = sorted(point for point in POINTS if point.startswith("node.ledger"))
 _SENDS: Final = ("node.upload", "node.receipt")
 """Where a hospital's update is out and its receipt is not in; struck more often than others."""
+_SETUP_S: Final = 10.0
 _GATHER_S: Final = 2.0
 _HOPS: Final = 6
 """About how many times the slowest message a round takes."""
@@ -138,7 +141,7 @@ def draw(seed: int) -> Plan:
     until_s = _GATHER_S + 0.5 + _HOPS * rounds * slowest
     count = rng.choice((1, 1, 2, 2, 3, 4, 6))
     faults = tuple(_fault(rng, until_s, noised=dp != NONE) for _ in range(count))
-    return Plan(seed, faults, slowest, copies, size, dp, rounds=rounds)
+    return Plan(seed, faults, slowest, copies, size, dp, rounds=rounds, setup_s=_SETUP_S)
 
 
 def _fault(rng: random.Random, until_s: float, *, noised: bool) -> Fault:

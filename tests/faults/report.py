@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tests.faults.catalogue import FAULTS, POSTGRESQL
-from tests.faults.parts import ROOT, Part
+from tests.faults.parts import PAGE, PICTURE, REPORT, Part
+from tests.faults.picture import picture, rows_of
 from tests.faults.table import with_table
 
 SCHEMA: Final = "fedcare.faults/2"
-REPORT: Final = ROOT / "reports" / "faults.json"
-PAGE: Final = ROOT / "docs" / "reliability.md"
 
 Report = dict[str, Any]
 
@@ -94,7 +93,9 @@ def read() -> Report:
 
 
 def write(report: Report) -> None:
-    """Write the report, and its table into the page."""
+    """Write the report, its table into the page, and its picture."""
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=1) + "\n")
     PAGE.write_text(with_table(PAGE.read_text(), report))
+    if rows := rows_of(report):
+        PICTURE.write_text(picture(rows))

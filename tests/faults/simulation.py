@@ -126,11 +126,11 @@ class World(Federation):
 
     def __init__(self, root: Path, plan: Plan, template: Path) -> None:
         shutil.copytree(template, root)
+        _set_up_in(plan.setup_s, root / "coordinator" / "coordinator.yaml")
         self.clocks = {name: _Clock(_real_unix() + _AGE_S) for name in (COORDINATOR, *SITES)}
         super().__init__(
-            root, size=plan.size, rounds=plan.rounds, deadline=f"{DEADLINE_S:g}s", gather="2s",
-            setup="10s", built=True, clock=self.clocks[COORDINATOR],
-            study=study_text(plan.size, plan.dp, plan.rounds),
+            root, size=plan.size, rounds=plan.rounds, deadline=f"{DEADLINE_S:g}s", built=True,
+            clock=self.clocks[COORDINATOR], study=study_text(plan.size, plan.dp, plan.rounds),
         )  # fmt: skip
         self.faults = plan
         self.roads = {site: random.Random(f"{plan.seed} {site}") for site in SITES}  # noqa: S311
@@ -403,6 +403,13 @@ class World(Federation):
         wait = max(wait, self.silent_until.get(site, 0.0) - loop.time())
         if wait > 0:
             await asyncio.sleep(wait)
+
+
+def _set_up_in(seconds: float, file: Path) -> None:
+    text = file.read_text()
+    changed = text.replace("setup: 2s", f"setup: {seconds:g}s")
+    assert changed != text or seconds == 2.0, "the template has another timing"
+    file.write_text(changed)
 
 
 def _real_unix() -> float:

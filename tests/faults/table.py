@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from tests.faults.catalogue import KILLS, POSTGRESQL, SIMULATION, TESTS
-from tests.faults.parts import Part
+from tests.faults.parts import PICTURE, Part
+from tests.faults.picture import ALT, rows_of
 
 BEGIN: Final = "<!-- begin faults: written by `python -m tests.faults` from reports/faults.json -->"
 END: Final = "<!-- end faults -->"
@@ -35,6 +36,7 @@ def table_of(report: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
         *(_part_row(part) for part in report["parts"]),
         "",
+        *_pictured(report),
         "| Fault | What happens | Trials | Failed | At most (95 %) | Figures |",
         "|---|---|--:|--:|--:|---|",
         *(_row(entry) for entry in report["faults"] if entry["trials"]),
@@ -44,6 +46,14 @@ def table_of(report: Mapping[str, Any]) -> str:
         names = ", ".join(f"`{test.rpartition('::')[2]}`" for test in skipped)
         lines += ["", f"Left out, because the machine cannot do it: {names}."]
     return "\n".join(lines) + "\n"
+
+
+def _pictured(report: Mapping[str, Any]) -> Iterator[str]:
+    if rows_of(report):
+        yield f"![{ALT}](img/{PICTURE.name})"
+        yield ""
+        yield "A line goes from the median to the longest; its dot is the 99th percentile."
+        yield ""
 
 
 # --- what was run ---------------------------------------------------------------------------------
@@ -63,8 +73,7 @@ def _much(part: Part) -> tuple[str, str]:
         case name if name == SIMULATION:
             seeds = ", ".join(f"{first} to {last}" for first, last in part["seeds"][:3])
             more = f" and {len(part['seeds']) - 3} more ranges" if len(part["seeds"]) > 3 else ""
-            each = part["seconds"] / max(1, trials)
-            return "Simulation", f"{trials:,} seeds ({seeds}{more}), {each:.2f} s each"
+            return "Simulation", f"{trials:,} seeds ({seeds}{more})"
         case name if name == KILLS:
             return "Killed processes", f"{trials:,} kills"
         case name if name == POSTGRESQL:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -191,16 +191,16 @@ async def test_a_node_whose_disk_is_full_sends_nothing_and_comes_back_when_there
                 await run.kill("north")
                 await run.start("north", arm)
                 run.supervised = True
-            trained, said = len(_trainings(run)), _disk_lines(run)
+            trained, said = _trainings(run), _disk_lines(run)
             # Of one study no model may have two sets, in whatever run (protocol, 10.4).
             await run.submit(f"study-{number}")
             if arm:
                 await run.stopped("north")
             else:
-                await until(lambda trained=trained: len(_trainings(run)) > trained)
+                await _more(_trainings, run, trained)
             with full(state_of(run.plan, "north")):
                 run.signal("north", signal.SIGCONT)
-                await until(lambda said=said: _disk_lines(run) > said)
+                await _more(_disk_lines, run, said)
                 await run.until(COORDINATOR, "model.published", len(run.runs))
             await run.finish()
         assert run.lines(COORDINATOR, "call.refused") == [], "something truncated was sent"
@@ -211,8 +211,12 @@ async def test_a_node_whose_disk_is_full_sends_nothing_and_comes_back_when_there
                rounds_without_it=len(missing), restarts=run.ends)  # fmt: skip
 
 
-def _trainings(run: Run) -> list[object]:
-    return [line for line in run.lines("north", "round.training") if line["kind"] == "train"]
+async def _more(count: Callable[[Run], int], run: Run, than: int) -> None:
+    await until(lambda: count(run) > than)
+
+
+def _trainings(run: Run) -> int:
+    return sum(line["kind"] == "train" for line in run.lines("north", "round.training"))
 
 
 def _disk_lines(run: Run) -> int:

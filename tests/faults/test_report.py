@@ -8,8 +8,9 @@ from typing import Any
 
 from tests.faults.campaign import Found
 from tests.faults.catalogue import FAULTS, KILLS, POSTGRESQL, TESTS
-from tests.faults.parts import Origin, Part, keep, left, seed_parts
-from tests.faults.report import PAGE, merged, read, report_of
+from tests.faults.parts import PAGE, PICTURE, Origin, Part, keep, left, seed_parts
+from tests.faults.picture import picture, rows_of
+from tests.faults.report import merged, read, report_of
 from tests.faults.table import figures_of, table_of, with_table
 
 ORIGIN = Origin("0.1.0", "abc", "2026-11-26", 2, "x86_64", "Linux", "3.11.7")
@@ -98,16 +99,18 @@ def found(seed: int, problem: str | None = None) -> Found:
 
 def test_seeds_go_on_where_they_were_stopped(tmp_path: Path) -> None:
     file = tmp_path / "seeds.jsonl"
-    assert left(range(6), ORIGIN, file) == list(range(6))
-    keep([found(0), found(1, "lost")], ORIGIN, 1.0, file)
+    assert left(range(6), file) == list(range(6))
+    keep([found(0), found(1)], ORIGIN, 1.0, file)
     keep([found(2)], ORIGIN, 1.0, file)
-    assert left(range(6), ORIGIN, file) == [3, 4, 5]
+    assert left(range(6), file) == [3, 4, 5]
 
 
-def test_a_seed_that_failed_is_run_again_on_other_code_and_told_of_that(tmp_path: Path) -> None:
+def test_a_seed_that_failed_is_run_again_and_told_of_the_code_that_ran_it_last(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "seeds.jsonl"
     keep([found(0), found(1, "lost"), found(2)], ORIGIN, 1.0, file)
-    assert left(range(4), LATER, file) == [1, 3]
+    assert left(range(4), file) == [1, 3]
     keep([found(1), found(3)], LATER, 1.0, file)
     first, second = seed_parts("change", file)
     assert (first["origin"]["commit"], first["seeds"]) == ("abc", [(0, 0), (2, 2)])
@@ -140,6 +143,19 @@ def test_a_fault_that_was_not_tried_has_no_row() -> None:
     assert "| F01 |" in table
     assert "| F23 |" not in table
     assert "`test_of_the_kernel`" in table
+
+
+def test_the_picture_has_a_line_for_each_fault_that_was_timed() -> None:
+    timed = {f"recovery_{word}_s": value for word, value in
+             (("p50", 0.5), ("p99", 2.5), ("max", 6.0))}  # fmt: skip
+    whole = report_of([part(KILLS, result("F03", 5, **timed), result("F04", 5))])
+    rows = rows_of(whole)
+    assert [(kind, values) for _, kind, values in rows] == [("recovery", (0.5, 2.5, 6.0))]
+    drawn = picture(rows)
+    assert "F03 coordinator killed between" in drawn
+    assert "0.50 / 2.50 / 6.00 s" in drawn
+    assert f"(img/{PICTURE.name})" in table_of(whole)
+    assert "img/" not in table_of(report_of([part(KILLS, result("F04", 5))]))
 
 
 def test_the_page_tells_the_report_that_is_there() -> None:
