@@ -655,6 +655,20 @@ def _failure(engine: Engine, error: SQLAlchemyError, otherwise: str) -> StateErr
     return NoRoom(detail) if word == "SQLITE_FULL" else StateError("DISK", detail)
 
 
+@contextlib.contextmanager
+def read_errors(name: object) -> Iterator[None]:
+    """Name the database where its driver comes upon names or words of it that are no text.
+
+    Raises:
+        StateError: STATE_DAMAGED.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
+        why = f"what is read of it is not what was written ({type(error).__name__})"
+        raise StateError("STATE_DAMAGED", f"{name}: {why}") from error
+
+
 def check_federation(engine: Engine, federation: str) -> None:
     """Refuse a database whose runs were submitted to another federation; changes nothing.
 
@@ -705,10 +719,11 @@ def open_store(
     lock = lock_file(Path(str(engine.url.database))) if alone and embedded else None
     store = SqlStore(engine, None if mark is None else Mark(mark), lock=lock)
     try:
-        if federation is not None:
-            check_federation(engine, federation)
-        migrate(engine)
-        store.check()  # before anything is moved: damage stays where it can be looked at
+        with read_errors(engine.url.database):
+            if federation is not None:
+                check_federation(engine, federation)
+            migrate(engine)
+            store.check()  # before anything is moved: damage stays where it can be looked at
         _take_over(engine)
     except BaseException:
         store.close()
