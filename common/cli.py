@@ -45,6 +45,7 @@ HELP: Final[Mapping[str, str]] = {
     "run": "Watch, show and cancel runs.",
     "model": "Pull, verify and show released models.",
     "coordinator": "Serve a federation; show what each site is waiting for.",
+    "doctor": "Explain why a run does not move, from the coordinator's store alone.",
     "node": "Serve one hospital; show its state.",
     "pki": "Make the certificates of a federation.",
     "bundle": "Verify and unpack what installs without a network.",

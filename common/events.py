@@ -104,7 +104,7 @@ class Event(Enum):
         "state.room",
         "coordinator",
         "info",
-        "waited_s",
+        "seconds",
         "The disk has room again; all that waited for it is written.",
     )
     HISTORY_BACK = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from common.clock import Clock
 from common.errors import Refusal, RoundError
@@ -118,36 +118,44 @@ async def at_most(parts: AsyncIterator[T], count: int) -> AsyncIterator[T]:
 MOST_ASKED_S: Final = 30.0
 """The longest that a hospital is asked to stay away."""
 
+OWN_BURST: Final = 4
+"""One hospital may come once a second, and so often at once: its line broke again and again."""
+
+_ROUNDING_S: Final = 1e-6
+
 
 class Arrivals:
-    """Lets in `per_s` a second, as many at once; the rest are given turns to come back at."""
+    """Lets in `per_s` a second, as many at once; the rest are given turns to come back at.
+
+    A hospital that comes too often itself is told so before it could take others' turns.
+    """
 
     def __init__(self, per_s: int, clock: Clock) -> None:
         self._per_s = per_s
         self._clock = clock
-        self._free_at = clock.monotonic()
-        """When everybody who was let in is paid for; a second ahead of it is the most."""
-        self._given_at = self._free_at
+        self._own: dict[str, float] = {}
+        """When each hospital's own arrivals are paid for, at one a second. Members only."""
+        self._all = clock.monotonic()
+        """When everybody who was let in is paid for; a second ahead of now is the most."""
+        self._given = self._all
         """The latest turn that was given to somebody who was refused."""
 
     def admit(self, who: str) -> None:
-        """Let somebody in.
+        """Let a hospital in.
 
         Raises:
             RoundError: BUSY, with the seconds after which to come back.
         """
         now, each_s = self._clock.monotonic(), 1.0 / self._per_s
-        self._free_at = max(self._free_at, now)
-        if self._free_at + each_s <= now + 1.0 + _ROUNDING_S:
-            self._free_at += each_s
-            return
-        self._given_at = max(self._given_at, now) + each_s
-        asked_s = min(self._given_at - now, MOST_ASKED_S)
-        raise RoundError(
-            "BUSY",
-            f"{who}: {self._per_s} hospitals a second are let in; come back in {asked_s:.1f} s",
-            retry_s=asked_s,
-        )
+        own, everybody = max(self._own.get(who, now), now) + 1.0, max(self._all, now) + each_s
+        if own > now + OWN_BURST + _ROUNDING_S:
+            _come_back(own - now - OWN_BURST, f"{who} has come too often")
+        if everybody > now + 1.0 + _ROUNDING_S:
+            self._given = max(self._given, now) + each_s
+            asked_s = min(self._given - now, MOST_ASKED_S)
+            _come_back(asked_s, f"{self._per_s} hospitals a second are let in, not yet {who}")
+        self._own[who], self._all = own, everybody
 
 
-_ROUNDING_S: Final = 1e-6
+def _come_back(asked_s: float, why: str) -> NoReturn:
+    raise RoundError("BUSY", f"{why}; come back in {asked_s:.1f} s", retry_s=asked_s)

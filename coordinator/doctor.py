@@ -1,4 +1,4 @@
-"""`fedcare coordinator doctor RUN`: why a run does not move, from the store alone.
+"""`fedcare doctor RUN`: why a run does not move, from the store alone.
 
 It asks no coordinator, so it tells the same whether one serves, hangs, or does not start. What
 only a live coordinator knows (who is connected, timers) it does not guess: since when is the
@@ -72,7 +72,7 @@ class Findings:
     failures: tuple[Failure, ...]
     """The last ones on record; see `coordinator.failures`."""
     full: bool
-    """Whether the disk has less room than `LEAST_ROOM`."""
+    """Whether a write found no room, or less than `LEAST_ROOM` is left."""
     advice: tuple[str, ...]
 
 
@@ -102,7 +102,7 @@ def examine(config: CoordinatorConfig, owner: Owner, wanted: str | None) -> list
         tuple(f"{one.site}: {one.why}" for one in history.told),
         state_folder.free_text(state_dir),
         tuple(recorded(state_dir)[-SHOWN_FAILURES:]),
-        full=free_bytes(state_dir) < LEAST_ROOM,
+        full=free_bytes(state_dir) < LEAST_ROOM or _full(recorded(state_dir)),
     )
     return [
         _findings(run, [fact.unix for fact in times[run.stored.run_id]], around) for run in chosen
@@ -120,6 +120,11 @@ class _Around:
     room: str
     failures: tuple[Failure, ...]
     full: bool
+
+
+def _full(failures: list[Failure]) -> bool:
+    """Whether the last thing on record is a write that found no room."""
+    return bool(failures) and failures[-1].what == "full"
 
 
 def free_bytes(state_dir: Path) -> int:
@@ -243,8 +248,6 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             "Look after the disk; `fedcare coordinator verify` names every damaged part. Restore"
             " the newest backup into an empty folder: `fedcare coordinator restore`."
         )
-    if found.failures and found.failures[-1].what == "full":
-        yield "Free space on the coordinator's disk: it goes on by itself within seconds."
     if found.history:
         yield (
             "Hospitals have seen more than this store. Restore a newer backup; if there is none,"
@@ -255,8 +258,8 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
         return
     if found.full:
         yield (
-            "The disk is full: a coordinator that cannot write ends (FC-7003 DISK). Free space, or"
-            " give it a larger disk, and start it; nothing acknowledged is lost."
+            "The disk is full: nothing more is written until there is room; what was acknowledged"
+            " stays. Free space on the coordinator's disk: it goes on by itself within seconds."
         )
     if not found.served:
         yield (

@@ -31,7 +31,7 @@ from coordinator.stored_runs import KnownRun, read_runs
 
 MOST_REASON = 500
 
-_WAITING: Final = "`fedcare coordinator doctor` shows each open run, and which set it waits for."
+_WAITING: Final = "`fedcare doctor` shows each open run, and which set it waits for."
 
 
 @dataclass(frozen=True, slots=True)

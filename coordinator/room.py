@@ -94,7 +94,7 @@ class Room:
     def _has(self, what: Purpose) -> None:
         if self._waiting.pop(what, None) is not None and not self._waiting:
             waited_s = self._clock.monotonic() - self._since
-            self._log.info(Event.STATE_ROOM, waited_s=waited_s)
+            self._log.info(Event.STATE_ROOM, seconds=waited_s)
             self._note("room", f"after {waited_s:.1f} s")
 
     def _note(self, what: What, detail: str) -> None:

@@ -22,6 +22,7 @@ from common.errors import (
     ConfigError,
     FedError,
     IdentityError,
+    InternalError,
     NoRoom,
     Refusal,
     RoundError,
@@ -75,8 +76,11 @@ from coordinator.stored_runs import first_state, read_runs
 from coordinator.witness import noised_sums
 
 ALIVE_BEATS: Final = 1.5
-DRAIN_LOOK_S: Final = 0.1
 """A stream that was heard of within so many heartbeats was alive when another came."""
+
+DRAIN_LOOK_S: Final = 0.1
+ROOM_LOOK_S: Final = 1.0
+"""How often whoever waits for a run's end looks whether it waits for room on the disk."""
 
 
 class _Behind:
@@ -721,13 +725,18 @@ class CoordinatorService:
 
         Raises:
             RoundError: NOT_FOUND.
+            NoRoom: it ends once there is room, or is to be ended again after a restart.
         """
         driver = self._driver(run_id)
         driver.post(Cancel(reason))
-        async for view in driver.watch():
-            if view.state.final:
-                return view
-        return driver.view()
+        ended = asyncio.create_task(_last(driver.watch()))
+        try:
+            while not (await asyncio.wait((ended,), timeout=ROOM_LOOK_S))[0]:
+                if self.short_of_room:
+                    raise NoRoom(self.short_of_room)
+            return ended.result()
+        finally:
+            ended.cancel()
 
     def release(self, run_id: RunId) -> ReleaseNotice:
         """Return a run's signed release.
@@ -761,6 +770,14 @@ class CoordinatorService:
             return self._drivers[run_id]
         except KeyError:
             raise RoundError("NOT_FOUND", f"no run {run_id}") from None
+
+
+async def _last(views: AsyncIterator[RunView]) -> RunView:
+    """Return the last of the views, which is final."""
+    async for view in views:
+        if view.state.final:
+            return view
+    raise InternalError("a run is watched until it is over")
 
 
 def _study_view(stored: StoredStudy, run_ids: list[RunId]) -> StudyView:

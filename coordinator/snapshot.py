@@ -16,7 +16,7 @@ from sqlalchemy.pool import StaticPool
 
 from common.errors import ConfigError, StateError
 from coordinator.config import CoordinatorConfig
-from coordinator.store import SqlStore, check_federation, migrate, open_store
+from coordinator.store import SqlStore, check_federation, migrate, open_store, read_errors
 
 DATABASE = "coordinator.db"
 
@@ -65,9 +65,10 @@ def snapshot(config: CoordinatorConfig) -> Iterator[SqlStore]:
         engine = sql.create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
         store = SqlStore(engine, name=str(database_path(config)))
         try:
-            check_federation(engine, config.federation)
-            migrate(engine)
-            store.check()
+            with read_errors(database_path(config)):
+                check_federation(engine, config.federation)
+                migrate(engine)
+                store.check()
         except BaseException:
             store.close()
             raise

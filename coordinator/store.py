@@ -115,6 +115,11 @@ METER: Final = sql.Table(
 # The statements of every commit, made once.
 _RUN: Final[sql.BindParameter[str]] = sql.bindparam("run")
 _HEAD: Final = sql.select(HEADS).where(HEADS.c.run_id == _RUN)
+_FACTS: Final = (
+    sql.select(FACTS.c.seq, FACTS.c.body, FACTS.c.unix, FACTS.c.link)
+    .where(FACTS.c.run_id == _RUN)
+    .order_by(FACTS.c.seq)
+)
 _ADD_HEAD: Final = HEADS.insert()
 _MOVE_HEAD: Final = HEADS.update().where(HEADS.c.run_id == _RUN)
 _ADD_FACTS: Final = FACTS.insert()
@@ -452,23 +457,25 @@ class SqlStore:
         Raises:
             StateError: STATE_DAMAGED, a fact is missing, or is not the one that was written.
         """
-        query = sql.select(FACTS).where(FACTS.c.run_id == run_id).order_by(FACTS.c.seq)
         with self._reading() as db:
-            rows = db.execute(query).all()
-            if [row.seq for row in rows] != list(range(len(rows))):
+            rows = db.execute(_FACTS, {"run": run_id}).all()
+            found = [
+                StoredFact(seq, bytes(body), float(unix or 0.0)) for seq, body, unix, _ in rows
+            ]
+            if [fact.seq for fact in found] != list(range(len(found))):
                 raise self._damaged(f"run {run_id}: a fact is missing from the store")
             last = FIRST_LINK
-            for row in rows:
-                good = link(run_id, row.seq, last, bytes(row.body), float(row.unix or 0.0))
-                if row.body and row.link != good:
+            for fact, row in zip(found, rows, strict=True):
+                # Of one that was blanked nothing is left to compare.
+                if fact.body and row.link != link(run_id, fact.seq, last, fact.body, fact.unix):
                     raise self._damaged(
-                        f"run {run_id}: fact {row.seq}, or the one before it, is not what was"
+                        f"run {run_id}: fact {fact.seq}, or the one before it, is not what was"
                         " written"
                     )
                 last = bytes(row.link)
             if self._head(db, run_id, len(rows)) != last:
                 raise self._damaged(f"run {run_id}: its last fact is not what was written")
-        return [StoredFact(row.seq, bytes(row.body), float(row.unix or 0.0)) for row in rows]
+        return found
 
     def end_run(self, run_id: RunId) -> None:
         """See `Store`."""
@@ -648,6 +655,20 @@ def _failure(engine: Engine, error: SQLAlchemyError, otherwise: str) -> StateErr
     return NoRoom(detail) if word == "SQLITE_FULL" else StateError("DISK", detail)
 
 
+@contextlib.contextmanager
+def read_errors(name: object) -> Iterator[None]:
+    """Name the database where its driver comes upon names or words of it that are no text.
+
+    Raises:
+        StateError: STATE_DAMAGED.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
+        why = f"what is read of it is not what was written ({type(error).__name__})"
+        raise StateError("STATE_DAMAGED", f"{name}: {why}") from error
+
+
 def check_federation(engine: Engine, federation: str) -> None:
     """Refuse a database whose runs were submitted to another federation; changes nothing.
 
@@ -698,10 +719,11 @@ def open_store(
     lock = lock_file(Path(str(engine.url.database))) if alone and embedded else None
     store = SqlStore(engine, None if mark is None else Mark(mark), lock=lock)
     try:
-        if federation is not None:
-            check_federation(engine, federation)
-        migrate(engine)
-        store.check()  # before anything is moved: damage stays where it can be looked at
+        with read_errors(engine.url.database):
+            if federation is not None:
+                check_federation(engine, federation)
+            migrate(engine)
+            store.check()  # before anything is moved: damage stays where it can be looked at
         _take_over(engine)
     except BaseException:
         store.close()

@@ -76,8 +76,10 @@ def read_runs(store: Store, federation: str, roster: tuple[NodeId, ...]) -> list
         StateError: STATE_DAMAGED, naming what is; DISK.
     """
     found = []
+    stored = {one.config_hash: one for one in store.studies()}
     for run in store.runs():
-        study = study_from_canonical(store.study(run.config_hash).content)
+        one = stored.get(run.config_hash) or store.study(run.config_hash)  # which says: not there
+        study = study_from_canonical(one.content)
         found.append(_read_run(store, run, first_state(run, study, federation, roster)))
     return found
 

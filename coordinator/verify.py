@@ -58,6 +58,17 @@ class Part:
 
 def verify(config: CoordinatorConfig, owner: Owner) -> list[Part]:
     """Return every part of a coordinator's state, good or not."""
+    parts = _look(config, owner)
+    if not any(part.trouble for part in parts):
+        return parts
+    # Beside a coordinator that serves, a file may be gone since the database was read.
+    again = {part.name: part for part in _look(config, owner)}
+    return [
+        again.get(part.name) or part for part in parts if not part.trouble or part.name in again
+    ]
+
+
+def _look(config: CoordinatorConfig, owner: Owner) -> list[Part]:
     state_dir = config.path(config.state_dir)
     parts = [
         _part("owner.json", lambda: state_folder.check(state_dir, owner, STATE_NAMES, _nobody)),

@@ -5,8 +5,8 @@ hold what they should, ledgers to fit their chains, heads and anchors, masked ve
 digest that the session promised, models their names, decisions, orders, reports and own tensors
 their checksums, what people signed their keys, releases the manifest that the hospital verified
 when it took them. The node may run meanwhile: what is gone by the time it is read is passed
-over. Nobody's values are told. Left out are `status.json` and `lock`, which no round relies on,
-and downloads that are not whole yet, which are checked when they are.
+over. Nobody's values are told. Left out are `status.json`, `last-contact.json` and `lock`, which
+no round relies on, and downloads that are not whole yet, which are checked when they are.
 """
 
 from __future__ import annotations

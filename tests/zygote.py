@@ -36,17 +36,19 @@ _PR_SET_PDEATHSIG: Final = 1
 # --- the tests' side ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Child:
     """A process that the zygote forked, with what of `subprocess.Popen` the tests need."""
 
     zygote: Zygote
     pid: int
+    _code: int | None = None
 
     def poll(self) -> int | None:
         """Return the exit code once it ended; minus the signal's number, as Popen does."""
-        code = self.zygote.ask({"poll": self.pid})
-        return None if code is None else int(code)
+        if self._code is None:  # asked once only: its number may be another child's by now
+            self._code = self.zygote.ask({"poll": self.pid})
+        return self._code
 
     def wait(self, timeout: float) -> int:
         patience = time.monotonic() + timeout
@@ -160,6 +162,7 @@ def _serve() -> list[str]:
             answer = os.fork()
             if answer == 0:
                 return _become(order)
+            ended.pop(answer, None)  # the system gives numbers of dead processes out again
         os.write(1, json.dumps(answer).encode() + b"\n")
     os._exit(0)
 

@@ -26,6 +26,7 @@ from common.messages import Seen
 from common.policy import load_policy
 from common.secagg.messages import UploadEnd
 from common.state_folder import Owner
+from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.history import History, Told
 from hospital_node import orders
@@ -90,7 +91,13 @@ async def keep(root: Path) -> Kept:
 
 
 def _copy(fed: Federation, into: Path, config: CoordinatorConfig) -> None:
-    shutil.copytree(config.path(config.state_dir), into / "coordinator")
+    state = config.path(config.state_dir)
+    while True:  # its disk thread may just be writing: such a copy is none of any moment
+        before = (state / MARK_NAME).read_bytes()
+        shutil.copytree(state, into / "coordinator")
+        if (state / MARK_NAME).read_bytes() == before:
+            break
+        shutil.rmtree(into / "coordinator")
     shutil.copytree(fed.plan.site_folder(SITE) / "state", into / SITE, ignore=SOCKET)
 
 

@@ -6,6 +6,9 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
+from common.secagg.coordinator_state import RoundPhase
+from coordinator.run_state import RunState
+from coordinator.run_step import current_kind
 from tests.faults.checker import COORDINATOR
 
 MOST_REACHES: Final[dict[str, int]] = {
@@ -63,6 +66,8 @@ class Trial:
     fault: str
     back_s: float
     """Seconds from the death until it served, or was connected, again."""
+    phase: str = ""
+    """C0 to C6 or N0 to N6, in which it died."""
 
 
 def draw(rng: random.Random, who: str) -> Strike:
@@ -94,6 +99,50 @@ _POINT_FAULTS: Final = {
     "node.vector.before_rename": "F10", "node.vector.after": "F10", "node.ledger": "F09",
     "node.upload": "F11", "node.receipt": "F12", "node.model": "F13",
 }  # fmt: skip
+
+
+FAULT_IN: Final = {
+    "C0": "F01", "C1": "F02", "C2": "F03", "C3": "F05", "C4": "F05", "C5": "F06", "C6": "F07",
+    "N0": "F08", "N1": "F08", "N2": "F09", "N3": "F10", "N4": "F11", "N5": "F12", "N6": "F13",
+}  # fmt: skip
+"""Phases of a coordinator: idle, round opened, collecting, set fixed, adding up, model committed,
+publishing. Of a node: connecting, model there, training, sealed, sending, sent, model applied."""
+ALL_PHASES: Final = frozenset(FAULT_IN)
+
+_NODE_PHASE_OF: Final = {
+    "link.connected": "N0", "session.ready": "N0", "download.finished": "N1",
+    "round.training": "N2", "upload.started": "N4", "upload.resumed": "N4",
+    "upload.finished": "N5", "round.closed": "N0", "model.accepted": "N6", "run.finished": "N0",
+}  # fmt: skip
+_NODE_PHASE_AT: Final = {"node.vector.after": "N3", "node.upload": "N4", "node.receipt": "N5"}
+
+
+def node_phase(point: str, last: str, phase: str) -> str:
+    """Return in which phase a node died: by its point, else by what was logged last.
+
+    `phase` is the coordinator's: it tells a released model from that of a round.
+    """
+    if point.startswith("node.model"):
+        return "N6" if phase in ("C0", "C6") else "N1"
+    return _NODE_PHASE_AT.get(point, _NODE_PHASE_OF.get(last, "N0"))
+
+
+def coordinator_phase(state: RunState | None) -> str:
+    """Return in which phase a coordinator died, by what is stored of its youngest run."""
+    if state is None or state.phase.final:
+        return "C0"
+    if current_kind(state) is None:
+        return "C6"
+    current = state.round
+    if current is None or current.header is None:
+        return "C5" if state.history else "C0"
+    match current.phase:
+        case RoundPhase.COLLECTING | RoundPhase.RUNNING:
+            return "C2" if current.uploads else "C1"
+        case RoundPhase.PROPOSED:
+            return "C3"
+        case _:
+            return "C4"
 
 
 def fault_of(who: str, point: str, last: str) -> str:

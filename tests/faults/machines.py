@@ -39,7 +39,7 @@ from tests.small_study import small_study, write_table
 
 COORDINATOR: Final = "coordinator"
 SITES: Final = ("east", "north", "south", "west")
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
 ROOM: Final = 8 << 20
 _TIMING: Final = {"enrolment_grace": "5s", "setup": "10s", "heartbeat": "2s"}
 _TURN_S: Final = 0.05
@@ -128,8 +128,28 @@ class Run:
         async with Client(self.address, me) as client:
             yield client
 
+    async def restart(self, name: str, arm: str) -> None:
+        """Kill a process and start it with failpoints; return when it is back."""
+        event = "service.started" if name == COORDINATOR else "link.connected"
+        before, supervised = len(self.lines(name, event)), self.supervised
+        self.supervised = False
+        await self.kill(name)
+        await self.start(name, arm)
+        self.supervised = supervised
+        await self.until(name, event, before + 1)
+
+    async def all_here(self) -> None:
+        """Return when the coordinator sees every hospital."""
+        async with self.client() as client, asyncio.timeout(PATIENCE_S):
+            while not all(site.connected for site in (await client.status()).sites):  # noqa: ASYNC110
+                await asyncio.sleep(_TURN_S)
+
     async def submit(self, name: str | None = None) -> None:
-        """Begin another run of the study, or of one that has another name alone."""
+        """Begin another run of the study, or of one that has another name alone.
+
+        All hospitals are there: one that came late would have no part in the first rounds.
+        """
+        await self.all_here()
         study = self.plan.study
         if name is not None:
             study = study.model_copy(update={"id": name})

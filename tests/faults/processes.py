@@ -33,14 +33,16 @@ from typing import Final
 import numpy as np
 
 from tests.faults.checker import COORDINATOR
-from tests.faults.kills import Strike, Trial, draw, fault_of
+from tests.faults.kills import ALL_PHASES, Strike, Trial, draw, fault_of, node_phase
 from tests.faults.postgres import Postgres, why_not
 from tests.faults.record import record
-from tests.faults.running import Disagreement, Federation, Process, Runs, federation_at
+from tests.faults.running import START_S, Disagreement, Federation, Process, Runs, federation_at
 from tests.federation import SITES
 
 PATIENCE_S: Final = 6.0
 """A point that was not reached in this time gives way to another."""
+MOST_CHAINS: Final = 25
+"""Of kills, until there was one in every phase."""
 _TURN_S: Final = 0.01
 
 
@@ -55,6 +57,8 @@ class Campaign:
         self.runs = Runs(federation)
         self.trials: list[Trial] = []
         self.unreached: Counter[str] = Counter()
+        self.left_bytes = -1
+        """Found at the end in files that nobody will ask for."""
         self.chains = 0
         """How many of the seed's chains of kills are done."""
         self._seed = seed
@@ -74,7 +78,10 @@ class Campaign:
                 raise Disagreement(f"acknowledged and not stored: {lost}")
             self.federation.kill(self.federation.processes[COORDINATOR])
             await self.federation.back(self.federation.start(COORDINATOR))
-            if left := self.federation.checker.leftovers():
+            left = self.federation.checker.leftovers()
+            sizes = [(self.federation.folder / name).stat().st_size for name in left]
+            self.left_bytes = sum(sizes)
+            if left:
                 raise Disagreement(f"left behind: {left}")
         finally:
             self._job.cancel()
@@ -115,6 +122,23 @@ class Campaign:
         await self._again(one, point)
         return missed
 
+    async def undisturbed(self) -> None:
+        """Wait for a run that nobody dies in: what its model is, all others' has to be."""
+        while not self.runs.compared:
+            self.check()
+            await asyncio.sleep(_TURN_S)
+
+    async def every_phase(self, site: str) -> None:
+        """Kill the coordinator, and a hospital, until they died in every phase."""
+        commits = [Strike(COORDINATOR, "coordinator.facts.after_commit", 1)] * 3
+        models = [Strike(site, "node.model.before_rename", at) for at in (1, 2, 3)]
+        for _ in range(MOST_CHAINS):
+            missing = ALL_PHASES - {one.phase for one in self.trials}
+            if not missing:
+                return
+            hub = any(phase.startswith("C") for phase in missing)
+            await self.chain(*((COORDINATOR, commits) if hub else (site, models)), START_S)
+
     async def at_connecting(self, site: str) -> None:
         """F08: a node dies as soon as it is connected again."""
         one = self.federation.processes[site]
@@ -123,6 +147,22 @@ class Campaign:
             await self._again(one, "", fault="F08")
             self.federation.kill(one)
         await self._again(one, "", fault="F08")
+
+    async def broken_uploads(self, site: str, times: int) -> float:
+        """F11: a hospital dies after a chunk; return the MB that the coordinator has grown by."""
+        self.runs.big, hub = True, self.federation.processes[COORDINATOR]
+        await self._runs_end(2)  # one that was open may be a small one
+        before = _resident_mb(hub)
+        await self.chain(site, [Strike(site, "node.upload", 2)] * times, START_S)
+        await self._runs_end(1)
+        self.runs.big = False
+        return _resident_mb(hub) - before
+
+    async def _runs_end(self, count: int) -> None:
+        done = self.runs.done
+        while self.runs.done < done + count:
+            self.check()
+            await asyncio.sleep(_TURN_S)
 
     async def after_a_receipt(self) -> None:
         """F04: the coordinator, whose every commit takes long, dies when a receipt is held."""
@@ -147,10 +187,11 @@ class Campaign:
     async def _again(self, one: Process, point: str, armed: str = "", fault: str = "") -> None:
         """Start a process that died, and note the trial once it is back, or dead again."""
         fault, died = fault or fault_of(one.name, point, one.last), one.died
+        phase = one.phase if one.name == COORDINATOR else node_phase(point, one.last, one.phase)
         back = await self.federation.back(self.federation.start(one.name, armed))
         # A process that dies at its next point while it starts is timed from there on.
         back_s = time.monotonic() - died if back else 0.0
-        self.trials.append(Trial(one.name, point, fault, back_s))
+        self.trials.append(Trial(one.name, point, fault, back_s, phase))
         self.check()
 
     async def _dies(self, one: Process, patience_s: float) -> bool:
@@ -187,10 +228,8 @@ class Campaign:
             await asyncio.sleep(rng.uniform(0.5, 1.5) * every_s)
             self.federation.kill(one)
             await self._again(one, "", fault="F15")
-        began, done = time.monotonic(), self.runs.done
-        while self.runs.done == done:
-            self.check()
-            await asyncio.sleep(_TURN_S)
+        began = time.monotonic()
+        await self._runs_end(1)
         return time.monotonic() - began
 
     async def half_told(self) -> int:
@@ -229,6 +268,12 @@ def figures_of(trials: Iterable[Trial], fault: str | None = None) -> dict[str, f
 
 def _accepted(federation: Federation) -> int:
     return sum(federation.told[f"{site} model.accepted"] for site in SITES)
+
+
+def _resident_mb(one: Process) -> float:
+    assert one.child is not None
+    pages = int(Path(f"/proc/{one.child.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _signal(one: Process, number: signal.Signals) -> None:

@@ -42,7 +42,7 @@ from researcher.local import (
 )
 from researcher.processes import environment
 from tests.faults.checker import COORDINATOR, Checker
-from tests.faults.kills import NODE_PHASES, PHASES
+from tests.faults.kills import NODE_PHASES, PHASES, coordinator_phase
 from tests.federation import NAME, OWNER, SITES
 from tests.zygote import Child, Zygote
 
@@ -77,9 +77,9 @@ TIMING: Final = {"enrolment_grace": "1s", "setup": "5s", "gather": "300ms", "rel
 
 MOST_RUN_S: Final = 300.0
 """A run that takes longer than this, whatever is killed meanwhile, is stuck."""
-MOST_TOLD_S: Final = 45.0
+MOST_TOLD_S: Final = 120.0
 """So long after its end every hospital of a run has its release."""
-START_S: Final = 20.0
+START_S: Final = 60.0
 _TURN_S: Final = 0.01
 
 
@@ -97,6 +97,8 @@ class Process:
     """Monotonic seconds of its last death."""
     last: str = ""
     """The last event of its log that tells how far it is."""
+    phase: str = ""
+    """In which the run was when it died, by the coordinator's store."""
     up: bool = False
     """Its log says that it serves, or is connected."""
 
@@ -170,9 +172,13 @@ class Federation:
         one.died = time.monotonic()
         one.child = None
         self.look()
-        alone = one.name == COORDINATOR and self._checker is not None
-        if alone and (problems := self.checker.unbacked()):
+        if self._checker is None:
+            return
+        if one.name == COORDINATOR and (problems := self.checker.unbacked()):
             raise Disagreement("\n".join(problems))
+        runs = self.checker.runs()
+        stored = self.checker.stored(runs[-1].run_id) if runs else None
+        one.phase = coordinator_phase(None if stored is None else stored.state)
 
     def dead(self, one: Process) -> bool:
         """Whether a process has ended by itself, as ordered; anything but SIGKILL is an error."""
@@ -297,6 +303,8 @@ class Runs:
     """Run after run of the indicator task, each compared once all hospitals have its release."""
 
     federation: Federation
+    big: bool = False
+    """Every run is a big one, not only every fifth."""
     done: int = 0
     compared: list[str] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
@@ -311,7 +319,7 @@ class Runs:
                 await self._end(run.run_id, time.monotonic() + MOST_RUN_S)
         while not self._stop:
             number = sum(1 for _ in self.federation.checker.runs()) + 1
-            size = BIG if number % 5 == 0 else SMALL
+            size = BIG if self.big or number % 5 == 0 else SMALL
             await self.one(study_of(f"indicator-{number}", size, private=number % 6 == 0))
             await self.compare()
 

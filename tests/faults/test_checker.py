@@ -13,7 +13,8 @@ from common.ids import HeaderDigest, NodeId, RoundNo, hospital_id
 from common.views import RunPhase
 from coordinator.run_state import RoundRecord, RunState
 from tests.faults import checker
-from tests.faults.checker import LogTail, StoredState, Words
+from tests.faults.checker import StoredState, Words
+from tests.faults.log_tail import LogTail
 from tests.faults.running import SMALL, study_of
 from tests.federation import NAME, SITES
 

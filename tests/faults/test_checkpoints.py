@@ -160,13 +160,21 @@ def test_training_killed_at_any_step_ends_in_the_same_bits(name: str) -> None:
 def test_what_is_trained_twice_is_less_than_lies_between_two_checkpoints() -> None:
     task = task_of(STUDIES["ditto and adam"])
     alone, whole = bits(task.train()), steps_of(task)
+    every, wasted = whole // 6, []
     for step in range(1, whole):
         slot, last = Memory(), Run()
         with pytest.raises(Died):
-            Run(step).train(task, slot, 4.0)
-        assert bits(last.train(task, slot, 4.0)) == alone
-        assert 0 <= last.taken - (whole - step) < 4
-        assert (slot.content is None) == (whole < 4)
+            Run(step).train(task, slot, every)
+        assert bits(last.train(task, slot, every)) == alone
+        assert 0 <= last.taken - (whole - step) < every
+        wasted.append(last.taken - (whole - step))
+        assert slot.content is not None
+    share = 100 / whole
+    record(
+        "F09", trials=len(wasted), failures=0, checkpoint_every_percent_of_round=every * share,
+        wasted_max_percent_of_round=max(wasted) * share,
+        wasted_mean_percent_of_round=float(np.mean(wasted)) * share,
+    )  # fmt: skip
 
 
 @pytest.mark.fault("F09")
@@ -191,6 +199,49 @@ def test_a_quick_round_writes_nothing_and_a_slow_disk_is_asked_less_often() -> N
     assert saved[0] == 13.0
     assert all(b - a >= 3.0 / checkpoints.SHARE for a, b in pairwise(saved))
     assert 3.0 * len(saved) <= 2 * checkpoints.SHARE * clock.monotonic()
+
+
+WIDE = "{kind: mlp, hidden: [1000, 985]}"
+"""A million parameters."""
+
+
+@pytest.mark.nightly
+@pytest.mark.fault("F09")
+@pytest.mark.timeout(600)
+def test_what_checkpoints_cost_is_measured(folder: CheckpointFolder) -> None:
+    """Four seconds of training and more, once without and once with a checkpoint each second."""
+    task = task_of(
+        study(model=WIDE, train="{optimiser: adam, lr: 0.01, batch: 64, local_steps: 250}")
+    )
+    task = replace(task, data=task_of(STUDIES["sgd"], rows=2_000).data)
+    written = 0
+
+    @dataclass(frozen=True)
+    class Counting(SealedSlot):
+        def save(self, content: bytes) -> None:
+            nonlocal written
+            written += 1
+            super().save(content)
+
+    def seconds(every_s: float | None) -> tuple[float, float]:
+        folder.drop(HD)
+        folder.want(HD)
+        slot = Counting(folder, HD, make_log(io.StringIO()))
+        wall, cpu = time.monotonic(), time.process_time()
+        with kept(None if every_s is None else Keeper(slot, every_s)):
+            task.train()
+        return time.monotonic() - wall, time.process_time() - cpu
+
+    seconds(None)
+    pairs = [(seconds(None), seconds(1.0)) for _ in range(5)]
+    figures = {
+        f"{name}_{unit}_s": round(float(np.median([pair[with_][place] for pair in pairs])), 3)
+        for with_, name in enumerate(("without", "with"))
+        for place, unit in enumerate(("wall", "cpu"))
+    }
+    record(
+        "F09", trials=5, failures=0, checkpoints_per_training=written / 5, interval_s=1.0, **figures
+    )
 
 
 # --- F40: what lies there is not what was written -------------------------------------------------

@@ -23,6 +23,16 @@ def finding(fed: Federation) -> Findings:
     return found
 
 
+def _members(fed: Federation) -> int:
+    session = fed.state.session
+    return 0 if session is None else len(session.members)
+
+
+def _uploads(fed: Federation) -> int:
+    current = fed.state.round
+    return 0 if current is None else len(current.uploads)
+
+
 def says(found: Findings, *words: str) -> None:
     text = text_of(found)
     for word in words:
@@ -49,8 +59,7 @@ async def test_too_few_hospitals_then_their_keys_then_an_upload_and_whose(tmp_pa
         fed.on_send("va", UploadEnd, fed.kill)
         fed.start("hungarian")
         await fed.until(lambda: "hungarian" not in fed.nodes)
-        session = lambda: fed.state.session  # noqa: E731
-        await fed.until(lambda: session() is not None and len(session().members) >= 2)  # type: ignore[union-attr]
+        await fed.until(lambda: _members(fed) >= 2)
         found = finding(fed)
         says(found, "is set up: the hospitals make their keys", "hungarian: keys, since")
         assert found.until is not None
@@ -60,8 +69,7 @@ async def test_too_few_hospitals_then_their_keys_then_an_upload_and_whose(tmp_pa
 
         fed.start("hungarian")
         fed.start("va")
-        current = lambda: fed.state.round  # noqa: E731
-        await fed.until(lambda: current() is not None and len(current().uploads) >= 3)  # type: ignore[union-attr]
+        await fed.until(lambda: _uploads(fed) >= 3)
         found = finding(fed)
         says(found, "round 1 (train) is running: 3 have given their upload", "waits for va: upload")
         assert found.until is not None

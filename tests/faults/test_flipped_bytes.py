@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import random
 import shutil
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -24,7 +21,7 @@ import pytest
 
 from common import state_folder
 from common.clock import SystemClock
-from common.errors import FedError, StateError
+from common.errors import StateError
 from common.identity import load_certificates, load_identity
 from common.layouts import model_schema
 from common.logs import make_log
@@ -43,9 +40,8 @@ from coordinator.stored_runs import KnownRun, read_runs
 from coordinator.verify import verify
 from hospital_node.personal.make import read_released
 from hospital_node.verify import verify as verify_node
-from tests.faults.budget import trials
+from tests.faults.damage import Tally, cuts, damages, flips, refused, same
 from tests.faults.kept_state import OWNER, Kept, keep
-from tests.faults.record import record
 from tests.federation import Federation
 
 DATABASE: Final = "coordinator.db"
@@ -54,67 +50,6 @@ DATABASE: Final = "coordinator.db"
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     return asyncio.run(keep(tmp_path_factory.mktemp("kept")))
-
-
-# --- damage -----------------------------------------------------------------------------------
-
-
-def flips() -> int:
-    """How many bytes of each kind of file flip, one after the other."""
-    return trials(change=12, nightly=300, release=1000)
-
-
-def cuts() -> int:
-    """How often the end of each kind of file is cut off."""
-    return trials(change=3, nightly=40, release=100)
-
-
-def damages(good: bytes, rng: random.Random) -> Iterator[bytes]:
-    """Yield a file's bytes with one of them changed, and without their end."""
-    for _ in range(flips()):
-        at = rng.randrange(len(good))
-        yield good[:at] + bytes([good[at] ^ (1 + rng.randrange(255))]) + good[at + 1 :]
-    for _ in range(cuts()):
-        yield good[: rng.randrange(len(good))]
-
-
-@dataclass
-class Tally:
-    """What became of the damages, by the kind of file."""
-
-    refused: Counter[str] = field(default_factory=Counter)
-    harmless: Counter[str] = field(default_factory=Counter)
-    missed: list[object] = field(default_factory=list)
-
-    def check(self, **figures: float) -> None:
-        """Demand that none was missed, and write down how many there were."""
-        total = self.refused.total() + self.harmless.total()
-        record(
-            "F39",
-            trials=total + len(self.missed),
-            failures=len(self.missed),
-            refused=self.refused.total(),
-            without_effect=self.harmless.total(),
-            kinds=len(self.refused),
-            **figures,
-        )
-        assert self.missed == []
-
-
-def refused(work: Callable[[], object]) -> FedError | None:
-    try:
-        work()
-    except FedError as failure:
-        return failure
-    return None
-
-
-def same(before: bytes, after: bytes) -> bool:
-    """Whether a flipped byte changed nothing that is read: white space between two values."""
-    try:
-        return bool(json.loads(before) == json.loads(after))
-    except ValueError:
-        return False
 
 
 # --- the coordinator's ------------------------------------------------------------------------
@@ -141,6 +76,14 @@ def read_all(config: CoordinatorConfig) -> tuple[list[KnownRun], object]:
         )
     finally:
         store.close()
+
+
+def counted(runs: list[KnownRun], state: Path) -> list[Path]:
+    """Return the uploads that open rounds count; others may just have been coming."""
+    spool = Spool.reading(state / "spool")
+    return [
+        spool.path(run.open_header or b"", node) for run in runs for node, _, _ in run.spooled()
+    ]
 
 
 @pytest.mark.fault("F39")
@@ -240,7 +183,7 @@ def test_verify_names_each_damaged_part_of_a_coordinator_s_state_and_no_other(
         assert [part for part in verify(config, OWNER) if part.trouble] == []
         files = [state / name for name in ("owner.json", "history.json", MARK_NAME)]
         files += [path for path in state.glob("*s/*") if path.is_file()][:2]
-        files += [path for path in state.glob("spool/*/*") if path.is_file()]
+        files += counted(read_all(config)[0], state)
         for path in files:
             if not path.exists():
                 continue
@@ -254,12 +197,13 @@ def test_verify_names_each_damaged_part_of_a_coordinator_s_state_and_no_other(
             assert all(part.fix for part in parts if part.trouble)
             path.write_bytes(before)
             named += 1
-    database = sqlite3.connect(state / DATABASE)
+    assert named >= 8
+    config = kept.coordinator(tmp_path / "rows", "finished")
+    database = sqlite3.connect(tmp_path / "rows" / DATABASE)
     database.execute("UPDATE facts SET body = CAST(body || ' ' AS BLOB) WHERE seq = 1")
     database.commit()
     database.close()
     assert "runs" in {part.name for part in verify(config, OWNER) if part.trouble}
-    assert named >= 8
 
 
 @pytest.mark.fault("F39")
@@ -293,7 +237,7 @@ async def test_a_coordinator_does_not_start_on_a_damaged_file_and_names_it(
     config = kept.coordinator(state, "open")
     (run,), _ = read_all(config)
     assert run.state.model is not None
-    upload = next(path for path in (state / "spool").rglob("*") if path.is_file())
+    upload = counted([run], state)[0]
     clock = SystemClock()
     identity = load_identity(kept.fed.plan.coordinator_folder, now_unix=clock.unix())
     log = make_log(io.StringIO(), clock=clock)
@@ -337,6 +281,10 @@ KINDS: Final = {
 }  # fmt: skip
 
 
+WORDS: Final = {"lock", "status.json", "last-contact.json"}
+"""What nothing but words follows from."""
+
+
 def _names_it(part: str, path: str) -> bool:
     """Whether a damaged part is the file, or what the file vouches for."""
     file = Path(path)
@@ -374,7 +322,7 @@ def test_a_flipped_byte_in_a_hospital_s_state_is_found_and_named(
     paths = [
         path
         for path in sorted(state.rglob("*"))
-        if path.is_file() and path.stat().st_size and path.name not in {"lock", "status.json"}
+        if path.is_file() and path.stat().st_size and path.name not in WORDS
     ]
     by_kind: dict[str, list[Path]] = {}
     for path in paths:

@@ -191,10 +191,11 @@ async def test_a_slow_line_delays_a_round_and_nobody_is_called_dead(tmp_path: Pa
     """256 kbit/s and 300 ms +- 100 ms each way, behind a hospital's proxy whose buffers are deep.
 
     Whatever is on one connection with a heartbeat stands in them before it: on a connection
-    that carried the upload too, the hospital was silent for more than three heartbeats.
+    that carried the upload too, the hospital was silent for more than three heartbeats (found
+    with half a chunk; a quarter fits into what is on its way between two of them).
     """
     timing = TIMING | {"gather": "60s"}
-    async with Network(tmp_path / "f", size=CHUNK_WORDS // 4, timing=timing) as net:
+    async with Network(tmp_path / "f", size=CHUNK_WORDS // 2, timing=timing) as net:
         va = net.proxies["va"]
         for way in (va.up, va.down):
             way.latency_s, way.jitter_s = 0.3, 0.1

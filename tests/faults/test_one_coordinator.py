@@ -23,11 +23,10 @@ from coordinator.restore import restore
 from coordinator.store import open_store
 from coordinator.verify import verify
 from tests.faults.postgres import USER, Postgres, programs, why_not
-from tests.faults.record import record
 from tests.faults.test_backup import OWNER, back_up, nothing, settings
 from tests.federation import Federation
 
-needs_postgres = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it is there")
+needs_postgres = pytest.mark.skipif(bool(why_not()), reason=f"needs PostgreSQL: {why_not()}")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def _run(server: Postgres, sentence: str, database: str = "postgres") -> None:
     import psycopg
 
     with psycopg.connect(_plain(server, database), autocommit=True) as connection:
-        connection.execute(sentence)  # type: ignore[call-overload]
+        connection.execute(sentence)
 
 
 CUT: Final = (
@@ -75,7 +74,6 @@ def _two(url: str) -> StateError:
     return caught.value
 
 
-@pytest.mark.fault("F35")
 def test_a_second_coordinator_on_an_embedded_database_does_not_start(tmp_path: Path) -> None:
     failure = _two(f"sqlite:///{tmp_path / 'shared.db'}")
     assert failure.name == "STATE_LOCKED"
@@ -84,7 +82,6 @@ def test_a_second_coordinator_on_an_embedded_database_does_not_start(tmp_path: P
 
 
 @needs_postgres
-@pytest.mark.fault("F35")
 def test_a_second_coordinator_on_a_postgresql_database_does_not_start(
     server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,11 +89,9 @@ def test_a_second_coordinator_on_a_postgresql_database_does_not_start(
     failure = _two(server.url)
     assert failure.name == "STATE_LOCKED"
     assert "in use by another coordinator" in failure.detail
-    record("F35", trials=2, failures=0)
 
 
 @needs_postgres
-@pytest.mark.fault("F35")
 def test_who_lost_the_connection_that_held_the_database_writes_nothing_more(
     server: Postgres,
 ) -> None:

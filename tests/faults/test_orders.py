@@ -138,7 +138,7 @@ async def test_the_commands_answer_with_one_envelope(
     code, good = ask("coordinator", "verify", *config)
     assert code == 0
     assert good["data"]["damaged"] == {}
-    code, found = ask("coordinator", "doctor", "pattern", *config)
+    code, found = ask("doctor", "pattern", *config)
     assert code == 0
     assert found["data"]["runs"][0]["state"] == "finished"
     code, _ = ask("coordinator", "accept-loss", "--reason", "none is lost", *config)

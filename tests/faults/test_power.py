@@ -85,7 +85,7 @@ def test_a_power_cut_of_everything_loses_nothing(run: Run, undisturbed: str) -> 
 @pytest.mark.fault("F14")
 def test_random_faults_with_power_cuts_lose_nothing(run: Run) -> None:
     """Whatever kills a process takes, by chance, its machine's power too."""
-    count = trials(change=6, nightly=2_000, release=5_000)
+    count = trials(change=4, nightly=2_000, release=5_000)
     found = [run(Trial(draw(seed), None)) for seed in range(count)]
     wrong = [(seed, one.problem) for seed, one in enumerate(found) if one.problem]
     record("F14", trials=count, failures=len(wrong), power_cuts=sum(one.cuts for one in found))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -35,7 +35,7 @@ from tests.zygote import Zygote
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not lostwrites.can_build(), reason="needs gcc"),
 ]
 
@@ -75,8 +75,7 @@ async def test_power_cuts_of_real_machines_change_nothing_in_the_result(
         assert run.disk is not None
         for fault, who, arm, dark in cases:
             run.supervised = False
-            await run.kill(who)
-            await run.start(who, arm)
+            await run.restart(who, arm)
             await run.submit()
             await run.ended(who)
             assert any(path.endswith("coordinator.db-wal") for _, path in run.disk.flushed())
@@ -119,6 +118,7 @@ async def test_a_coordinator_whose_disk_is_full_waits_answers_and_goes_on_by_its
         await run.finish()
         await until(lambda: not run.not_ready())
         took = time.monotonic() - began
+        await run.until(COORDINATOR, "run.finished", len(run.runs))
         with full(state):
             await _only_reads(run)
         await run.submit()
@@ -143,12 +143,13 @@ async def _answers(run: Run) -> None:
     """What only reads is answered, from the coordinator and beside it; all receipts are true."""
     async with run.client() as client:
         status = await client.status()
-        assert {site.site for site in status.sites if site.connected} == set(SITES)
+        assert {site.site for site in status.sites} == set(SITES)
         assert [view.run_id for view in await client.runs()] == run.runs
     config = CoordinatorConfig.read(run.plan.coordinator_folder / "coordinator.yaml")
     owner = Owner("coordinator", config.federation, COORDINATOR)
     (found,) = examine(config, owner, None)
-    assert any(line.startswith("Free space") for line in found.advice)
+    assert found.full
+    assert any("Free space" in line for line in found.advice)
     assert not found.damaged
     with snapshot(config) as store:
         (known,) = read_runs(store, config.federation, roster_of(config))
@@ -187,23 +188,22 @@ async def test_a_node_whose_disk_is_full_sends_nothing_and_comes_back_when_there
     async with running(tmp_path, small="north", gather="1s") as run:
         for number, arm in enumerate(AT_A_NODE.values()):
             if arm:
-                run.supervised = False
-                await run.kill("north")
-                await run.start("north", arm)
-                run.supervised = True
-            trained, said = len(_trainings(run)), _disk_lines(run)
+                await run.restart("north", arm)
+            trained, said = _trainings(run), _disk_lines(run)
             # Of one study no model may have two sets, in whatever run (protocol, 10.4).
             await run.submit(f"study-{number}")
             if arm:
                 await run.stopped("north")
             else:
-                await until(lambda trained=trained: len(_trainings(run)) > trained)
+                await _more(_trainings, run, trained)
             with full(state_of(run.plan, "north")):
                 run.signal("north", signal.SIGCONT)
-                await until(lambda said=said: _disk_lines(run) > said)
+                await _more(_disk_lines, run, said)
                 await run.until(COORDINATOR, "model.published", len(run.runs))
             await run.finish()
-        assert run.lines(COORDINATOR, "call.refused") == [], "something truncated was sent"
+        refused = [line for line in run.lines(COORDINATOR, "call.refused")
+                   if line["method"] != "Session"]  # fmt: skip
+        assert refused == [], "something truncated was sent"
         assert run.lines("north", "internal.error") == []
         missing = [line for line in run.lines(COORDINATOR, "round.closed")
                    if "north" in line.get("dropped", ())]  # fmt: skip
@@ -211,8 +211,12 @@ async def test_a_node_whose_disk_is_full_sends_nothing_and_comes_back_when_there
                rounds_without_it=len(missing), restarts=run.ends)  # fmt: skip
 
 
-def _trainings(run: Run) -> list[object]:
-    return [line for line in run.lines("north", "round.training") if line["kind"] == "train"]
+async def _more(count: Callable[[Run], int], run: Run, than: int) -> None:
+    await until(lambda: count(run) > than)
+
+
+def _trainings(run: Run) -> int:
+    return sum(line["kind"] == "train" for line in run.lines("north", "round.training"))
 
 
 def _disk_lines(run: Run) -> int:

@@ -29,7 +29,9 @@ from researcher.local import FederationPlan, LocalFederation, SitePlan, build, f
 from researcher.processes import peak_rss_mb
 from tests import forked
 from tests.faults.budget import trials
+from tests.faults.campaign import run_plan, scratch
 from tests.faults.network import PATIENCE_S, TIMING, Network, at, everybody, study_of, until
+from tests.faults.plan import COORDINATOR, Act, Fault, Plan
 from tests.faults.proxy import Proxy
 from tests.faults.record import record
 from tests.federation import NAME, SITES
@@ -151,6 +153,28 @@ async def test_a_crowd_that_lost_its_coordinator_is_let_in_one_after_another(
         assert all(waited >= delay for delay, waited in asked)
         assert p99 < PATIENCE_S
         assert grown_mb < 64
+
+
+@pytest.mark.fault("F15")
+@pytest.mark.fault("F17")
+def test_hospitals_are_back_soon_however_often_their_coordinator_died() -> None:
+    """Eight deaths, five seconds each, and every wait of a hospital as long as it may be.
+
+    Waits that only double went up to half a minute and more: the same run took 12 minutes, with
+    six rounds voided because nobody was back in time.
+    """
+    deaths = 8
+    faults = tuple(
+        Fault(Act.CRASH, COORDINATOR, 12 + 6 * n, 5.0, "coordinator.facts.after_commit")
+        for n in range(deaths)
+    )
+    with scratch() as root:
+        found = [run_plan(root, Plan(seed, faults, 0.3, jitter=0.999)) for seed in range(2)]
+    assert [one.problem for one in found] == [None] * 2
+    assert min(one.deaths for one in found) >= deaths - 2, "it was over before"
+    took_s = max(one.virtual_s for one in found)
+    record("F15", trials=len(found), failures=0, deaths=deaths, run_with_deaths_s=took_s)
+    assert took_s < 300.0
 
 
 # --- another host ---------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.fault("F16")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 async def test_one_signal_in_any_phase_parks_the_round_and_the_model_is_the_same(
     tmp_path: Path, alone: str
 ) -> None:
@@ -99,7 +99,7 @@ async def test_one_signal_in_any_phase_parks_the_round_and_the_model_is_the_same
 
 
 @pytest.mark.fault("F16")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 async def test_who_is_told_to_drain_finishes_the_open_round_and_begins_no_other(
     tmp_path: Path, alone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

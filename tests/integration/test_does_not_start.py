@@ -606,7 +606,10 @@ def test_a_disk_that_is_full_at_the_start_is_named(
         expect(fresh(service, folder, wrap), "DISK", says, "Free space")
 
 
-def test_a_disk_that_fills_up_ends_the_coordinator_in_one_line(folder: Path) -> None:
+def test_a_coordinator_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(
+    folder: Path,
+) -> None:
+    """What writes is refused by name; what reads is answered; nothing has to be started again."""
     state = folder / "coordinator" / "state"
     wrap = mounted(state, "4m")
     with running("coordinator", folder, wrap) as child:
@@ -623,18 +626,24 @@ def test_a_disk_that_fills_up_ends_the_coordinator_in_one_line(folder: Path) -> 
         done = fedcare("study", "submit", "study.yaml", "--json")
         assert done.returncode == 0, done.stdout + done.stderr
         run = json.loads(done.stdout)["data"]["run_id"]
-        with contextlib.suppress(OSError), (inside / "filler").open("wb", buffering=0) as filler:
+        filler = inside / "lost+found"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
-                filler.write(bytes(1024))
-        fedcare("run", "cancel", run, "--reason", "the disk is full")
-        code = child.wait(30)
+                file.write(bytes(1024))
+        cancel = ("run", "cancel", run, "--reason", "the disk is full")
+        refused = fedcare(*cancel)
+        assert refused.returncode == CATALOGUE["DISK"].exit_code, refused.stdout + refused.stderr
+        assert "FC-7003" in refused.stdout + refused.stderr
+        assert fedcare("run", "show", run, "--json").returncode == 0
+        filler.unlink()
+        assert fedcare(*cancel).returncode == 0
+        assert child.poll() is None
     lines = logged(folder)
-    last = lines[-1]
-    assert (last["event"], last["name"]) == ("service.failed", "DISK")
-    assert "free in coordinator/state" in last["detail"]
-    assert sum(line["event"] == "service.failed" for line in lines) == 1
-    assert not [line for line in lines if line["event"] == "library.message"]
-    assert code == CATALOGUE["DISK"].exit_code
+    (failed,) = [line for line in lines if line["event"] == "state.failed"]
+    assert failed["name"] == "DISK"
+    assert "free in coordinator/state" in failed["detail"]
+    assert [line["event"] for line in lines].count("state.room") == 1
+    assert not [line for line in lines if line["event"] in ("service.failed", "library.message")]
 
 
 # --- confinement --------------------------------------------------------------------------------

@@ -85,6 +85,11 @@ def test_a_foreign_servers_code_is_not_believed(code: str) -> None:
         (grpc.StatusCode.UNAVAILABLE, "recvmsg:Connection reset by peer", "UNREACHABLE"),
         (grpc.StatusCode.UNAVAILABLE, "Socket closed", "UNREACHABLE"),
         (grpc.StatusCode.UNAVAILABLE, "x last error: UNAVAILABLE: y: Socket closed", "TLS_REFUSED"),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "x last error: UNAVAILABLE: y: Handshake read failed (Socket closed)",
+            "UNREACHABLE",
+        ),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "", "BUSY"),
         (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", "BAD_MESSAGE"),
         (grpc.StatusCode.UNKNOWN, "Stream removed", "UNREACHABLE"),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
+from itertools import count
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.clock import ManualClock
 from common.errors import RoundError
-from coordinator.admission import MOST_ASKED_S, Arrivals
+from coordinator.admission import MOST_ASKED_S, OWN_BURST, Arrivals
+
+_names = count()
 
 
-def turn(arrivals: Arrivals) -> float | None:
+def turn(arrivals: Arrivals, who: str | None = None) -> float | None:
     """Return None if it is let in, else the seconds after which it may come back."""
     try:
-        arrivals.admit("va")
+        arrivals.admit(who or f"site-{next(_names)}")
     except RoundError as refused:
         return refused.retry_s
     return None
@@ -49,7 +53,7 @@ def test_in_no_second_more_than_two_seconds_worth_come_in_and_all_do(
         waiting.sort(reverse=True)
         at, who = waiting.pop()
         clock.now = at
-        asked = turn(arrivals)
+        asked = turn(arrivals, f"site-{who}")
         if asked is None:
             came.append(at)
         else:
@@ -57,3 +61,15 @@ def test_in_no_second_more_than_two_seconds_worth_come_in_and_all_do(
     assert len(came) == crowd
     assert all(sum(at <= one < at + 1.0 for one in came) <= 2 * per_s + 1 for at in came)
     assert came[-1] < 3.0 + max(4.0 * crowd / per_s, 2.0)
+
+
+def test_a_hospital_that_comes_again_and_again_takes_nobodys_turn() -> None:
+    clock = ManualClock()
+    arrivals = Arrivals(20, clock)
+    mine = [turn(arrivals, "va") for _ in range(1000)]
+    assert mine[:OWN_BURST] == [None] * OWN_BURST
+    assert set(mine[OWN_BURST:]) == {1.0}
+    assert [turn(arrivals) for _ in range(20 - OWN_BURST)] == [None] * (20 - OWN_BURST)
+    assert turn(arrivals) == pytest.approx(0.05), "the first turn is still to be had"
+    clock.advance(1.0)
+    assert turn(arrivals, "va") is None

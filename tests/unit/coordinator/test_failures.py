@@ -32,7 +32,7 @@ def test_the_file_never_grows_and_keeps_the_last_entries(tmp_path: Path) -> None
 def test_an_entry_that_a_power_cut_tore_is_passed_over(tmp_path: Path) -> None:
     failures = Failures(tmp_path)
     for what in ("full", "room"):
-        failures.note(what, "x", 1.0)  # type: ignore[arg-type]
+        failures.note(what, "x", 1.0)
     content = bytearray((tmp_path / FAILURES_NAME).read_bytes())
     content[SLOT_BYTES + 5 : SLOT_BYTES + 60] = bytes(55)
     (tmp_path / FAILURES_NAME).write_bytes(content)

@@ -118,7 +118,7 @@ def test_a_transaction_without_room_is_rolled_back_whole_and_may_be_tried_again(
     """SQLite's own word for a full disk, which is not that of a failed flush (F36, F38)."""
     store = open_store(default_url(tmp_path), mark=tmp_path / "mark")
     store.append(RunId("a"), 0, [b"0"])
-    room = []
+    room: list[int] = []
 
     def small(connection: sqlite3.Connection, *_: object) -> None:
         pages = 100_000 if room else connection.execute("PRAGMA page_count").fetchone()[0] + 1
