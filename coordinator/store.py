@@ -316,8 +316,13 @@ class SqlStore:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
+        """All that is read is of one moment, while a coordinator goes on writing."""
         try:
             with self._engine.connect() as db:
+                if self._engine.dialect.name == "sqlite":
+                    db.exec_driver_sql("BEGIN")
+                else:
+                    db.execution_options(isolation_level="REPEATABLE READ")
                 yield db
         except SQLAlchemyError as error:
             raise _failure(self._engine, error, "STATE_DAMAGED") from error

@@ -97,6 +97,24 @@ def test_facts_of_two_runs_do_not_mix(store: SqlStore) -> None:
     assert [fact.body for fact in store.facts(RunId("a"))] == [b"a0", b"a1"]
 
 
+def test_facts_are_read_as_of_one_moment(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks at a coordinator that writes must not call its store damaged."""
+    store.add_run(STUDY, run())
+    store.append(RunId("heart-1"), 0, [b"a"], [])
+    real, reader = SqlStore._head, SqlStore(sql.create_engine(store._engine.url))
+
+    def head(self: SqlStore, db: sql.Connection, run_id: RunId, count: int) -> bytes:
+        if self is reader:  # between its two looks at the tables
+            store.append(run_id, 1, [b"b"], [])
+        return real(self, db, run_id, count)
+
+    monkeypatch.setattr(SqlStore, "_head", head)
+    assert [fact.body for fact in reader.facts(RunId("heart-1"))] == [b"a"]
+    monkeypatch.undo()
+    assert [fact.body for fact in reader.facts(RunId("heart-1"))] == [b"a", b"b"]
+    reader.close()
+
+
 def test_a_group_of_facts_is_stored_whole_or_not_at_all(store: SqlStore) -> None:
     store.append(RunId("a"), 0, [b"0", b"1"])
     with pytest.raises(StateError) as refused:
