@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
             report.write(report.merged(report.read(), made))
     found = report.read()
     failed = [entry["fault"] for entry in found["faults"] if entry["failures"]]
-    _say(f"{report.REPORT}: {len(found['faults'])} faults, failed: {failed or 'none'}")
+    _say(f"{parts.REPORT}: {len(found['faults'])} faults, failed: {failed or 'none'}")
     return 1 if failed or any(codes) else 0
 
 

@@ -146,9 +146,8 @@ def test_a_fault_that_was_not_tried_has_no_row() -> None:
 
 
 def test_the_picture_has_a_line_for_each_fault_that_was_timed() -> None:
-    timed = {f"recovery_{word}_s": value for word, value in
-             (("p50", 0.5), ("p99", 2.5), ("max", 6.0))}  # fmt: skip
-    whole = report_of([part(KILLS, result("F03", 5, **timed), result("F04", 5))])
+    timed = result("F03", 5, recovery_p50_s=0.5, recovery_p99_s=2.5, recovery_max_s=6.0)
+    whole = report_of([part(KILLS, timed, result("F04", 5))])
     rows = rows_of(whole)
     assert [(kind, values) for _, kind, values in rows] == [("recovery", (0.5, 2.5, 6.0))]
     drawn = picture(rows)
