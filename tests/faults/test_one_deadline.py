@@ -16,7 +16,7 @@ DECIDES: Final = {("common/secagg/coordinator_step.py", "wait_s")}
 
 SHOWS: Final = {
     ("coordinator/metrics.py", "take_picture"): "the time left, for monitoring",
-    ("coordinator/doctor.py", "_deadline"): "until when the open round waits, for operators",
+    ("coordinator/doctor.py", "_until"): "until when the open round waits, for operators",
     ("coordinator/run_words.py", "_tell_opened"): "the log line of a round's beginning",
 }
 CHECKS: Final = {
