@@ -230,16 +230,18 @@ def _trouble(step: Step, node: NodeId, message: Refused) -> None:
 
 
 def _has_no_keys(state: RunState, node: NodeId, message: Refused) -> bool:
-    """Whether a member says that what was confirmed in its name is none of its keys.
+    """Whether a member says that it has no keys of the epoch that were confirmed in its name.
 
-    Another process with its certificate has done so. It is asked for keys again as one that
-    comes back without any is; else a run that cannot do without it would wait for ever.
+    Another process with its certificate has done so, or its clock was set beyond their validity.
+    It is asked for keys again as one that comes back without any is; else a run that cannot do
+    without it would wait for ever. What it says may be about the round that has just ended, or
+    about the next one, which has no header yet.
     """
     if state.session is None or node not in state.session.confirmed:
         return False
-    current = None if state.round is None else state.round.header
-    of_round = current is not None and message.hd == current.digest()
-    return message.code == "OWN_ADVERT" or (message.code == "EPOCH_OLD" and of_round)
+    headers = (one.header for one in (state.round, state.last_round) if one is not None)
+    of_epoch = message.hd in {b"", *(header.digest() for header in headers if header is not None)}
+    return message.code == "OWN_ADVERT" or (message.code == "EPOCH_OLD" and of_epoch)
 
 
 def _leave(step: Step, node: NodeId, message: Refused) -> None:

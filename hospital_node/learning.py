@@ -89,7 +89,11 @@ class HospitalDesk:
         self._opened: dict[ConfigHash, StudyWork] = {}
 
     def judge(self, study: bytes, config_hash: ConfigHash) -> tuple[Objection, ...]:
-        """See `Desk`; every objection of the policy is named with its file and line."""
+        """See `Desk`; every objection of the policy is named with its file and line.
+
+        Raises:
+            StateError: DISK.
+        """
         try:
             parsed = study_from_canonical(study)
             decide(parsed, config_hash, self._policy.value, self._policy.source)
@@ -101,6 +105,8 @@ class HospitalDesk:
         try:
             self._opened = {config_hash: self._work(parsed, accepted=False)}
         except FedError as failure:
+            if failure.name == "DISK":
+                raise  # that there is no room just now is no word on the study
             self._log.failure(Event.STUDY_REFUSED, failure)
             return (Objection(failure.name, public_detail(failure)[:1000]),)
         return ()

@@ -128,6 +128,9 @@ class Desk(Protocol):
 
         `study` comes from the coordinator and may be anything; `config_hash` is its
         SHA-256, computed here. Loads the data, so that what cannot run is not accepted.
+
+        Raises:
+            StateError: DISK; what is asked has to be asked again.
         """
         ...
 
