@@ -46,15 +46,23 @@ def members(run: RunState) -> list[str]:
 def due(world: World) -> list[str]:
     """Return the members that have to get the released model.
 
-    Not one whose twin took it or withdrew in its name, nor one whose twin went further than
-    itself: what it has looks like an old backup, and it takes part again when its operators say so.
+    Not one whose twin took it, decided or withdrew in its name, nor one whose twin went further
+    than itself: what it has looks like an old backup, and it takes part again when its operators
+    say so.
     """
     twins = {fault.who for fault in world.faults.faults if fault.act is Act.TWIN}
     lines = world.words.getvalue().splitlines() if twins else []
     refused = [line for line in lines if any(word in line for word in _SHUT_OUT)]
     shut_out = {json.loads(line)["site"] for line in refused} & twins
     shut_out |= {site for site in twins if release_of(world, twin_of(site)).exists()}
+    shut_out |= {site for site in twins if not _decided(world, site)}
     return [site for site in members(world.state) if site not in shut_out]
+
+
+def _decided(world: World, site: str) -> bool:
+    """Whether a hospital itself has decided on the run."""
+    decisions = world.plan.site_folder(site) / "state" / "decisions"
+    return (decisions / f"{world.run_id}.json").exists()
 
 
 def release_of(world: World, site: str) -> Path:
