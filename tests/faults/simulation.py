@@ -460,8 +460,12 @@ async def _story(world: World) -> str | None:
     world.disturb()
     await _until(lambda: world.driver is not None and world.state.phase.final)
     if world.state.phase is RunPhase.FINISHED:
-        await _until(lambda: all(release_of(world, site).is_file() for site in due(world)))
+        await _until(lambda: world.driver is not None and _all_released(world))
     return problem_of(world)
+
+
+def _all_released(world: World) -> bool:
+    return all(release_of(world, site).is_file() for site in due(world))
 
 
 async def _submitted(world: World) -> None:
