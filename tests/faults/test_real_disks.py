@@ -201,8 +201,9 @@ async def test_a_node_whose_disk_is_full_sends_nothing_and_comes_back_when_there
                 await _more(_disk_lines, run, said)
                 await run.until(COORDINATOR, "model.published", len(run.runs))
             await run.finish()
+        # An upload that comes after its round is late, which is something else.
         refused = [line for line in run.lines(COORDINATOR, "call.refused")
-                   if line["method"] != "Session"]  # fmt: skip
+                   if line["method"] != "Session" and line["name"] != "OUT_OF_TURN"]  # fmt: skip
         assert refused == [], "something truncated was sent"
         assert run.lines("north", "internal.error") == []
         missing = [line for line in run.lines(COORDINATOR, "round.closed")
