@@ -226,7 +226,8 @@ class CoordinatorService:
         """
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._run_died.wait(), self._heartbeat_s)
+                async with asyncio.timeout(self._heartbeat_s):
+                    await self._run_died.wait()
             self._run_died.clear()
             if jump := self._clock_watch.jumped():
                 self._shop.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)

@@ -364,9 +364,14 @@ class RoundJobs:
         self._resuming, self._resuming_hd = waiting, hd
         try:
             await link.send(self._task, Resume(hd))
-            return await asyncio.wait_for(waiting, _RESUME_S)
+            # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes with the answer,
+            # and a node that was told to stop just then would never end.
+            async with asyncio.timeout(_RESUME_S):
+                answer: ResumeState = await waiting
         except TimeoutError:
             raise ConnectError("UNREACHABLE", "no answer to Resume") from None
+        else:
+            return answer
         finally:
             self._resuming = None
             if waiting.done() and not waiting.cancelled():

@@ -82,11 +82,11 @@ class Road:
         self._pending.add(job)
         try:
             result = await job
-        except Killed:
-            raise ConnectError("UNREACHABLE", "the connection broke") from None
-        except asyncio.CancelledError:
+        except (Killed, asyncio.CancelledError, FedError) as ended:
             current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if current is not None and current.cancelling():  # whatever the far side made of it
+                raise asyncio.CancelledError from None
+            if isinstance(ended, FedError):
                 raise
             raise ConnectError("UNREACHABLE", "the connection broke") from None
         finally:
