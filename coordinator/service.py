@@ -440,13 +440,12 @@ class CoordinatorService:
         epochs = self._shop.store.epochs() if hello.seen else {}
         told = unknown(node, hello.seen, runs, epochs, history.lost)
         if told:
-            history.tell(told)
-            for one in told:
+            for other in self._shop.hub.connected - {node}:
+                self._shop.hub.drop(other)  # also where the disk does not take what was told
+            for one in history.tell(told):
                 failure = Refusal("HISTORY_BACK", f"{one.site}: {one.why}")
                 log = self._shop.log.bind(study=one.seen.task, run=one.seen.run_id, site=one.site)
                 log.failure(Event.HISTORY_BACK, failure)
-            for other in self._shop.hub.connected - {node}:
-                self._shop.hub.drop(other)
         if history.told:
             first = history.told[0]
             raise Refusal(
