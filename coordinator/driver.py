@@ -190,6 +190,11 @@ class RunDriver:
                 return
             await asyncio.sleep(WATCH_PAUSE_S)
 
+    def header_is_open(self, hd: HeaderDigest) -> bool:
+        """Whether a header is that of the open round."""
+        current = self.state.round
+        return current is not None and current.header is not None and current.hd == hd
+
     def spool_file(self, node: NodeId, hd: HeaderDigest) -> SpoolFile:
         """Return where a member's upload goes.
 

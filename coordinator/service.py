@@ -494,8 +494,12 @@ class CoordinatorService:
         start = await anext(parts, None)
         if not isinstance(start, UploadStart):
             raise Refusal("OUT_OF_TURN", "an upload begins with its start record")
-        with self._shop.room.attempt((start.hd, node)):
+        with self._shop.room.attempt((start.hd, node), partial(self._is_open, start)):
             return await self._take_upload(node, start, parts)
+
+    def _is_open(self, start: UploadStart) -> bool:
+        driver = self._active(start.task)
+        return driver is not None and driver.header_is_open(start.hd)
 
     async def _take_upload(
         self, node: NodeId, start: UploadStart, parts: AsyncIterator[UploadPart]
