@@ -854,3 +854,17 @@ def test_an_epoch_is_taken_once_a_whole_set_has_confirmed_it() -> None:
     assert taken_epoch(world.state) == session.terms.epoch
     before = replace(session, phase=SetupPhase.ADVERTS)
     assert taken_epoch(replace(world.state, session=before)) == 0
+
+
+def test_a_hospital_that_says_it_has_no_keys_has_no_release_made_again() -> None:
+    """It would keep the run from its end, and send everybody the release again and again."""
+    world = RunWorld()
+    world.hold = {rs.SendRelease}
+    world.begin()
+    assert world.phase is RunPhase.RELEASING
+    facts, held = len(world.facts), len(world.held)
+    for _ in range(3):
+        world.hear(world.at(0), Refused(b"", "OWN_ADVERT", "another process has them"))
+    assert (len(world.facts), len(world.held)) == (facts, held)
+    world.fire("release")
+    finished(world)
