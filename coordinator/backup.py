@@ -47,7 +47,7 @@ from coordinator.driver import KEPT_MODELS
 from coordinator.history import NAME as HISTORY
 from coordinator.history import History
 from coordinator.snapshot import DATABASE, copy_database, database_path, is_embedded
-from coordinator.store import Store, open_store
+from coordinator.store import Store, open_beside, open_store
 from coordinator.stored_runs import KnownRun, read_runs
 
 SCHEMA: Final = "fedcare.coordinator-backup/1"
@@ -142,7 +142,7 @@ def _fill(
                 copy_database(database_path(config), target_db)
             store = open_store(f"sqlite:///{copy}", config.federation)
         else:
-            store = open_store(str(config.store), config.federation)
+            store = open_beside(str(config.store), config.federation)
         try:
             roster = roster_of(config)
             runs = read_runs(store, config.federation, roster)
