@@ -139,6 +139,8 @@ class Arrivals:
         """When everybody who was let in is paid for; a second ahead of now is the most."""
         self._given = self._all
         """The latest turn that was given to somebody who was refused."""
+        self._turns: dict[str, float] = {}
+        """Whose turn is when; who comes before it is told the same one, and takes no other."""
 
     def admit(self, who: str) -> None:
         """Let a hospital in.
@@ -151,8 +153,9 @@ class Arrivals:
         if own > now + OWN_BURST + _ROUNDING_S:
             _come_back(own - now - OWN_BURST, f"{who} has come too often")
         if everybody > now + 1.0 + _ROUNDING_S:
-            self._given = max(self._given, now) + each_s
-            asked_s = min(self._given - now, MOST_ASKED_S)
+            if self._turns.get(who, now) <= now:
+                self._turns[who] = self._given = max(self._given, now) + each_s
+            asked_s = min(self._turns[who] - now, MOST_ASKED_S)
             _come_back(asked_s, f"{self._per_s} hospitals a second are let in, not yet {who}")
         self._own[who], self._all = own, everybody
 

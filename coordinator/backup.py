@@ -6,6 +6,7 @@
     coordinator.db   the embedded database, as of one moment
     objects/<hex>    the models and files of releases that the database names
     spool/<hd>/<id>  the uploads that an open round counts: restored at once, it goes on
+    history.json     what hospitals told of, and which losses a person accepted, if any
     owner.json       whose the state is
 
 A coordinator may serve meanwhile. SQLite's own backup copies the database as of one
@@ -43,8 +44,10 @@ from common.state_folder import fsync_folder
 from common.version import VERSION
 from coordinator.config import CoordinatorConfig
 from coordinator.driver import KEPT_MODELS
+from coordinator.history import NAME as HISTORY
+from coordinator.history import History
 from coordinator.snapshot import DATABASE, copy_database, database_path, is_embedded
-from coordinator.store import Store, open_store
+from coordinator.store import Store, open_beside, open_store
 from coordinator.stored_runs import KnownRun, read_runs
 
 SCHEMA: Final = "fedcare.coordinator-backup/1"
@@ -128,6 +131,10 @@ def _fill(
 ) -> Made:
     state_dir = config.path(config.state_dir)
     kind = "sqlite" if is_embedded(config) else "postgresql"
+    # Before the database: one that is older than an order of a person would not be told of it.
+    if (state_dir / HISTORY).exists():
+        History(state_dir)
+        out.put(HISTORY, state_dir / HISTORY, None)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fedcare-") as scratch:
         copy = Path(scratch) / DATABASE
         if kind == "sqlite":
@@ -135,7 +142,7 @@ def _fill(
                 copy_database(database_path(config), target_db)
             store = open_store(f"sqlite:///{copy}", config.federation)
         else:
-            store = open_store(str(config.store), config.federation)
+            store = open_beside(str(config.store), config.federation)
         try:
             roster = roster_of(config)
             runs = read_runs(store, config.federation, roster)

@@ -71,7 +71,7 @@ from coordinator.run_state import (
     UploadComplete,
     encode_fact,
 )
-from coordinator.run_step import RunContext, Timing, round_is_open
+from coordinator.run_step import RunContext, Timing, round_is_open, taken_epoch
 from coordinator.spool import Spool, SpoolFile
 from coordinator.store import Store, StoredRelease
 from coordinator.use_sum import make_first_model, use_sum
@@ -189,6 +189,11 @@ class RunDriver:
             if view.state.final:
                 return
             await asyncio.sleep(WATCH_PAUSE_S)
+
+    def header_is_open(self, hd: HeaderDigest) -> bool:
+        """Whether a header is that of the open round."""
+        current = self.state.round
+        return current is not None and current.header is not None and current.hd == hd
 
     def spool_file(self, node: NodeId, hd: HeaderDigest) -> SpoolFile:
         """Return where a member's upload goes.
@@ -485,7 +490,8 @@ class RunDriver:
 
     async def _reserve_epoch(self) -> None:
         task, now = self.state.study.id, int(self._shop.clock.unix())
-        reserve = partial(self._shop.store.next_epoch, task, now)
+        least = max(now, taken_epoch(self.state) + 1)
+        reserve = partial(self._shop.store.next_epoch, task, least)
         self.post(EpochReserved(await self._stored("epoch", reserve)))
 
     async def _make_first_model(self) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Final
 
 from common.errors import StateError
 from common.ids import NodeId, RunId, site_name
-from common.messages import Seen
+from common.messages import MAX_SEEN, Seen
 from common.secagg.coordinator_session import SetupPhase
 from common.state_folder import FILE_MODE, disk_errors, fsync_folder
 from coordinator.run_state import RunState
@@ -59,6 +60,8 @@ class History:
         self.told: tuple[Told, ...] = ()
         """What hospitals know and the store does not; nothing goes on while there is any."""
         self.losses: tuple[Loss, ...] = ()
+        self._kept = True
+        """Whether all of that is in the file."""
         if self._path is not None and self._path.exists():
             self._read(self._path)
 
@@ -67,15 +70,29 @@ class History:
         """Runs whose loss was accepted."""
         return frozenset(run for loss in self.losses for run in loss.runs)
 
-    def tell(self, told: Sequence[Told]) -> None:
-        """Keep what a hospital told, durably.
+    def tell(self, told: Sequence[Told]) -> list[Told]:
+        """Keep what a hospital told, durably; return what of it was not known.
+
+        A hospital that comes again tells the same; one that invents runs is heard so many times.
 
         Raises:
             StateError: DISK.
         """
-        known = {(one.site, one.seen.run_id): one for one in (*self.told, *told)}
-        self.told = tuple(known.values())
-        self._write()
+        known = {(one.site, one.seen.run_id): one for one in self.told}
+        of_site = Counter(one.site for one in self.told)
+        new = []
+        for one in told:
+            key, full = (one.site, one.seen.run_id), of_site[one.site] >= MAX_SEEN
+            if known.get(key) == one or (full and key not in known):
+                continue
+            of_site[one.site] += key not in known
+            known[key] = one
+            new.append(one)
+        if new or not self._kept:
+            self.told, self._kept = tuple(known.values()), False
+            self._write()
+            self._kept = True
+        return new
 
     def accept(self, loss: Loss) -> None:
         """Take over what was told as lost.

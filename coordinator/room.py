@@ -66,8 +66,11 @@ class Room:
             self._waiting.pop(what, None)
 
     @contextmanager
-    def attempt(self, what: Purpose) -> Iterator[None]:
+    def attempt(self, what: Purpose, wanted: Callable[[], bool]) -> Iterator[None]:
         """One attempt to write something; who sent it makes the next one.
+
+        `wanted`: whether it still is, once it failed. A round may have ended meanwhile, and then
+        nobody comes again.
 
         Raises:
             NoRoom: the block did.
@@ -75,7 +78,8 @@ class Room:
         try:
             yield
         except NoRoom as failure:
-            self._lacks(what, failure)
+            if wanted():
+                self._lacks(what, failure)
             raise
         self._has(what)
 

@@ -225,7 +225,7 @@ def _trouble(step: Step, node: NodeId, message: Refused) -> None:
         step.state = replace(step.state, without_keys=step.state.without_keys | {node})
     if round_is_open(state):
         _leave(step, node, message)
-    elif keyless:
+    elif keyless and state.phase is RunPhase.RUNNING:
         gather(step)
 
 

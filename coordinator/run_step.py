@@ -15,7 +15,7 @@ from common.ids import NodeId, site_name
 from common.layouts import RoundLayout, round_kinds, round_layout
 from common.messages import RunEnded
 from common.secagg import coordinator_session as sessions
-from common.secagg.coordinator_session import SessionState
+from common.secagg.coordinator_session import SessionState, SetupPhase
 from common.secagg.coordinator_state import RoundPhase
 from common.secagg.header import RoundKind
 from common.secagg.params import SecAggParams
@@ -175,6 +175,17 @@ def gather_timer(state: RunState) -> str:
     """Return the name of the timer that waits for hospitals to be ready for this round."""
     epoch = 0 if state.session is None else state.session.terms.epoch
     return f"{GATHER}:{epoch}:{state.next_r}"
+
+
+def taken_epoch(state: RunState) -> int:
+    """Return the epoch that hospitals are in, 0 for none: no later one may have a smaller number.
+
+    The clock may be far behind; and its number may have been reserved by one far ahead, and be
+    nobody's, unless a whole set of hospitals has confirmed it.
+    """
+    session = state.session
+    taken = session is not None and session.phase is SetupPhase.READY
+    return session.terms.epoch if session is not None and taken else 0
 
 
 def ask_epoch(step: Step) -> None:

@@ -441,13 +441,12 @@ class CoordinatorService:
         epochs = self._shop.store.epochs() if hello.seen else {}
         told = unknown(node, hello.seen, runs, epochs, history.lost)
         if told:
-            history.tell(told)
-            for one in told:
+            for other in self._shop.hub.connected - {node}:
+                self._shop.hub.drop(other)  # also where the disk does not take what was told
+            for one in history.tell(told):
                 failure = Refusal("HISTORY_BACK", f"{one.site}: {one.why}")
                 log = self._shop.log.bind(study=one.seen.task, run=one.seen.run_id, site=one.site)
                 log.failure(Event.HISTORY_BACK, failure)
-            for other in self._shop.hub.connected - {node}:
-                self._shop.hub.drop(other)
         if history.told:
             first = history.told[0]
             raise Refusal(
@@ -496,8 +495,12 @@ class CoordinatorService:
         start = await anext(parts, None)
         if not isinstance(start, UploadStart):
             raise Refusal("OUT_OF_TURN", "an upload begins with its start record")
-        with self._shop.room.attempt((start.hd, node)):
+        with self._shop.room.attempt((start.hd, node), partial(self._is_open, start)):
             return await self._take_upload(node, start, parts)
+
+    def _is_open(self, start: UploadStart) -> bool:
+        driver = self._active(start.task)
+        return driver is not None and driver.header_is_open(start.hd)
 
     async def _take_upload(
         self, node: NodeId, start: UploadStart, parts: AsyncIterator[UploadPart]

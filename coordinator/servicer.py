@@ -80,6 +80,7 @@ class AggregationServicer(aggregation_pb2_grpc.AggregationServicer):
     ) -> AsyncIterator[pb.CoordinatorMessage]:
         """Carry one hospital's control stream, both ways, until either side ends it."""
         node = NodeId(caller().node_id)
+        self._service.check_member(node)  # who is none takes no turn
         self._arrivals.admit(site_name(node))
         outbox = self._service.connect(node, _host(context.peer()))
         reader = asyncio.create_task(self._read(node, outbox, requests))

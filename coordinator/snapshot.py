@@ -16,7 +16,7 @@ from sqlalchemy.pool import StaticPool
 
 from common.errors import ConfigError, StateError
 from coordinator.config import CoordinatorConfig
-from coordinator.store import SqlStore, check_federation, migrate, open_store, read_errors
+from coordinator.store import SqlStore, check_federation, migrate, open_beside, read_errors
 
 DATABASE = "coordinator.db"
 
@@ -58,7 +58,7 @@ def snapshot(config: CoordinatorConfig) -> Iterator[SqlStore]:
         StateError: STATE_DAMAGED; STATE_FOREIGN.
     """
     if not is_embedded(config):
-        store = open_store(str(config.store), config.federation)
+        store = open_beside(str(config.store), config.federation)
     else:
         memory = sqlite3.connect(":memory:", check_same_thread=False)
         copy_database(database_path(config), memory)

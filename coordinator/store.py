@@ -271,6 +271,9 @@ def _sqlite_settings(connection: object, _record: object) -> None:
     cursor.close()
 
 
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
 def migrate(engine: Engine) -> None:
     """Bring the database to this version's tables.
 
@@ -282,7 +285,7 @@ def migrate(engine: Engine) -> None:
     from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(_MIGRATIONS))
     try:
         with engine.begin() as connection:
             if engine.dialect.name == "sqlite":
@@ -706,6 +709,47 @@ def _federation_of(chain: bytes) -> str | None:
         return read_leaf(x509.load_pem_x509_certificates(chain)[0]).spiffe.federation
     except (ValueError, FedError):
         return None
+
+
+def open_beside(url: str, federation: str) -> SqlStore:
+    """Open the database of a server beside its coordinator, for who only reads.
+
+    It is not brought to this version: a coordinator of the former one may be writing to it, and
+    what that wrote later would have no checksums.
+
+    Raises:
+        StateError: STATE_DAMAGED, another version's; see `check_federation`, `SqlStore.check`.
+    """
+    engine = open_engine(url)
+    store = SqlStore(engine)
+    try:
+        with read_errors(engine.url.database):
+            check_federation(engine, federation)
+            _check_version(engine)
+            store.check()
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _check_version(engine: Engine) -> None:
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    try:
+        with engine.connect() as db:
+            found = MigrationContext.configure(db).get_current_heads()
+    except SQLAlchemyError as error:
+        raise _failure(engine, error, "STATE_DAMAGED") from error
+    if set(found) != set(ScriptDirectory(str(_MIGRATIONS)).get_heads()):
+        raise StateError(
+            "STATE_DAMAGED",
+            f"{engine.url.database} was written by another version, or by none:"
+            f" {', '.join(found) or 'no tables'}",
+            fix="Use the version that its coordinator is of; a newer one's start brings it up to"
+            " date.",
+        )
 
 
 def open_store(

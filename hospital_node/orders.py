@@ -27,6 +27,7 @@ from common.errors import ConfigError, RoundError, StateError
 from common.messages import Seen
 from common.secagg.node import restored
 from common.secagg.node_state import BackupRestored, NodeState, decode_state, encode_state
+from common.secagg.params import EPOCH_SECONDS
 from hospital_node import files
 from hospital_node.store import ROLLED_BACK, NodeStore, SessionRecord
 
@@ -180,7 +181,9 @@ def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
         if record is None:
             continue
         orders.append(_record(store.root, "accept-loss", seen.task, reason, clock))
-        state, _ = restored(decode_state(record.state), BackupRestored(seen.epoch))
+        # No hospital takes part in an epoch further ahead; who names one would shut this one out.
+        last = min(seen.epoch, int(clock.unix()) + EPOCH_SECONDS)
+        state, _ = restored(decode_state(record.state), BackupRestored(last))
         store.save_session(seen.task, SessionRecord(record.run_id, encode_state(state)))
     files.remove(path)
     files.sync_directory(store.root)

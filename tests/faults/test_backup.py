@@ -20,6 +20,7 @@ from coordinator import backup as module
 from coordinator.backup import Made, make_backup, roster_of
 from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
+from coordinator.history import History, Loss
 from coordinator.restore import read_backup, restore
 from coordinator.store import STATE_NAMES, default_url, open_store
 from coordinator.stored_runs import KnownRun, read_runs
@@ -139,11 +140,13 @@ def refusal(config: CoordinatorConfig, backup: Path, into: Path) -> FedError | N
 async def test_a_released_run_is_there_after_a_restore(tmp_path: Path) -> None:
     fed = await finished(tmp_path / "fed")
     config = settings(fed)
+    History(config.path(config.state_dir)).accept(Loss(5.0, "a disk is gone", ("r-1",)))
     made = back_up(fed, tmp_path / "copy")
-    assert {"coordinator.db", "owner.json"} < {file.name for file in made.files}
+    assert {"coordinator.db", "history.json", "owner.json"} < {file.name for file in made.files}
     into = tmp_path / "state"
     into.mkdir()  # an empty folder, as a volume is
     assert restore(config, tmp_path / "copy", into, nothing).body == made.body
+    assert History(into).lost == {"r-1"}, "hospitals that tell of it are let in as before"
     (run,) = known(config, into)
     assert run.state.phase is RunPhase.FINISHED
     store = open_store(default_url(into), config.federation, into / MARK_NAME)

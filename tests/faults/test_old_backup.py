@@ -18,7 +18,7 @@ from common.entropy import OsEntropy
 from common.errors import ExitCode, RoundError, StateError
 from common.ids import RunId
 from common.logs import make_log
-from common.messages import Seen, Welcome
+from common.messages import MAX_SEEN, Seen, Welcome
 from common.secagg.messages import Commit, Ready, UploadEnd
 from common.secagg.node_state import decode_state
 from common.views import RunPhase
@@ -268,3 +268,16 @@ def test_what_was_told_is_kept_and_a_flipped_byte_in_it_is_found(tmp_path: Path)
     path.write_text(path.read_text().replace("gone", "gene"))
     with pytest.raises(StateError, match=r"history\.json"):
         History(tmp_path)
+
+
+def test_a_hospital_that_invents_runs_fills_neither_memory_nor_disk(tmp_path: Path) -> None:
+    history = History(tmp_path)
+
+    def tell(site: str, first: int) -> int:
+        runs = (RunId(f"r-{number}") for number in range(first, first + MAX_SEEN))
+        told = [Told(site, Seen(run, "heart", 7, 2, released=False), "none") for run in runs]
+        return len(history.tell(told))
+
+    assert [tell("va", first) for first in (0, 0, 1000, 2000)] == [MAX_SEEN, 0, 0, 0]
+    assert tell("cleveland", 0) == MAX_SEEN, "the others are heard as before"
+    assert len(History(tmp_path).told) == 2 * MAX_SEEN

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 from itertools import count
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.clock import ManualClock
-from common.errors import RoundError
+from common.errors import Refusal, RoundError
+from common.ids import NodeId
+from coordinator import servicer
 from coordinator.admission import MOST_ASKED_S, OWN_BURST, Arrivals
 
 _names = count()
@@ -73,3 +77,26 @@ def test_a_hospital_that_comes_again_and_again_takes_nobodys_turn() -> None:
     assert turn(arrivals) == pytest.approx(0.05), "the first turn is still to be had"
     clock.advance(1.0)
     assert turn(arrivals, "va") is None
+
+
+def test_a_hospital_that_does_not_wait_for_its_turn_puts_nobody_elses_off() -> None:
+    clock = ManualClock()
+    arrivals = Arrivals(20, clock)
+    assert [turn(arrivals) for _ in range(20)] == [None] * 20
+    assert all(turn(arrivals, "va") == pytest.approx(0.05) for _ in range(1000))
+    assert turn(arrivals) == pytest.approx(0.1), "one turn was taken, not a thousand"
+
+
+async def test_a_hospital_that_is_no_member_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Members:
+        def check_member(self, node: NodeId) -> None:
+            raise Refusal("NOT_MEMBER", f"{node} is none")
+
+    arrivals, service, context = Arrivals(4, ManualClock()), Members(), object()
+    stranger = SimpleNamespace(node_id="spiffe://fed/hospital/stranger")
+    monkeypatch.setattr(servicer, "caller", lambda: stranger)
+    desk: Any = servicer.AggregationServicer(service, arrivals)  # type: ignore[arg-type]
+    for _ in range(8):
+        with pytest.raises(Refusal, match="is none"):
+            await anext(desk.Session(None, context))
+    assert [turn(arrivals) for _ in range(4)] == [None] * 4

@@ -73,9 +73,9 @@ async def test_there_is_room_when_nothing_waits_any_more(tmp_path: Path) -> None
     """An upload is sent again by its hospital; its round may end before."""
     room, thread, _ = a_room(tmp_path)
     for what in (b"round", "a"), (b"round", "b"):
-        with pytest.raises(NoRoom), room.attempt(what):
+        with pytest.raises(NoRoom), room.attempt(what, lambda: True):
             raise NoRoom("0 B are free")
-    with room.attempt((b"round", "a")):
+    with room.attempt((b"round", "a"), lambda: True):
         pass
     assert room.why_not
     room.drop(b"another round")
@@ -84,6 +84,14 @@ async def test_there_is_room_when_nothing_waits_any_more(tmp_path: Path) -> None
     assert room.why_not == ""
     thread.shutdown()
     assert [one.what for one in recorded(tmp_path)] == ["full", "room"]
+
+
+async def test_an_upload_that_fails_after_its_round_leaves_nothing_waiting(tmp_path: Path) -> None:
+    room, _, _ = a_room(tmp_path)
+    room.drop(b"round")
+    with pytest.raises(NoRoom), room.attempt((b"round", "a"), lambda: False):
+        raise NoRoom("0 B are free")
+    assert room.why_not == ""
 
 
 async def test_who_is_cancelled_waits_no_longer(tmp_path: Path) -> None:

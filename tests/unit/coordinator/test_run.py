@@ -11,6 +11,7 @@ from common.events import Event
 from common.ids import HeaderDigest, NodeId, Sha256, site_name
 from common.messages import Objection, ReleaseReceipt, RunEnded, StudyDecision, StudyOffer, Verdict
 from common.secagg import node as nd
+from common.secagg.coordinator_session import SetupPhase
 from common.secagg.coordinator_state import DoubleCommit, RoundPhase
 from common.secagg.messages import (
     Commit,
@@ -28,7 +29,7 @@ from coordinator import run_state as rs
 from coordinator.journal import Journal
 from coordinator.run_facts import apply
 from coordinator.run_rounds import MAX_VOIDED_IN_A_ROW
-from coordinator.run_step import fewest
+from coordinator.run_step import fewest, taken_epoch
 from coordinator.waits import wait_of
 from tests.run_world import RUN, VECTOR, RunWorld, stored
 from tests.simulation.secagg_harness import Uploaded, digest
@@ -840,3 +841,30 @@ def test_evidence_of_two_commits_is_kept_when_the_round_is_forgotten() -> None:
     bodies = [rs.encode_fact(rs.Witnessed(evidence))]
     assert rs.decode_fact(bodies[0]) == rs.Witnessed(evidence)
     assert 0 not in journal.add([rs.Ended(RunPhase.FINISHED, "")])
+
+
+def test_an_epoch_is_taken_once_a_whole_set_has_confirmed_it() -> None:
+    """Else one hospital could make a number stand that a clock far ahead had reserved."""
+    world = RunWorld()
+    assert taken_epoch(world.state) == 0
+    world.begin()
+    session = world.state.session
+    assert session is not None
+    assert session.phase is SetupPhase.READY
+    assert taken_epoch(world.state) == session.terms.epoch
+    before = replace(session, phase=SetupPhase.ADVERTS)
+    assert taken_epoch(replace(world.state, session=before)) == 0
+
+
+def test_a_hospital_that_says_it_has_no_keys_has_no_release_made_again() -> None:
+    """It would keep the run from its end, and send everybody the release again and again."""
+    world = RunWorld()
+    world.hold = {rs.SendRelease}
+    world.begin()
+    assert world.phase is RunPhase.RELEASING
+    facts, held = len(world.facts), len(world.held)
+    for _ in range(3):
+        world.hear(world.at(0), Refused(b"", "OWN_ADVERT", "another process has them"))
+    assert (len(world.facts), len(world.held)) == (facts, held)
+    world.fire("release")
+    finished(world)

@@ -26,6 +26,7 @@ from coordinator.store import (
     StoredRun,
     StoredStudy,
     default_url,
+    open_beside,
     open_engine,
     open_store,
 )
@@ -253,6 +254,24 @@ def test_opening_twice_migrates_once(store: SqlStore) -> None:
     again = reopened(store)
     assert again.runs() == [run()]
     again.close()
+
+
+def test_who_only_reads_brings_no_server_s_database_to_another_version(tmp_path: Path) -> None:
+    """A coordinator of the former version may be writing to it."""
+    url = default_url(tmp_path)
+    store = open_store(url)
+    store.add_run(STUDY, run())
+    open_beside(url, "heart-network").close()
+    for version in ("0001", "0009"):
+        with store._engine.begin() as db:
+            db.execute(sql.text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+        with pytest.raises(StateError, match=version):
+            open_beside(url, "heart-network")
+        with store._engine.connect() as db:
+            assert db.execute(sql.text("SELECT version_num FROM alembic_version")).scalar() == (
+                version
+            )
+    store.close()
 
 
 # --- files that are not ours, or not whole --------------------------------------------------------
