@@ -271,7 +271,7 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             f"Bring {', '.join(found.agreed)} back: the next round needs exactly these, because"
             " some may have signed their set. If one of them is gone for good: `fedcare"
             f" coordinator unlock {found.run} --reason ...`, coordinator stopped, and `fedcare"
-            f" node unlock {found.study} --reason ...` at each of the others."
+            f" node unlock {found.study} --reason ...` at each of the others that signed, no other."
         )
     yield from _waits(found, state)
     if found.voided and not state.history[-1].opened:

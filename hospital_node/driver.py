@@ -63,8 +63,9 @@ from hospital_node.work import Desk, Work
 from hospital_node.worker import Worker
 
 STATUS_EVERY_S: Final = 1.0
-_DRAIN_LOOK_S: Final = 0.1
 """The status file is rewritten at most this often."""
+
+_DRAIN_LOOK_S: Final = 0.1
 
 _PASSING: Final = frozenset({"UNREACHABLE", "BUSY"})
 """Why a dial may fail that nobody has to hear of each time."""

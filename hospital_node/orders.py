@@ -17,6 +17,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,13 +41,17 @@ What = Literal["unlock", "accept-loss"]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a person ordered; `user` is the account it was given under, `unix` when."""
+    """What a person ordered; `user` is the account it was given under, `unix` when.
+
+    `left`: after an unlock, how many sets of the study are still remembered.
+    """
 
     what: What
     task: str
     reason: str
     user: str
     unix: int
+    left: int = 0
 
 
 # --- an old copy is noticed -----------------------------------------------------------------
@@ -141,7 +146,8 @@ def unlock(store: NodeStore, task: str, reason: str, clock: Clock) -> Order:
     """Forget the last set that was agreed to for a study.
 
     Raises:
-        RoundError: NOT_FOUND, this hospital has agreed to no set of that study.
+        RoundError: NOT_FOUND, this hospital has agreed to no set of that study, or to none since
+            the last such order.
         StateError: STATE_DAMAGED; DISK.
     """
     record = store.load_session(task)
@@ -153,8 +159,16 @@ def unlock(store: NodeStore, task: str, reason: str, clock: Clock) -> Order:
             f"no set of a study {task} was agreed to; there are: {known}",
             fix="Name the study as the coordinator does; who agreed to no set has none to forget.",
         )
-    order = _record(store.root, "unlock", task, reason, clock)
     new = replace(state, rerun=state.rerun.without_last())
+    before = [one for one in orders(store.root) if (one.what, one.task) == ("unlock", task)]
+    if before and before[-1].left == state.rerun.models:
+        # The set before it is of a model whose sum was opened: it must not go by giving it twice.
+        raise RoundError(
+            "NOT_FOUND",
+            f"the last set of {task} is forgotten already, and none was agreed to since",
+            fix="Start the node; `fedcare node orders` shows the order that was given.",
+        )
+    order = _record(store.root, "unlock", task, reason, clock, new.rerun.models)
     store.save_session(task, SessionRecord(record.run_id, encode_state(new)))
     return order
 
@@ -190,17 +204,25 @@ def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
     return orders
 
 
-def _record(root: Path, what: What, task: str, reason: str, clock: Clock) -> Order:
+def _record(root: Path, what: What, task: str, reason: str, clock: Clock, left: int = 0) -> Order:
     if not reason.strip() or len(reason) > MOST_REASON or not reason.isprintable():
         raise ConfigError(
             "BAD_ARGUMENT", f"--reason is one line of 1 to {MOST_REASON} characters: it is kept"
         )
-    order = Order(what, task, reason, getpass.getuser(), int(clock.unix()))
+    order = Order(what, task, reason, _account(), int(clock.unix()), left)
     name = f"{int(clock.unix() * 1000):013}.{what}.{task}.json"
     tree = {"schema": SCHEMA, **asdict(order)}
     content = json.dumps({**tree, "sha256": _digest(tree)}).encode("ascii")
     files.write_new(root / "orders" / name, content)
     return order
+
+
+def _account() -> str:
+    """Return this process' account: its name, or its number, as in a container without names."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _digest(tree: dict[str, object]) -> str:

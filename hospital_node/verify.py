@@ -12,6 +12,7 @@ no round relies on, and downloads that are not whole yet, which are checked when
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,10 +94,17 @@ def verify(config: NodeConfig) -> list[Part]:
 
     Raises:
         ConfigError, IdentityError: there is no state, or no certificate of node or CA.
+        StateError: STATE_ACCESS, this user may not read it, which is no damage.
     """
     look_at = _Look(config)
     if not look_at.root.is_dir():
         raise ConfigError("FILE_MISSING", f"{look_at.root} is not there")
+    if not os.access(look_at.root, os.R_OK | os.X_OK):
+        raise StateError(
+            "STATE_ACCESS",
+            f"{look_at.root} cannot be read by this user",
+            fix="Run the command as the user that the node runs as.",
+        )
     return list(look_at.parts())
 
 

@@ -55,6 +55,11 @@ class RerunMemory:
 
     records: bytes = b""
 
+    @property
+    def models(self) -> int:
+        """How many models a set was agreed to for."""
+        return len(self.records) // _RECORD
+
     def check_terms(self, header: Header) -> None:
         """Refuse a header whose numbers differ from those agreed on for its model.
 
@@ -86,16 +91,6 @@ class RerunMemory:
             return self
         record = _key(header) + _terms(header) + set_hash(survivors)
         return RerunMemory(self.records + record)
-
-    def lifted(self, header: Header) -> RerunMemory:
-        """Return the memory without this header's model: the operator's lift of 10.4.
-
-        The node's driver calls it on a person's recorded order only.
-        """
-        at = self._place(_key(header))
-        if at is None:
-            return self
-        return RerunMemory(self.records[:at] + self.records[at + _RECORD :])
 
     def without_last(self) -> RerunMemory:
         """Return the memory without the last set that was agreed to, on a person's order.

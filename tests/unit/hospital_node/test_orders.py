@@ -1,17 +1,78 @@
-"""What a person orders at a node does not depend on a coordinator's lies."""
+"""Orders at a hospital: given once, by anybody's account, whatever a coordinator tells."""
 
 from __future__ import annotations
 
+import getpass
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from common.clock import ManualClock
 from common.entropy import OsEntropy
+from common.errors import RoundError
 from common.ids import Epoch, RunId
 from common.messages import Seen
 from common.secagg.node_state import NodeState, decode_state, encode_state
 from common.secagg.params import EPOCH_SECONDS
-from hospital_node import orders
+from common.secagg.rerun import RerunMemory
+from hospital_node.orders import accept_loss, keep_older, orders, unlock
 from hospital_node.store import NodeStore, SessionRecord
+
+SET = bytes(96)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[NodeStore]:
+    with NodeStore.open(tmp_path / "state", OsEntropy()) as opened:
+        agree(opened, 2)
+        yield opened
+
+
+def agree(store: NodeStore, sets: int) -> None:
+    state = NodeState(rerun=RerunMemory(SET * sets))
+    store.save_session("heart", SessionRecord(RunId("r-1"), encode_state(state)))
+
+
+def remembered(store: NodeStore) -> int:
+    record = store.load_session("heart")
+    assert record is not None
+    return decode_state(record.state).rerun.models
+
+
+def test_an_unlock_that_is_given_twice_forgets_one_set_only(store: NodeStore) -> None:
+    clock = ManualClock()
+    unlock(store, "heart", "va has left", clock)
+    clock.advance(60.0)
+    with pytest.raises(RoundError, match="forgotten already"):
+        unlock(store, "heart", "once more", clock)
+    assert remembered(store) == 1
+    assert len(orders(store.root)) == 1
+    agree(store, 2)  # the other set, on the same model
+    unlock(store, "heart", "another has left", clock)
+    assert remembered(store) == 1
+
+
+def test_an_unlock_that_was_cut_off_before_it_took_effect_can_be_given_again(
+    store: NodeStore,
+) -> None:
+    clock = ManualClock()
+    unlock(store, "heart", "va has left", clock)
+    agree(store, 2)  # as if the process had been killed between the order and its effect
+    clock.advance(60.0)
+    unlock(store, "heart", "va has left", clock)
+    assert remembered(store) == 1
+
+
+def test_an_account_without_a_name_can_give_an_order(
+    store: NodeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert unlock(store, "heart", "va has left", ManualClock()).user == f"uid {os.getuid()}"
 
 
 def test_a_coordinator_that_names_a_huge_epoch_shuts_nobody_out_of_later_ones(
@@ -23,8 +84,8 @@ def test_a_coordinator_that_names_a_huge_epoch_shuts_nobody_out_of_later_ones(
         old = encode_state(NodeState(last_epoch=Epoch(now - 5)))
         for task, epoch in ("heart", (1 << 63) - 1), ("lung", now):
             store.save_session(task, SessionRecord(run, old))
-            orders.keep_older(tmp_path, [Seen(run, task, epoch, 1, released=False)])
-            orders.accept_loss(store, "a disk is gone", clock)
+            keep_older(tmp_path, [Seen(run, task, epoch, 1, released=False)])
+            accept_loss(store, "a disk is gone", clock)
         found = [store.load_session(task) for task in ("heart", "lung")]
     last = [decode_state(one.state).last_epoch for one in found if one is not None]
     assert last == [now + EPOCH_SECONDS, now]

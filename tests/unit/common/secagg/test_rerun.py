@@ -106,16 +106,16 @@ def test_the_session_the_round_and_the_nonces_make_no_difference() -> None:
         MEMORY.check_set(later, (A, B, D))
 
 
-def test_a_lift_frees_exactly_one_model() -> None:
+def test_a_lift_frees_the_last_model_only() -> None:
     other = replace(HEADER, model_sha256=Sha256(b"\x09" * 32))
     third = replace(HEADER, model_sha256=Sha256(b"\x0b" * 32))
     memory = MEMORY.remember(other, (A, B, C)).remember(third, (A, B, C))
-    lifted = memory.lifted(other)
-    lifted.check_set(other, (A, B, D))
-    for header in (HEADER, third):
+    lifted = memory.without_last()
+    lifted.check_set(third, (A, B, D))
+    for header in (HEADER, other):
         with pytest.raises(Refusal):
             lifted.check_set(header, (A, B, D))
-    assert RerunMemory().lifted(HEADER) == RerunMemory()
+    assert RerunMemory().without_last() == RerunMemory()
 
 
 def test_a_thousand_rounds_take_ninety_six_bytes_each() -> None:
