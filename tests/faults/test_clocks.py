@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
 _LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 FAKETIME: Final = str(_LIBRARIES[0]) if _LIBRARIES else ""
 
-needs_faketime = pytest.mark.skipif(not FAKETIME, reason="faketime is not installed")
+needs_faketime = pytest.mark.skipif(not FAKETIME, reason="needs faketime: apt-get install faketime")
 
 ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite")
 
@@ -210,7 +210,7 @@ async def test_a_coordinators_clock_that_jumps_back_in_a_round_moves_no_deadline
 def test_the_instrument_is_there_or_said_to_be_missing() -> None:
     """Where faketime is, it changes the day's clock and leaves durations alone."""
     if not FAKETIME:
-        pytest.skip("faketime is not installed")
+        pytest.skip("needs faketime: apt-get install faketime")
     program = "import time; print(time.time(), time.monotonic())"
     env = os.environ | {
         "LD_PRELOAD": FAKETIME, "FAKETIME": "-2h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"
