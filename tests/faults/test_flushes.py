@@ -20,7 +20,9 @@ from tests.faults.campaign import scratch
 from tests.faults.flushes import CASES
 from tests.faults.record import record
 
-pytestmark = pytest.mark.skipif(not lostwrites.can_build(), reason="needs gcc: apt-get install gcc libc6-dev")
+pytestmark = pytest.mark.skipif(
+    not lostwrites.can_build(), reason="needs gcc: apt-get install gcc libc6-dev"
+)
 
 
 @pytest.fixture(scope="module")

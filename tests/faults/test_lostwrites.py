@@ -18,7 +18,9 @@ import pytest
 from tests.faults import lostwrites
 from tests.faults.lostwrites import PAGE, Cut, Disk
 
-pytestmark = pytest.mark.skipif(not lostwrites.can_build(), reason="needs gcc: apt-get install gcc libc6-dev")
+pytestmark = pytest.mark.skipif(
+    not lostwrites.can_build(), reason="needs gcc: apt-get install gcc libc6-dev"
+)
 
 _DIE = "os.kill(os.getpid(), 9)"
 

@@ -18,7 +18,9 @@ from tests.faults.plan import COORDINATOR, SITES, Act, Fault, Plan, draw
 from tests.faults.power import Run, Trial, started
 from tests.faults.record import record
 
-pytestmark = pytest.mark.skipif(not lostwrites.can_build(), reason="needs gcc: apt-get install gcc libc6-dev")
+pytestmark = pytest.mark.skipif(
+    not lostwrites.can_build(), reason="needs gcc: apt-get install gcc libc6-dev"
+)
 
 HERE: Final = sorted(
     point
