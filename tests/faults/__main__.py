@@ -4,8 +4,9 @@
 
 The parts: `simulation` (many seeds; goes on where it was stopped, `--again` begins anew), `kills`
 (of real processes), `postgresql` (the same on the other store), `tests` (those named after a
-fault). Budgets: `change`, `nightly`, `release` (`tests.faults.budget`); `--seeds` and `--trials`
-are those of the simulation and of the kills. `--table` only writes the page's table anew.
+fault), and only if it is asked for `soak` (`--hours`). Budgets: `change`, `nightly`, `release`
+(`tests.faults.budget`); `--seeds` and `--trials` are those of the simulation and of the kills.
+`--table` only writes the page's table anew.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Final
 from tests.faults import parts, report
 from tests.faults.budget import VARIABLE, Budget, trials
 from tests.faults.campaign import Found, run_seeds
-from tests.faults.catalogue import KILLS, POSTGRESQL, TESTS
+from tests.faults.catalogue import KILLS, POSTGRESQL, SOAK, TESTS
 from tests.faults.postgres import why_not
 from tests.faults.record import WHERE
 
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--trials", type=int)
+    parser.add_argument("--hours", type=float, default=24.0, help="of a soak")
     parser.add_argument("--folder", type=Path, help="of a campaign of kills that is to go on")
     parser.add_argument("--workers", "--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--again", action="store_true", help="forget the seeds that are done")
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
         return 0
     os.environ[VARIABLE] = asked.budget
     origin, codes = parts.Origin.here(), []
-    for name in asked.only or _RUN:
+    for name in asked.only or _CAMPAIGNS:
         _say(f"== {name}")
         code, made = _RUN[name](asked, origin)
         codes.append(code)
@@ -145,6 +147,13 @@ def _test(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, list[pa
     )  # fmt: skip
 
 
+def _soak(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, list[parts.Part]]:
+    """Have a federation at work for hours."""
+    hours = str(asked.hours)
+    code, made = _in_part(SOAK, asked, origin, "tests.faults.soak", "--hours", hours)
+    return code, [part | {"budget": f"{hours} h"} for part in made]
+
+
 _RUN: Final[
     Mapping[str, Callable[[argparse.Namespace, parts.Origin], tuple[int, list[parts.Part]]]]
 ] = {
@@ -152,7 +161,10 @@ _RUN: Final[
     "kills": _kill,
     "postgresql": _kill_on_postgresql,
     "tests": _test,
+    "soak": _soak,
 }
+_CAMPAIGNS: Final = ("simulation", "kills", "postgresql", "tests")
+"""What runs if nothing is asked for; a soak takes a day."""
 
 
 def _in_part(

@@ -9,10 +9,12 @@ SIMULATION: Final = "simulation"
 KILLS: Final = "kills"
 POSTGRESQL: Final = "F01-F15 on PostgreSQL"
 TESTS: Final = "tests"
-"""The parts of a report; two of them have a row of their own."""
+SOAK: Final = "soak"
+"""The parts of a report; three of them have a row of their own."""
 
 FAULTS: Final[Mapping[str, str]] = {
     SIMULATION: "a whole federation in virtual time, one to six random faults in each run",
+    SOAK: "real processes at work for hours, one killed now and then; what grows is a leak",
     "F01": "coordinator killed while nothing is open",
     "F02": "coordinator killed as a round opens",
     "F03": "coordinator killed between an update and its receipt",

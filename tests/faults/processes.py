@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +41,7 @@ from tests.federation import SITES
 
 PATIENCE_S: Final = 6.0
 """A point that was not reached in this time gives way to another."""
+POSTGRESQL: Final = "postgresql"
 MOST_CHAINS: Final = 25
 """Of kills, until there was one in every phase."""
 _TURN_S: Final = 0.01
@@ -281,6 +282,17 @@ def _signal(one: Process, number: signal.Signals) -> None:
         os.kill(one.child.pid, number)
 
 
+@contextlib.contextmanager
+def federation_on(folder: Path, store: str) -> Iterator[Federation]:
+    """Yield a federation on `folder`; `store`: its own, `POSTGRESQL` (started here), or a URL."""
+    with contextlib.ExitStack() as stack:
+        if store == POSTGRESQL:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o711)  # the server is another user
+            store = stack.enter_context(Postgres(folder / "pg")).url
+        yield stack.enter_context(federation_at(folder / "federation", store or None))
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -322,21 +334,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--store", default="", help="postgresql, or a database's URL")
+    parser.add_argument("--store", default="", help=f"{POSTGRESQL}, or a database's URL")
     parser.add_argument("--folder", type=Path, help="kept if there is a failure, or if given")
     given = parser.parse_args(arguments)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fedcare-kills-"))
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # ends what it started
-    with contextlib.ExitStack() as stack:
-        store = given.store or None
-        if store == "postgresql":
-            if why := why_not():
-                parser.error(why)
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o711)  # the server is another user
-            store = stack.enter_context(Postgres(folder / "pg")).url
-        federation = stack.enter_context(federation_at(folder / "federation", store))
+    if given.store == POSTGRESQL and (why := why_not()):
+        parser.error(why)
+    with federation_on(folder, given.store) as federation:
         try:
             campaign = asyncio.run(_campaign(federation, given.trials, given.seed))
         except Disagreement as found:

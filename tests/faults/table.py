@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from tests.faults.catalogue import KILLS, POSTGRESQL, SIMULATION, TESTS
+from tests.faults.catalogue import KILLS, POSTGRESQL, SIMULATION, SOAK, TESTS
 from tests.faults.parts import PICTURE, Part
 from tests.faults.picture import ALT, rows_of
 
@@ -81,6 +81,8 @@ def _much(part: Part) -> tuple[str, str]:
         case name if name == TESTS:
             ran = [one for one in part["outcomes"] if one["outcome"] != "skipped"]
             return "Tests named after a fault", f"{len(ran):,} tests"
+        case name if name == SOAK:
+            return "Soak", f"{trials:,} runs"
         case other:
             return other, f"{trials:,} trials"
 
@@ -91,7 +93,7 @@ def _much(part: Part) -> tuple[str, str]:
 def _row(entry: Mapping[str, Any]) -> str:
     bound = entry["bound_95"]
     most = "" if bound is None or bound >= 1 else f"{100 * bound:.2g} %"
-    name = "" if entry["fault"] == SIMULATION else entry["fault"]
+    name = "" if entry["fault"] in (SIMULATION, SOAK) else entry["fault"]
     shown = "; ".join(figures_of(entry["figures"]))
     return _line(name, entry["what"], f"{entry['trials']:,}", entry["failures"], most, shown)
 
