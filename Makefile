@@ -6,11 +6,13 @@
 #                that the demo and the tests need, is at https://download.pytorch.org/whl/cpu
 #   OUT          where `make demo` writes; TESTS what `make test` runs
 #   BUDGET       how much `make faults` does; FAULTS further options, such as --seeds 1000
+#   HOURS        how long `make soak` takes; SOAK further options, such as --store postgresql
 
 PYTHON      ?= python3
 TORCH_INDEX ?=
 OUT         ?= build/demo
 BUDGET      ?= release
+HOURS       ?= 24
 TESTS       ?= tests
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -37,7 +39,7 @@ ifneq ($(words $(wildcard $(GENERATED))),$(words $(GENERATED)))
 $(shell rm -f $(STAMPS)/protos)
 endif
 
-.PHONY: help install demo test test-containers faults lint bench protos lock wheelhouse bundle clean
+.PHONY: help install demo test test-containers faults soak lint bench protos lock wheelhouse bundle clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
@@ -60,6 +62,9 @@ test-containers: wheelhouse ## Build the images and run the compose file on a re
 
 faults: install ## Every promise of docs/reliability.md put to the test (BUDGET=release, nightly or change)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --budget $(BUDGET) $(FAULTS)
+
+soak: install ## Run after run while real processes are killed, for a day (HOURS=24)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.processes --hours $(HOURS) $(SOAK)
 
 lint: install ## ruff, mypy strict, import rules; all of them run, whichever fails
 	@status=0; for check in "ruff check ." "ruff format --check ." mypy lint-imports; do \

@@ -1,13 +1,15 @@
 """Real processes over real mTLS, killed and started again while run after run goes on.
 
     python -m tests.faults.processes --trials 1000 --seed 7 [--store postgresql] [--folder DIR]
+    python -m tests.faults.processes --hours 24          # a soak: as many kills as come in a day
 
 One coordinator and four hospitals live on the same folders for the whole campaign. Runs of the
 indicator task follow one another; meanwhile one process at a time is killed, at a failpoint
 that it was armed with when it started or at a random time, and is started again at once, armed
 with the next one. `tests.faults.checker` compares what every run left behind; a disagreement
 ends the campaign and keeps the folder. The same command on a folder that is there goes on; at
-its end it records the figures of all kills on that folder.
+its end it records the figures of all kills on that folder. A recovery that takes too long is
+found as well.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -39,6 +42,8 @@ from tests.faults.record import record
 from tests.faults.running import START_S, Disagreement, Federation, Process, Runs, federation_at
 from tests.federation import SITES
 
+MOST_RECOVERY_S: Final = 5.0
+"""What is promised of a coordinator, at the 99th percentile."""
 PATIENCE_S: Final = 6.0
 """A point that was not reached in this time gives way to another."""
 MOST_CHAINS: Final = 25
@@ -92,9 +97,12 @@ class Campaign:
         if self._job is not None and self._job.done():
             self._job.result()
 
-    async def rounds(self, trials: int, report: Callable[[Campaign], None]) -> None:
-        """Kill as the seed says until `trials` kills have happened."""
-        while len(self.trials) < trials:
+    async def rounds(
+        self, trials: float, report: Callable[[Campaign], None], hours: float = math.inf
+    ) -> None:
+        """Kill as the seed says until `trials` kills have happened, or so long."""
+        until = time.monotonic() + 3600.0 * hours
+        while len(self.trials) < trials and time.monotonic() < until:
             rng = random.Random(f"{self._seed} {self.chains}")  # noqa: S311 - a schedule, no secret
             self.chains += 1
             who = rng.choice((COORDINATOR, COORDINATOR, *SITES))
@@ -309,18 +317,22 @@ def _report(campaign: Campaign) -> None:
           f"{found}", flush=True)  # fmt: skip
 
 
-async def _campaign(federation: Federation, trials: int, seed: int) -> Campaign:
-    campaign, file = Campaign(federation, seed), federation.folder / "progress.json"
+async def _go(campaign: Campaign, given: argparse.Namespace) -> None:
+    file = campaign.federation.folder / "progress.json"
     _resume(campaign, file)
     async with campaign.running():
-        await campaign.rounds(trials, lambda one: _keep(one, file))
-    return campaign
+        trials = math.inf if given.hours else given.trials
+        await campaign.rounds(trials, lambda one: _keep(one, file), given.hours or math.inf)
+    took_s = figures_of(campaign.trials).get("recovery_p99_s", 0.0)
+    if took_s > MOST_RECOVERY_S:
+        raise Disagreement(f"recovery took {took_s:g} s (p99)")
 
 
 def main(arguments: list[str]) -> int:
     """Run a campaign; 1 if the witnesses disagree."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--hours", type=float, help="end after so long, however many kills")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", default="", help="postgresql, or a database's URL")
     parser.add_argument("--folder", type=Path, help="kept if there is a failure, or if given")
@@ -337,10 +349,13 @@ def main(arguments: list[str]) -> int:
             folder.chmod(0o711)  # the server is another user
             store = stack.enter_context(Postgres(folder / "pg")).url
         federation = stack.enter_context(federation_at(folder / "federation", store))
+        campaign = Campaign(federation, given.seed)
         try:
-            campaign = asyncio.run(_campaign(federation, given.trials, given.seed))
+            asyncio.run(_go(campaign, given))
         except Disagreement as found:
             print(f"DISAGREEMENT, kept in {folder}:\n{found}", file=sys.stderr)  # noqa: T201
+            last = campaign.trials[-1].fault if campaign.trials else "F01"
+            record(last, trials=len(campaign.trials) or 1, failures=1)
             return 1
     for fault, count in sorted(Counter(one.fault for one in campaign.trials).items()):
         record(fault, trials=count, failures=0, lost=0, double_counted=0,
