@@ -7,7 +7,8 @@ indicator task follow one another; meanwhile one process at a time is killed, at
 that it was armed with when it started or at a random time, and is started again at once, armed
 with the next one. `tests.faults.checker` compares what every run left behind; a disagreement
 ends the campaign and keeps the folder. The same command on a folder that is there goes on; at
-its end it records the figures of all kills on that folder.
+its end it records the figures of all kills on that folder. A recovery that takes too long is
+found as well.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from tests.faults.record import record
 from tests.faults.running import START_S, Disagreement, Federation, Process, Runs, federation_at
 from tests.federation import SITES
 
+MOST_RECOVERY_S: Final = 5.0
+"""What is promised of a coordinator, at the 99th percentile."""
 PATIENCE_S: Final = 6.0
 """A point that was not reached in this time gives way to another."""
 POSTGRESQL: Final = "postgresql"
@@ -321,12 +324,14 @@ def _report(campaign: Campaign) -> None:
           f"{found}", flush=True)  # fmt: skip
 
 
-async def _campaign(federation: Federation, trials: int, seed: int) -> Campaign:
-    campaign, file = Campaign(federation, seed), federation.folder / "progress.json"
+async def _go(campaign: Campaign, trials: int) -> None:
+    file = campaign.federation.folder / "progress.json"
     _resume(campaign, file)
     async with campaign.running():
         await campaign.rounds(trials, lambda one: _keep(one, file))
-    return campaign
+    took_s = figures_of(campaign.trials).get("recovery_p99_s", 0.0)
+    if took_s > MOST_RECOVERY_S:
+        raise Disagreement(f"recovery took {took_s:g} s (p99)")
 
 
 def main(arguments: list[str]) -> int:
@@ -343,10 +348,13 @@ def main(arguments: list[str]) -> int:
     if given.store == POSTGRESQL and (why := why_not()):
         parser.error(why)
     with federation_on(folder, given.store) as federation:
+        campaign = Campaign(federation, given.seed)
         try:
-            campaign = asyncio.run(_campaign(federation, given.trials, given.seed))
+            asyncio.run(_go(campaign, given.trials))
         except Disagreement as found:
             print(f"DISAGREEMENT, kept in {folder}:\n{found}", file=sys.stderr)  # noqa: T201
+            last = campaign.trials[-1].fault if campaign.trials else "F01"
+            record(last, trials=len(campaign.trials) or 1, failures=1)
             return 1
     for fault, count in sorted(Counter(one.fault for one in campaign.trials).items()):
         record(fault, trials=count, failures=0, lost=0, double_counted=0,

@@ -69,17 +69,17 @@ def test_a_database_without_room_holds_the_run_up_and_changes_nothing(what: str)
     assert [(one.voided, one.deaths) for one in found] == [(0, 0)] * len(found)
 
 
-@pytest.mark.fault("F34")
-@pytest.mark.fault("F31")
+@pytest.mark.fault("F33")
 @pytest.mark.fault("F32")
 def test_all_that_ever_passed_passes_again_and_changes_nothing() -> None:
     plans = spread(Act.REPLAY, 0.0, who=SITES)
-    run_all("F34", plans)
+    run_all("F33", plans)
 
 
-@pytest.mark.fault("F33")
+@pytest.mark.fault("F34")
+@pytest.mark.fault("F31")
 def test_messages_that_come_twice_and_out_of_turn_change_nothing() -> None:
-    run_all("F33", [Plan(seed, (), slowest_s=1.0, copies=2) for seed in range(2 * EACH)])
+    run_all("F34", [Plan(seed, (), slowest_s=1.0, copies=2) for seed in range(2 * EACH)])
 
 
 @pytest.mark.fault("F35")
@@ -102,7 +102,7 @@ def test_a_day_without_a_coordinator_costs_few_calls_and_no_disk() -> None:
     calls = (found.dials - before.dials) / HOURS / len(SITES)
     more = found.disk_bytes - before.disk_bytes
     record("F29", trials=1, failures=0, calls_per_hour=calls, more_bytes=float(more))
-    assert calls < 240
+    assert calls < trials(change=90, nightly=45, release=45), "every few minutes at most"
     assert more < 1 << 20
 
 

@@ -1,7 +1,7 @@
 """Faults B over real processes and mutual TLS: links that die, freeze, crawl and break.
 
 Heartbeats are a second here, so a silent peer is one after three; the figures of the settings
-that ship are measured in tests/faults/test_network_defaults.py.
+that ship are measured in tests/faults/test_reconnects.py.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tests.faults.budget import trials
 from tests.faults.checker import COORDINATOR
 from tests.faults.kills import FAULT_IN, Strike, Trial
 from tests.faults.postgres import Postgres, why_not
-from tests.faults.processes import Campaign, figures_of
+from tests.faults.processes import MOST_RECOVERY_S, Campaign, figures_of
 from tests.faults.record import record
 from tests.faults.running import federation_at
 
@@ -33,7 +33,6 @@ pytestmark = [
     pytest.mark.timeout(trials(change=600, nightly=7_200, release=14_400)),
 ]
 
-MOST_RECOVERY_S = 5.0
 _PATIENCE_S = 90.0
 _VICTIM = "va"
 _HUB = (
