@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from common.encoding import enc
 from common.errors import PolicyRefusal
 from common.ids import ConfigHash
+from common.reason import MOST_REASON
 from common.text import check_text
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ LABEL: Final = "fedcare/approval/1"
 """Stands first in what is signed, so that no other signature of the key fits."""
 
 MOST_BYTES: Final = 8 << 10
-MOST_REASON: Final = 500
 SIGNATURE_BYTES: Final = 64
 MOST_TIME: Final = 253_402_300_799
 """In Unix seconds: the end of the year 9999."""

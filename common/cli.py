@@ -25,11 +25,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Protocol
 
+from common.drain import held_back
 from common.errors import ConfigError, ExitCode, FedError, InternalError, RoundError
 from common.text import escape, listed, nearest
 
@@ -95,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _guarded(args, as_json=as_json)
+        with held_back() if _serves(args) else nullcontext():
+            code = _guarded(args, as_json=as_json)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

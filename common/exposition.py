@@ -12,7 +12,6 @@ the pulse's last picture when somebody scrapes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from common.errors import BY_CODE, CATALOGUE
+from common.state_folder import free_bytes
 from common.version import VERSION
 
 
@@ -95,12 +95,6 @@ def code_of(found: object) -> str:
 def kind_of(found: object) -> str:
     """Return a round's kind, or `other`."""
     return found if isinstance(found, str) and found in ROUND_KINDS else OTHER
-
-
-def free_bytes(directory: Path) -> int:
-    """Return the bytes an ordinary user may still write there."""
-    found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize
 
 
 class _Pictured:

@@ -257,6 +257,12 @@ def _check_access(path: Path) -> None:
 # --- a disk that takes no more ------------------------------------------------------------------
 
 
+def free_bytes(path: Path) -> int:
+    """Return how much room this user has where `path` lies. Raises OSError."""
+    facts = os.statvfs(path)
+    return facts.f_bavail * facts.f_frsize
+
+
 def free_text(path: Path) -> str:
     """Return how much room the file system of `path` has, for a message; empty if unknown."""
     for folder in (path, *path.parents):

@@ -23,6 +23,7 @@ import grpc
 from common import confinement, failpoints, state_folder
 from common.certificates import ChainTrust, Role
 from common.clock import Clock, SystemClock
+from common.drain import let_in
 from common.errors import StateError
 from common.events import Event
 from common.http_port import HttpPort, in_loop, pages_of
@@ -52,6 +53,7 @@ from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.servicer import METHODS, AggregationServicer, OperationsServicer
 from coordinator.spool import Spool
+from coordinator.start_room import announce, once_there_is_room, reserve_address
 from coordinator.store import STATE_NAMES, default_url, open_store
 from coordinator.whereabouts import ADDRESS_FILE
 from fedcare.v1 import aggregation_pb2_grpc, operations_pb2_grpc
@@ -83,17 +85,24 @@ def lock_state(state_dir: Path) -> TextIO:
 
 
 def build_service(
-    config: CoordinatorConfig, identity: Identity, clock: Clock, log: EventLog
+    config: CoordinatorConfig,
+    identity: Identity,
+    clock: Clock,
+    log: EventLog,
+    room: Room | None = None,
 ) -> CoordinatorService:
     """Return the coordinator without a transport; call `recover` inside a running loop.
 
     Raises:
-        StateError: the store cannot be opened.
+        StateError: the store cannot be opened. NoRoom: nothing of it is held, try again.
     """
     state_dir = config.path(config.state_dir)
     members = frozenset(hospital_id(config.federation, site) for site in config.members)
     waits = config.timing
-    disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+    room = room or _room(state_dir, clock, log)
+    # The store last: where one of the others finds no room, it is not held.
+    objects, spool = ObjectStore(state_dir / "objects"), Spool(state_dir / "spool")
+    history = History(state_dir)
     shop = Workshop(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),
@@ -103,16 +112,16 @@ def build_service(
             state_dir / MARK_NAME,
             alone=config.store is not None,
         ),
-        objects=ObjectStore(state_dir / "objects"),
-        spool=Spool(state_dir / "spool"),
+        objects=objects,
+        spool=spool,
         hub=Hub(),
-        history=History(state_dir),
+        history=history,
         clock=clock,
         log=log,
         timing=Timing(waits.enrolment_grace, waits.setup, waits.gather, waits.release),
-        disk=disk,
+        disk=room.disk,
         crunch=ThreadPoolExecutor(2, thread_name_prefix="sum"),
-        room=Room(Failures(state_dir), clock, log, disk),
+        room=room,
     )
     return CoordinatorService(
         shop,
@@ -120,6 +129,11 @@ def build_service(
         heartbeat_s=waits.heartbeat,
         bulk_streams=config.bulk_streams,
     )
+
+
+def _room(state_dir: Path, clock: Clock, log: EventLog) -> Room:
+    disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+    return Room(Failures(state_dir), clock, log, disk)
 
 
 async def serve(config: CoordinatorConfig, stream: TextIO) -> None:
@@ -163,8 +177,18 @@ async def _serve_state(
 ) -> None:
     """Serve on a state directory that is this process' alone."""
     stopped = _stop_signals()  # from here on: a long recovery too ends in order
-    service = build_service(config, identity, clock, log)
-    state_folder.mark(config.path(config.state_dir), owner)
+    state_dir = config.path(config.state_dir)
+    room = _room(state_dir, clock, log)
+
+    def begin() -> CoordinatorService:
+        reserve_address(state_dir)
+        return build_service(config, identity, clock, log, room)
+
+    service = await once_there_is_room(room, state_dir, begin, stopped)
+    if service is None:
+        log.info(Event.SERVICE_STOPPING)
+        return
+    state_folder.mark(state_dir, owner)
     standing = Standing(service, clock)
     listener = _listener(config, service, standing.health, identity, clock, log)
     port = bind(listener, config.listen, server_credentials(identity))
@@ -175,7 +199,7 @@ async def _serve_state(
             _drain_signal(service, stopped, log)
             await listener.start()
             standing.begin()
-            _announce(config.path(config.state_dir), address)
+            announce(state_dir, address)
             confinement.say(log, config.confinement, confined)
             log.info(Event.SERVICE_STARTED, version=VERSION, address=address, http=http)
             await _until_stopped(service, standing, stopped)
@@ -324,12 +348,6 @@ def _reporter(log: EventLog) -> Callable[[CallFailure], None]:
     return report
 
 
-def _announce(state_dir: Path, address: str) -> None:
-    temp = state_dir / f".{ADDRESS_FILE}"
-    temp.write_text(address + "\n", encoding="ascii")
-    temp.rename(state_dir / ADDRESS_FILE)
-
-
 def _stop_signals() -> asyncio.Event:
     """Return what the first signal sets; a second one ends the process at once."""
     stopped = asyncio.Event()
@@ -358,7 +376,7 @@ def _drain_signal(service: CoordinatorService, stopped: asyncio.Event, log: Even
         if not draining:
             draining.append(asyncio.create_task(drain()))
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked)
+    let_in(asked)
 
 
 async def _until_stopped(

@@ -140,8 +140,9 @@ def accept_loss(
     del as_json
     from common.clock import SystemClock
     from common.logs import make_log
+    from common.reason import check_reason
     from coordinator.config import CoordinatorConfig
-    from coordinator.operator import check_reason, orders
+    from coordinator.operator import orders
 
     clock = SystemClock()
     log = make_log(sys.stderr, clock=clock)
@@ -167,8 +168,9 @@ def unlock(
     from common.clock import SystemClock
     from common.ids import RunId
     from common.logs import make_log
+    from common.reason import check_reason
     from coordinator.config import CoordinatorConfig
-    from coordinator.operator import check_reason, orders
+    from coordinator.operator import orders
 
     clock = SystemClock()
     log = make_log(sys.stderr, clock=clock)
@@ -188,22 +190,12 @@ def verify(config: ConfigFile = Path("coordinator.yaml"), *, as_json: JsonFlag =
     """Say what in the state is good and what is damaged; it only reads, also beside a server."""
     del as_json
     from common.clock import SystemClock
-    from common.errors import ExitCode
     from common.state_folder import Owner
-    from common.text import escape
+    from common.verified import shown
     from coordinator.config import CoordinatorConfig
     from coordinator.own import own_identity
     from coordinator.verify import verify as run
 
     settings = CoordinatorConfig.read(config)
     identity = own_identity(settings, SystemClock())
-    parts = run(settings, Owner(identity.role, identity.federation, identity.spiffe.id))
-    bad = [part for part in parts if part.trouble]
-    lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {part.name}" for part in parts]
-    for part in bad:
-        lines += [escape(f"{part.name}: {part.trouble}"), escape(f"  fix: {part.fix}")]
-    data = {
-        "good": [part.name for part in parts if not part.trouble],
-        "damaged": {part.name: part.trouble for part in bad},
-    }
-    return Outcome(data, "\n".join(lines), ExitCode.REFUSED if bad else ExitCode.OK)
+    return shown(run(settings, Owner(identity.role, identity.federation, identity.spiffe.id)))

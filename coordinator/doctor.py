@@ -9,7 +9,6 @@ the time at which the header was.
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from common.ids import site_name
 from common.layouts import round_kinds
 from common.secagg.coordinator_session import SetupPhase
 from common.secagg.coordinator_state import RoundPhase
-from common.state_folder import Owner
+from common.state_folder import Owner, free_bytes
 from common.views import RunPhase
 from coordinator.backup import roster_of
 from coordinator.config import CoordinatorConfig
@@ -125,12 +124,6 @@ class _Around:
 def _full(failures: list[Failure]) -> bool:
     """Whether the last thing on record is a write that found no room."""
     return bool(failures) and failures[-1].what == "full"
-
-
-def free_bytes(state_dir: Path) -> int:
-    """Return how much room there is."""
-    facts = os.statvfs(state_dir)
-    return facts.f_bavail * facts.f_frsize
 
 
 def is_served(state_dir: Path) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from common.errors import NoRoom, StateError
 from common.state_folder import FILE_MODE, disk_errors, fsync_folder
 
 FAILURES_NAME: Final = "failures.log"
@@ -43,16 +44,16 @@ class Failures:
     """The file, for the one process that writes it; without a folder it keeps nothing."""
 
     def __init__(self, state_dir: Path | None = None) -> None:
-        """Make the file if it is not there.
+        """Make the file if it is not there; without room, the first note that finds some does.
 
         Raises:
-            StateError: DISK.
+            StateError: DISK, for another reason.
         """
         self._path = None if state_dir is None else state_dir / FAILURES_NAME
         self._next = 0
         if state_dir is None or self._path is None:
             return
-        if not self._path.exists():
+        with contextlib.suppress(NoRoom):
             _make(self._path)
         self._next = max((one.number for one in recorded(state_dir)), default=-1) + 1
 
@@ -65,7 +66,8 @@ class Failures:
             return
         words = "".join(one if " " <= one <= "~" else "?" for one in detail[:_MOST_WORDS])
         line = json.dumps([self._next, round(unix, 3), what, words]).encode("ascii")
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StateError):
+            _make(self._path)
             handle = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 content = line.ljust(SLOT_BYTES - 1) + b"\n"
@@ -91,6 +93,8 @@ def recorded(state_dir: Path) -> list[Failure]:
 
 
 def _make(path: Path) -> None:
+    if path.exists():
+        return
     temporary = path.with_name(f".{path.name}")
     with disk_errors(path):
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)

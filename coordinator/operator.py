@@ -29,8 +29,6 @@ from coordinator.run_state import AgreedLifted, Ended, HistoryLost, RunFact, enc
 from coordinator.store import SqlStore, default_url, open_store
 from coordinator.stored_runs import KnownRun, read_runs
 
-MOST_REASON = 500
-
 _WAITING: Final = "`fedcare doctor` shows each open run, and which set it waits for."
 
 
@@ -110,19 +108,6 @@ class Orders:
             meaning=f"the set {', '.join(names)} is not waited for any longer",
         )
         return names
-
-
-def check_reason(reason: str) -> str:
-    """Return a reason that can stand in a log line.
-
-    Raises:
-        ConfigError: BAD_ARGUMENT.
-    """
-    if not reason.strip() or len(reason) > MOST_REASON or not reason.isprintable():
-        raise ConfigError(
-            "BAD_ARGUMENT", f"--reason is one line of 1 to {MOST_REASON} characters: it is kept"
-        )
-    return reason
 
 
 @contextmanager

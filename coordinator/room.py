@@ -39,7 +39,7 @@ class Room:
         self._failures = failures
         self._clock = clock
         self._log = log
-        self._disk = disk
+        self.disk = disk
         self._waiting: dict[Purpose, NoRoom] = {}
         self._since = 0.0
 
@@ -104,7 +104,7 @@ class Room:
     def _note(self, what: What, detail: str) -> None:
         now = self._clock.unix()
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(self._disk, lambda: self._failures.note(what, detail, now))
+        loop.run_in_executor(self.disk, lambda: self._failures.note(what, detail, now))
 
     def stopped(self, failure: StateError) -> None:
         """The process ends, because a write failed and cannot be tried again. Blocking."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ from common import state_folder
 from common.errors import FedError
 from common.ids import Sha256
 from common.state_folder import Owner
+from common.verified import Part
 from coordinator.backup import objects_of, roster_of
 from coordinator.checksums import MARK_NAME, Mark
 from coordinator.config import CoordinatorConfig
@@ -43,17 +43,8 @@ FIXES: Final = {
 """What to do about a damaged part, by the first word of its name; else `_RESTORE`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One thing that was verified; `trouble` is empty if it is good."""
-
-    name: str
-    trouble: str = ""
-
-    @property
-    def fix(self) -> str:
-        """What to do about it."""
-        return FIXES.get(self.name.partition("/")[0], _RESTORE) if self.trouble else ""
+def _bad(name: str, trouble: str) -> Part:
+    return Part(name, trouble, FIXES.get(name.partition("/")[0], _RESTORE))
 
 
 def verify(config: CoordinatorConfig, owner: Owner) -> list[Part]:
@@ -90,7 +81,7 @@ def _part(name: str, work: Callable[[], object]) -> Part:
     try:
         work()
     except FedError as failure:
-        return Part(name, failure.detail)
+        return _bad(name, failure.detail)
     return Part(name)
 
 
@@ -110,13 +101,14 @@ def _database(config: CoordinatorConfig, parts: list[Part]) -> Iterator[SqlStore
         opened = snapshot(config)
         store = opened.__enter__()
     except FedError as failure:
-        parts.append(Part("database", failure.detail))
+        parts.append(_bad("database", failure.detail))
         yield None
         return
     try:
         changes = store.changes()
         lost = f"it holds {changes} transactions; {known[0]} were acknowledged" if known else ""
-        parts.append(Part("database", lost if known and changes < known[0] else ""))
+        gone = known and changes < known[0]
+        parts.append(_bad("database", lost) if gone else Part("database"))
         yield store
     finally:
         opened.__exit__(None, None, None)
@@ -133,18 +125,18 @@ def _files(store: SqlStore, runs: list[KnownRun], state_dir: Path) -> Iterator[P
         try:
             needed |= {address.hex() for address in objects_of(store, run)}
         except FedError as failure:
-            yield Part(name, failure.detail)
+            yield _bad(name, failure.detail)
         hd = run.open_header
         for node, ydig, size in run.spooled():
             wrong = None if hd is None else upload_trouble(spool, hd, node, ydig, size)
-            path = spool.path(hd or b"", node)
-            yield Part(str(path.relative_to(state_dir)), wrong[1] if wrong else "")
+            name = str(spool.path(hd or b"", node).relative_to(state_dir))
+            yield _bad(name, wrong[1]) if wrong else Part(name)
     folder = state_dir / "objects"
     there = {path.name for path in folder.glob("*") if len(path.name) == _HEX}
     objects = ObjectStore.reading(folder)
     for name in sorted(needed | there):
         if name not in there:
-            yield Part(f"objects/{name}", "is not there, and a run needs it")
+            yield _bad(f"objects/{name}", "is not there, and a run needs it")
             continue
         yield _part(f"objects/{name}", lambda name=name: objects.check(_digest(name)))  # type: ignore[misc]
 

@@ -24,6 +24,7 @@ from common.clock import Clock, SystemClock
 from common.config import Loaded
 from common.confinement import Facts, confine, say
 from common.documents import Source
+from common.drain import let_in
 from common.entropy import Entropy, OsEntropy
 from common.errors import ConfigError, IdentityError
 from common.identity import Identity, OutOfDates, load_identity
@@ -311,7 +312,6 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
-    loop.add_signal_handler(signal.SIGUSR1, node.drain)
     say(log, setup.config.confinement, confined)
     standing = Standing(node, clock)
     state_dir = setup.config.path(setup.config.state_dir)
@@ -327,6 +327,8 @@ async def _serve(
             standing.health.stop()
             await local.stop(HEALTH_GRACE_S)
 
+        # At its first wait `run` knows of the open rounds that draining has to finish.
+        loop.call_soon(let_in, node.drain)
         await node.run(http, before_end)
 
 

@@ -135,19 +135,8 @@ def verify(
     as_json: JsonFlag = False,  # noqa: ARG001
 ) -> Outcome:
     """Say what in the state is good and what is damaged; it only reads, the node may run."""
-    from common.errors import ExitCode
-    from common.text import escape
+    from common.verified import shown
     from hospital_node.config import NodeConfig
     from hospital_node.verify import verify as run
 
-    loaded = NodeConfig.read(config)
-    parts = run(loaded)
-    bad = [part for part in parts if part.trouble]
-    lines = [f"{'DAMAGED' if part.trouble else 'good':<8} {escape(part.name)}" for part in parts]
-    for part in bad:
-        lines += [escape(f"{part.name}: {part.trouble}"), escape(f"  fix: {part.fix}")]
-    data = {
-        "good": [part.name for part in parts if not part.trouble],
-        "damaged": {part.name: part.trouble for part in bad},
-    }
-    return Outcome(data, "\n".join(lines), ExitCode.REFUSED if bad else ExitCode.OK)
+    return shown(run(NodeConfig.read(config)))

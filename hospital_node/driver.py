@@ -46,7 +46,7 @@ from hospital_node.approval.gate import Gate
 from hospital_node.backoff import Backoff, os_jitter
 from hospital_node.conduct import Conduct
 from hospital_node.jobs import Surroundings
-from hospital_node.last_contact import Off, explained, keep, known_off, off_by
+from hospital_node.last_contact import Off, doubt, explained, keep, known_off, off_by
 from hospital_node.link import Connect, CoordinatorOut
 from hospital_node.offers import OfferBook
 from hospital_node.orders import found_back, found_older, keep_older, orders, seen_of
@@ -182,7 +182,8 @@ class Node:
             self._tell_orders()
             where = {} if http is None else {"http": http}
             parts.log.info(Event.SERVICE_STARTED, software=parts.software, **where)
-            self._tell_off(known_off(parts.store.root, parts.clock))
+            off = known_off(parts.store.root, parts.clock)
+            self._tell_off(None if off is None or off.guessed else off)
             while not self._stopping.is_set():
                 await self._one_connection()
         finally:
@@ -297,6 +298,7 @@ class Node:
         try:
             await self._until_stopped(self._serve_link())
         except FedError as seen:
+            self._look_at_clock()
             failure = explained(seen, parts.store.root, parts.clock)
             if self._slot.connected or failure.name not in _PASSING:
                 parts.log.failure(Event.LINK_LOST, failure)
@@ -333,6 +335,7 @@ class Node:
     async def _serve_link(self) -> None:
         parts = self._parts
         self._dials += 1
+        self._look_at_clock()
         link = await parts.connect()
         self._trouble = asyncio.get_running_loop().create_future()
         try:
@@ -415,18 +418,27 @@ class Node:
         if self._trouble is not None and not self._trouble.done():
             self._trouble.set_result(failure)
 
-    def _look_at_clock(self) -> None:
-        if jump := self._clock_watch.jumped():
+    def _look_at_clock(self) -> float:
+        """Return by how much the clock was set since the last look; 0 if it was not."""
+        jump = self._clock_watch.jumped()
+        if jump:
             self._parts.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
+        if jump > 0:  # or the machine was suspended: the next welcome tells
+            self._remember(partial(doubt, self._parts.store.root))
+        return jump
 
     def _compare_clocks(self, welcome: Welcome) -> None:
         """Say so if the coordinator's clock shows another time; remember its time."""
-        if not welcome.unix:
-            return
+        if not welcome.unix or self._look_at_clock():
+            return  # it may have been said before the jump: the next welcome tells
         store, clock = self._parts.store, self._parts.clock
         self._tell_off(off_by(clock.unix() - welcome.unix, clock))
+        self._remember(partial(keep, store.root, welcome.unix, clock))
+
+    def _remember(self, write: Callable[[], None]) -> None:
+        """Write what only words follow from: if the disk does not take it, say so and go on."""
         try:
-            keep(store.root, welcome.unix, clock)
+            write()
         except StateError as failure:
             self._parts.log.failure(Event.STATE_FAILED, failure)
 

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from common.clock import Clock
-from common.errors import ConfigError, RoundError, StateError
+from common.errors import RoundError, StateError
 from common.messages import Seen
+from common.reason import check_reason
 from common.secagg.node import restored
 from common.secagg.node_state import BackupRestored, NodeState, decode_state, encode_state
 from common.secagg.params import EPOCH_SECONDS
@@ -34,7 +35,6 @@ from hospital_node.store import ROLLED_BACK, NodeStore, SessionRecord
 
 SCHEMA: Final = "fedcare.node-order/1"
 OLDER_SCHEMA: Final = "fedcare.node-rolled-back/1"
-MOST_REASON: Final = 500
 
 What = Literal["unlock", "accept-loss"]
 
@@ -205,11 +205,7 @@ def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
 
 
 def _record(root: Path, what: What, task: str, reason: str, clock: Clock, left: int = 0) -> Order:
-    if not reason.strip() or len(reason) > MOST_REASON or not reason.isprintable():
-        raise ConfigError(
-            "BAD_ARGUMENT", f"--reason is one line of 1 to {MOST_REASON} characters: it is kept"
-        )
-    order = Order(what, task, reason, _account(), int(clock.unix()), left)
+    order = Order(what, task, check_reason(reason), _account(), int(clock.unix()), left)
     name = f"{int(clock.unix() * 1000):013}.{what}.{task}.json"
     tree = {"schema": SCHEMA, **asdict(order)}
     content = json.dumps({**tree, "sha256": _digest(tree)}).encode("ascii")

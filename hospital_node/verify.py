@@ -29,10 +29,11 @@ from common.ids import RunId, hospital_id
 from common.layouts import model_schema
 from common.manifest import CHAIN_FILE, MANIFEST_FILE, SIGNATURE_FILE, Manifest
 from common.policy import Policy, load_policy
-from common.secagg.node_state import decode_state
+from common.secagg.node_state import OpenRound, Phase, Upload, decode_state
 from common.state_folder import Owner
 from common.study import study_from_canonical
 from common.vectors import ParameterSchema
+from common.verified import Part
 from hospital_node import files
 from hospital_node.approval.records import ApprovalFolder, Rejected, file_name
 from hospital_node.checkpoints import CheckpointFolder
@@ -76,17 +77,19 @@ FIXES: Final = {
 """What to do about a damaged part, by the first word of its name; else `_EMPTY`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One thing that was verified; `trouble` is empty if it is good."""
+_KEY_FIXES: Final = {
+    "FILE_MISSING": "Give the file back, or to this user: chown it, mode 0600. Only if the key is"
+    " lost for good, so is all that it sealed: start with an empty state directory (RUNBOOK, 'Keep,"
+    " and do not keep').",
+    "KEY_PERMISSIONS": "chmod 600 the file, if nobody else can have read it.",
+    "STATE_DAMAGED": "Put the hospital's own key file back. Only if it is lost for good: start with"
+    " an empty state directory (RUNBOOK, 'Keep, and do not keep').",
+}
+"""What to do about a sealing key that could not be read, by why."""
 
-    name: str
-    trouble: str = ""
 
-    @property
-    def fix(self) -> str:
-        """What to do about it."""
-        return FIXES.get(self.name.partition("/")[0], _EMPTY) if self.trouble else ""
+def _bad(name: str, trouble: str) -> Part:
+    return Part(name, trouble, FIXES.get(name.partition("/")[0], _EMPTY))
 
 
 def verify(config: NodeConfig) -> list[Part]:
@@ -133,12 +136,13 @@ class _Look:
 
     def parts(self) -> Iterator[Part]:
         yield from self._part(state_folder.MARKER, self._check_owner)
-        yield from self._part(self.key_file.name, self._read_key)
+        yield self._key()
         yield from self._each("decisions", "*.json", self._decision)
         if self.vault is not None:
             yield from self._each("sessions", f"*{_SEALED}", partial(self._session, self.vault))
             yield from self._each("ledger", f"*{_SEALED}", partial(self._sealed, self.vault))
             yield from self._each("spool", "*.y", partial(self._vector, self.vault))
+            yield from self._missing_vectors(self.vault)
             folder = CheckpointFolder(self.root / "checkpoints", self.vault)
             yield from self._each("checkpoints", f"*{_SEALED}", folder.check)
             yield from self._ledgers()
@@ -161,11 +165,11 @@ class _Look:
         except FileNotFoundError:
             return
         except FedError as failure:
-            yield Part(name, failure.detail)
+            yield _bad(name, failure.detail)
         except OSError as failure:
-            yield Part(name, failure.strerror or str(failure))
+            yield _bad(name, failure.strerror or str(failure))
         except (ValueError, LookupError, TypeError):  # of bytes that are no text, no number, ...
-            yield Part(name, "is not what the node wrote")
+            yield _bad(name, "is not what the node wrote")
         else:
             yield Part(name)
 
@@ -185,8 +189,13 @@ class _Look:
             what = "is not there" if found is None else f"says {found}; this node is {self.owner}"
             raise _damaged(what)
 
-    def _read_key(self) -> None:
-        self.vault = Vault(load_key(self.key_file), OsEntropy())
+    def _key(self) -> Part:
+        try:
+            self.vault = Vault(load_key(self.key_file), OsEntropy())
+        except FedError as failure:
+            trouble = f"{failure.detail}; nothing that it sealed was looked at"
+            return Part(self.key_file.name, trouble, _KEY_FIXES[failure.name])
+        return Part(self.key_file.name)
 
     def _decision(self, path: Path) -> None:
         self.decisions.append(stored_decision(path))
@@ -200,17 +209,32 @@ class _Look:
 
     def _vector(self, vault: Vault, path: Path) -> None:
         """Compare with what the round's session promised; nothing did of a round that is over."""
-        for session in (self.root / "sessions").glob(f"*{_SEALED}"):
+        for current, upload in self._promised(vault):
+            if current.hd.hex() == path.stem and digest_of(path) != upload.ydig:
+                raise _damaged("is not the masked vector that was promised")
+
+    def _missing_vectors(self, vault: Vault) -> Iterator[Part]:
+        """Name the vectors that are still to be sent, or to be sent again, and are not there."""
+        for current, _ in self._promised(vault):
+            path = self.root / "spool" / f"{current.hd.hex()}.y"
+            if current.phase not in (Phase.UPLOADING, Phase.UPLOADED) or path.exists():
+                continue
+            if any(one.hd == current.hd for one, _ in self._promised(vault)):  # not over meanwhile
+                fix = "Look after the disk: this hospital leaves that round and is in the next."
+                trouble = "is not there, and the open round's session promised it"
+                yield Part(str(path.relative_to(self.root)), trouble, fix)
+
+    def _promised(self, vault: Vault) -> Iterator[tuple[OpenRound, Upload]]:
+        """Yield the open rounds whose masked vector was made."""
+        for session in sorted((self.root / "sessions").glob(f"*{_SEALED}")):
             try:
                 record = open_session(session, session.name.removesuffix(_SEALED), vault)
                 live = decode_state(record.state).session
-            except StateError:  # named by itself
+            except (FedError, OSError, ValueError, LookupError, TypeError):  # named by itself
                 continue
             current = None if live is None else live.open
-            if current is None or current.upload is None or current.hd.hex() != path.stem:
-                continue
-            if digest_of(path) != current.upload.ydig:
-                raise _damaged("is not the masked vector that was promised")
+            if current is not None and current.upload is not None:
+                yield current, current.upload
 
     def _ledgers(self) -> Iterator[Part]:
         config, folder = self.config, self.root / "ledger"
@@ -240,7 +264,7 @@ class _Look:
             policy = load_policy(self.config.path(self.config.policy)).value
             found = _approval_folder(self.root, policy).read()
         except FedError as failure:
-            yield Part("approvals", failure.detail)
+            yield _bad("approvals", failure.detail)
             return
         yield from (Part(f"approvals/{file_name(one)}") for one in found.statements)
         for one in found.rejected:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from common.approval import MOST_REASON, Statement, Word, sign
+from common.approval import Statement, Word, sign
 from common.approval_keys import key_text
 from common.errors import ConfigError, PolicyRefusal
 from common.ids import ConfigHash
 from common.policy import load_policy
+from common.reason import MOST_REASON
 from common.text import check_text, listed
 from hospital_node.approval.cases import Case, cases, find
 from hospital_node.approval.records import ApprovalFolder, Records, add

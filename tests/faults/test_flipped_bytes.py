@@ -21,12 +21,13 @@ import pytest
 
 from common import state_folder
 from common.clock import SystemClock
-from common.errors import StateError
+from common.errors import ExitCode, StateError
 from common.identity import load_certificates, load_identity
 from common.layouts import model_schema
 from common.logs import make_log
 from common.manifest import MODEL_FILE
 from common.secagg.messages import Commit
+from common.verified import shown
 from coordinator.app import build_service
 from coordinator.backup import objects_of, roster_of
 from coordinator.checksums import MARK_NAME
@@ -348,6 +349,49 @@ def test_a_flipped_byte_in_a_hospital_s_state_is_found_and_named(
             path.write_bytes(before)
     assert tally.refused.keys() == KINDS
     tally.check()
+
+
+@pytest.mark.fault("F39")
+def test_a_masked_vector_that_is_not_there_is_named_with_what_to_do(
+    kept: Kept, tmp_path: Path
+) -> None:
+    config = kept.node(tmp_path / "node")
+    for path in (tmp_path / "node" / "state" / "spool").glob("*.y"):
+        path.unlink()
+    screen = shown(verify_node(config))
+    assert screen.exit_code == ExitCode.REFUSED
+    (name,) = screen.data["damaged"]  # type: ignore[misc]
+    assert name.startswith("spool/")
+    assert "not there" in screen.data["damaged"][name]  # type: ignore[index]
+    assert "leaves that round" in screen.data["fixes"][name]  # type: ignore[index]
+
+
+@pytest.mark.fault("F39")
+def test_a_sealing_key_that_cannot_be_read_costs_nobody_the_state(
+    kept: Kept, tmp_path: Path
+) -> None:
+    """The fix is about the key, and an empty state directory the last resort, if one at all."""
+    config = kept.node(tmp_path / "node")
+    key = tmp_path / "node" / "state" / "node.key"
+    content = key.read_bytes()
+
+    def said() -> tuple[str, str]:
+        (bad,) = [part for part in verify_node(config) if part.trouble]
+        assert bad.name == "node.key"
+        assert "nothing that it sealed was looked at" in bad.trouble
+        return bad.trouble, bad.fix
+
+    key.chmod(0o644)
+    assert said()[1].startswith("chmod 600")
+    key.write_bytes(content[:-1])
+    key.chmod(0o600)
+    assert said()[1].startswith("Put the hospital's own key file back")
+    key.unlink()
+    for how in ("No such file", "Is a directory"):  # root may read all else
+        trouble, fix = said()
+        assert how in trouble
+        assert fix.startswith("Give the file back, or to this user")
+        key.mkdir(exist_ok=True)
 
 
 @pytest.mark.fault("F39")

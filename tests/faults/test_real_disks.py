@@ -131,6 +131,38 @@ async def test_a_coordinator_whose_disk_is_full_waits_answers_and_goes_on_by_its
                to_finish_s=round(took, 2))  # fmt: skip
 
 
+@pytest.mark.fault("F36")
+async def test_a_coordinator_that_is_started_on_a_full_disk_waits_and_begins_by_itself(
+    tmp_path: Path,
+) -> None:
+    """After `kill -9`, after an orderly end, and with SIGTERM as the way out of the wait."""
+    async with running(tmp_path, small=COORDINATOR) as run:
+        run.supervised = False
+        state = state_of(run.plan, COORDINATOR)
+        await run.submit()
+        for number, end in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
+            run.signal(COORDINATOR, end)
+            await run.ended(COORDINATOR)
+            with full(state):
+                await run.start(COORDINATOR)
+                await run.until(COORDINATOR, "state.failed", 2 * number - 1)
+                line = run.lines(COORDINATOR, "state.failed")[-1]
+                assert line["name"] == "DISK"
+                assert "are free in state" in line["detail"]
+                run.signal(COORDINATOR, signal.SIGTERM)
+                await run.ended(COORDINATOR)
+                assert run.federation.children[COORDINATOR].ended.result() == 0
+                await run.start(COORDINATOR)
+                await run.until(COORDINATOR, "state.failed", 2 * number)
+            await run.until(COORDINATOR, "service.started", number + 1)
+            await until(lambda: recorded(state)[-1].what == "room")
+            assert len(run.lines(COORDINATOR, "state.failed")) == 2 * number, "one line a start"
+            assert len(run.lines(COORDINATOR, "state.room")) == number
+        assert len(set(await run.finish())) == 1
+        assert run.lines(COORDINATOR, "service.failed") == []
+        record("F36", trials=4, failures=0, restarts=run.ends, false_receipts=0)
+
+
 @asynccontextmanager
 async def _full_when_stopped(run: Run) -> AsyncIterator[None]:
     await run.stopped(COORDINATOR)

@@ -15,7 +15,7 @@ import pytest
 from common.entropy import OsEntropy
 from common.errors import StateError
 from common.ids import RunId, Sha256
-from common.messages import CHUNK_BYTES, StudyOffer
+from common.messages import CHUNK_BYTES, StudyOffer, Welcome
 from common.secagg import node as machine
 from common.secagg.keys import Suite
 from common.secagg.masking import MaskPlan
@@ -34,9 +34,10 @@ from common.wire import NodeStep
 from hospital_node import jobs
 from hospital_node.contribution import WordSource, write_masked
 from hospital_node.driver import MOST_ERRANDS, NodeParts
+from hospital_node.last_contact import keep, known_off
 from hospital_node.personal.keeper import PersonalKeeper
 from hospital_node.store import NodeStore, SessionRecord
-from tests.node_world import SITES, TASK, Killed, World, node_id
+from tests.node_world import FEDERATION, SITES, TASK, Killed, World, node_id
 
 CHUNKS_3 = 3 * CHUNK_BYTES // 4 - 100  # a vector of three chunks, the last one shorter
 
@@ -99,6 +100,26 @@ async def test_a_message_lost_with_its_connection_is_said_again_after_the_reconn
     world.check()
     assert lost
     assert world.dials.count("h1") == 2
+
+
+async def test_a_clock_that_jumped_ahead_is_measured_anew_before_it_is_called_off(
+    tmp_path: Path,
+) -> None:
+    """As that of a virtual machine which was suspended, and whose clock was set right then."""
+    world = World(tmp_path)
+    node = world.start("h1")
+    await world.until(lambda: node.connected)
+    root, before = world.state_dir("h1"), int(world.clock.unix())
+    keep(root, before, world.clock)
+    world.clock.epoch += 7200.0
+    node._compare_clocks(Welcome(FEDERATION, 10_000, unix=before))  # said before the jump
+    assert known_off(root, world.clock) is None
+    assert "clock.set" in world.log.getvalue()
+    assert "clock.off" not in world.log.getvalue()
+    node._compare_clocks(Welcome(FEDERATION, 10_000, unix=before))  # now it is measured
+    assert "clock.off" in world.log.getvalue()
+    assert "about 2 h ahead" in str(known_off(root, world.clock))
+    await world.kill("h1")
 
 
 # --- kill -9 ---------------------------------------------------------------------------

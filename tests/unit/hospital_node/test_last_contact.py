@@ -10,7 +10,7 @@ from common.clock import ManualClock
 from common.errors import ConnectError, FedError
 from common.identity import OutOfDates
 from hospital_node import last_contact
-from hospital_node.last_contact import explained, keep, known_off, off_by
+from hospital_node.last_contact import doubt, explained, keep, known_off, off_by
 
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
@@ -37,6 +37,28 @@ def test_in_one_start_of_the_machine_it_is_known_both_ways(
     assert found is not None
     assert found.ahead_s == pytest.approx(off_s, abs=1.0)
     assert words in str(found)
+    assert ("unless this machine was suspended since" in str(found)) == (off_s > 0)
+
+
+def test_a_machine_that_was_suspended_is_not_told_that_its_clock_is_ahead(tmp_path: Path) -> None:
+    """What counts how long it was up stood still, and then the clock of the day was set right."""
+    clock = ManualClock(now=1000.0)
+    keep(tmp_path, int(clock.unix()), clock)
+    clock.epoch += 2 * HOUR_S
+    doubt(tmp_path)
+    assert known_off(tmp_path, clock) is None
+    ended = OutOfDates("CERT_INVALID", "it ended", by_s=HOUR_S)
+    assert explained(ended, tmp_path, clock) is ended
+    clock.epoch -= 5 * HOUR_S
+    assert "at least 3 h behind" in str(known_off(tmp_path, clock)), "that cannot be before"
+    keep(tmp_path, int(clock.unix()), clock)
+    clock.epoch += 2 * HOUR_S
+    assert "about 2 h ahead" in str(known_off(tmp_path, clock)), "measured anew"
+
+
+def test_doubt_without_a_contact_is_none(tmp_path: Path) -> None:
+    doubt(tmp_path)
+    assert known_off(tmp_path, ManualClock()) is None
 
 
 def test_after_a_new_start_only_what_cannot_be_is_known(
@@ -70,6 +92,7 @@ def test_a_certificate_that_ended_by_more_than_the_clock_is_off_has_ended(tmp_pa
 
     assert named(HOUR_S).name == "CLOCK_OFF"
     assert "2 h ahead" in named(HOUR_S).detail
+    assert "if it is right, renew" in named(HOUR_S).fix
     assert "it ended" in named(HOUR_S).detail
     assert named(3 * HOUR_S).name == "CERT_INVALID"
 

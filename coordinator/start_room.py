@@ -1,0 +1,77 @@
+"""A start that finds the disk full waits for room, as a coordinator that runs does.
+
+    service = await once_there_is_room(room, state_dir, begin, stopped)
+
+Nothing is served meanwhile: there is no state to answer from. It says `state.failed` once, holds
+the state directory, and goes on by itself; SIGTERM ends the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from common.errors import NoRoom, StateError
+from common.state_folder import disk_errors, free_bytes
+from coordinator.room import Room
+from coordinator.whereabouts import ADDRESS_FILE
+
+ADDRESS_BYTES: Final = 300
+"""A host name of 255 letters and a port, and more."""
+
+ROOM_TO_START: Final = 1 << 20
+"""Bytes; with less a database that cannot be opened is one without room."""
+
+T = TypeVar("T")
+
+
+def reserve_address(state_dir: Path) -> None:
+    """Take the room that `announce` needs, before any call is taken.
+
+    Raises:
+        NoRoom: there is none.
+        StateError: DISK.
+    """
+    with disk_errors(state_dir / ADDRESS_FILE):
+        (state_dir / f".{ADDRESS_FILE}").write_bytes(b" " * ADDRESS_BYTES)
+
+
+def announce(state_dir: Path, address: str) -> None:
+    """Say where this coordinator listens. Raises OSError."""
+    temporary = state_dir / f".{ADDRESS_FILE}"
+    with temporary.open("r+b") as file:  # in its place: that takes no room
+        file.write(f"{address}\n".encode("ascii"))
+        file.truncate()
+    temporary.rename(state_dir / ADDRESS_FILE)
+
+
+async def once_there_is_room(
+    room: Room, state_dir: Path, begin: Callable[[], T], stopped: asyncio.Event
+) -> T | None:
+    """Return what `begin` does as soon as the disk has room for it; None if told to stop first.
+
+    Raises:
+        StateError: it failed for another reason.
+    """
+
+    async def attempt() -> T:
+        try:
+            return begin()
+        except StateError as failure:
+            # By a database's word a disk without room has failed. To try again is to start again:
+            # this process has acknowledged nothing yet that a failed write may have lost.
+            if failure.name == "DISK" and free_bytes(state_dir) < ROOM_TO_START:
+                raise NoRoom(failure.detail) from failure
+            raise
+
+    trying = asyncio.create_task(room.patiently(("start", "state"), attempt))
+    stop = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({trying, stop}, return_when=asyncio.FIRST_COMPLETED)
+        return trying.result() if trying.done() else None
+    finally:
+        for task in (trying, stop):
+            task.cancel()
+        await asyncio.gather(trying, stop, return_exceptions=True)
