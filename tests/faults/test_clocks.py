@@ -29,6 +29,7 @@ from tests.faults.network import (
     CHUNK_WORDS,
     PATIENCE_S,
     Network,
+    at,
     everybody,
     study_of,
     until,
@@ -205,6 +206,28 @@ async def test_a_coordinators_clock_that_jumps_back_in_a_round_moves_no_deadline
             "F26", trials=1, failures=0, round_s=closed["seconds"], deadline_s=deadline_s,
             wrong_deadlines=0,
         )  # fmt: skip
+
+
+@needs_faketime
+@pytest.mark.fault("F26")
+async def test_a_coordinators_clock_that_runs_sixty_times_too_fast_moves_no_deadline(
+    tmp_path: Path,
+) -> None:
+    """A minute in each second: a deadline of the day's clock would be over before any upload."""
+    order = tmp_path / "clock"
+    order.write_text("+0 x60\n", encoding="ascii")
+    async with Network(
+        tmp_path / "f", size=CHUNK_WORDS, deadline="60s", coordinator=faked(order),
+        old_s=2.0 * HOUR_S,
+    ) as net:  # fmt: skip
+        va = net.proxies["va"]
+        va.up.bytes_per_s = CHUNK // 4  # an upload of four seconds, which that clock calls minutes
+        run = await net.submit()
+        view = await net.finish(run)
+        assert everybody(view)
+        clock = [at(line) for line in net.log.lines("round.opened") + net.log.lines("round.closed")]
+        assert clock[-1] - clock[0] > 60, "the clock was right"
+        record("F26", trials=1, failures=0, drift_round_s=view.history[0].seconds)
 
 
 def test_the_instrument_is_there_or_said_to_be_missing() -> None:
