@@ -29,6 +29,7 @@ from tests.faults.network import (
     CHUNK_WORDS,
     PATIENCE_S,
     Network,
+    at,
     everybody,
     study_of,
     until,
@@ -205,6 +206,34 @@ async def test_a_coordinators_clock_that_jumps_back_in_a_round_moves_no_deadline
             "F26", trials=1, failures=0, round_s=closed["seconds"], deadline_s=deadline_s,
             wrong_deadlines=0,
         )  # fmt: skip
+
+
+@needs_faketime
+@pytest.mark.fault("F26")
+async def test_a_coordinators_clock_that_runs_twice_as_fast_moves_no_deadline(
+    tmp_path: Path,
+) -> None:
+    """By that clock the deadline would be over in half the time."""
+    order, deadline_s = tmp_path / "clock", 8.0
+    order.write_text("+0 x2\n", encoding="ascii")
+    async with Network(
+        tmp_path / "f", size=CHUNK_WORDS, deadline=f"{deadline_s:g}s", coordinator=faked(order),
+        old_s=2.0 * HOUR_S,
+    ) as net:  # fmt: skip
+        va = net.proxies["va"]
+        va.up.bytes_per_s = CHUNK // 2
+        run = await net.submit()
+        await net.uploading("va", CHUNK // 4)
+        va.hold()
+        closed = await net.log.until("round.closed", round=1)
+        assert closed["dropped"] == ["va"]
+        assert closed["seconds"] > deadline_s - 1
+        by_that_clock = at(closed) - at(net.log.lines("round.opened", round=1)[0])
+        assert by_that_clock > 1.5 * closed["seconds"], "the clock was right"
+        va.up.bytes_per_s = None
+        va.go_on()
+        assert not everybody(await net.finish(run))
+        record("F26", trials=1, failures=0, drift_round_s=closed["seconds"], wrong_deadlines=0)
 
 
 def test_the_instrument_is_there_or_said_to_be_missing() -> None:

@@ -14,16 +14,20 @@ import pytest
 from common.clock import SystemClock
 from common.errors import StateError
 from common.identity import load_identity
+from common.secagg.messages import Commit, UploadEnd
 from common.views import RunPhase
 from coordinator import only_one
 from coordinator.app import build_service
 from coordinator.backups_cli import backed_up, restored
 from coordinator.config import CoordinatorConfig
+from coordinator.doctor import examine
 from coordinator.restore import restore
 from coordinator.store import open_store
 from coordinator.verify import verify
 from tests.faults.postgres import USER, Postgres, programs, why_not
+from tests.faults.record import record
 from tests.faults.test_backup import OWNER, back_up, nothing, settings
+from tests.faults.test_old_backup import given, put_back
 from tests.federation import Federation
 
 needs_postgres = pytest.mark.skipif(bool(why_not()), reason=f"needs PostgreSQL: {why_not()}")
@@ -157,6 +161,8 @@ async def test_a_dump_and_a_backup_taken_after_it_restore_a_coordinator(
     assert "pg_restore" in restored(restore(config, copy, state, nothing), state, 0.0).text
     parts = verify(config, OWNER)
     assert [part for part in parts if part.trouble] == []
+    (found,) = examine(config, OWNER, run.run_id)
+    assert found.state == RunPhase.FINISHED.value
     identity = load_identity(fed.plan.coordinator_folder, now_unix=SystemClock().unix())
     service = build_service(config, identity, SystemClock(), fed.log)
     service.recover()
@@ -168,6 +174,47 @@ async def test_a_dump_and_a_backup_taken_after_it_restore_a_coordinator(
         await asyncio.wait_for(service.keep_store(), 60)
     await service.close()
     service._shop.store.close()
+
+
+@needs_postgres
+@pytest.mark.fault("F40a")
+async def test_an_old_dump_that_was_put_back_stops_until_a_person_accepts_the_loss(
+    server: Postgres, tmp_path: Path
+) -> None:
+    for name in ("newer", "older"):
+        _run(server, f"CREATE DATABASE {name}")
+    dump, copy = tmp_path / "dump", tmp_path / "copy"
+    fed = Federation(tmp_path / "fed", rounds=4)
+    file = fed.plan.coordinator_folder / "coordinator.yaml"
+    plain = file.read_text()
+    file.write_text(f"{plain}store: {_url(server, 'newer')}\n")
+
+    async def take(_: str) -> None:
+        _tool("pg_dump", "--format=custom", f"--file={dump}", "--dbname", _plain(server, "newer"))
+        back_up(fed, copy)
+
+    async def leave(_: str) -> None:
+        fed.later(fed.kill_coordinator())
+
+    async with fed:
+        fed.on_send("va", Commit, take)
+        fed.on_send("cleveland", UploadEnd, leave, skip=3, late=True)
+        await fed.submit()
+        await fed.until(lambda: fed.service is None)
+        file.write_text(f"{plain}store: {_url(server, 'older')}\n")
+        _tool("pg_restore", "--dbname", _plain(server, "older"), str(dump))
+        put_back(fed, copy)
+        fed.start_coordinator()
+        await fed.until(lambda: fed.count("history.back", name="HISTORY_BACK") > 0)
+        assert fed.service is not None
+        assert not fed.service._tasks_with_keys  # nobody was welcomed
+        await fed.kill_coordinator()
+        assert given(fed, "accept-loss")[0] == 0
+        fed.start_coordinator()
+        run = await fed.finish()
+        assert run.phase is RunPhase.FINISHED
+        fed.check(run)
+    record("F40a", trials=1, failures=0, on_postgresql=1)
 
 
 def _tool(name: str, *arguments: str) -> None:

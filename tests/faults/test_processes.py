@@ -261,7 +261,11 @@ def test_the_round_closes_when_a_crash_loop_ends(story: Story) -> None:
     "phase", [pytest.param(phase, marks=pytest.mark.fault(FAULT_IN[phase])) for phase in FAULT_IN]
 )
 def test_a_kill_in_any_phase_leaves_the_model_as_it_is_without(story: Story, phase: str) -> None:
-    """The checker holds each model's digest against that of the run that nobody disturbed."""
+    """Each model's digest is held against that of every other run over the same hospitals.
+
+    Who was not back as a round opened is not in it: `tests/simulation/test_crashes.py` has all of
+    them wait, and there each model is the undisturbed run's.
+    """
     assert not story.problem, story.problem
     assert [one for one in story.trials if one.phase == phase], f"no kill was in {phase}"
 

@@ -100,6 +100,27 @@ async def test_one_signal_in_any_phase_parks_the_round_and_the_model_is_the_same
 
 @pytest.mark.fault("F16")
 @pytest.mark.timeout(500)
+async def test_one_signal_as_the_model_is_published_keeps_nobody_from_it(
+    tmp_path: Path, alone: str
+) -> None:
+    """To the coordinator once it has signed (C6), to a hospital once it has it (N6)."""
+    async with running(tmp_path / "published", STUDY, SITES) as federation:
+        await federation.until("coordinator", "model.published")
+        for who in ("coordinator", "north"):
+            if who == "north":
+                await federation.until(who, "model.accepted", after=0)
+            code, seconds = await federation.stop(who)
+            assert code == 0, who
+            assert seconds < GRACE_S, who
+            await federation.start(who)
+        for site in SITES:
+            await federation.until(site, "model.accepted", after=0)
+        assert await federation.model() == alone
+    record("F16", trials=2, failures=0)
+
+
+@pytest.mark.fault("F16")
+@pytest.mark.timeout(500)
 async def test_who_is_told_to_drain_finishes_the_open_round_and_begins_no_other(
     tmp_path: Path, alone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import NoRoom, StateError
-from common.messages import UploadChunk
+from common.messages import DownloadChunk, UploadChunk
 from common.secagg.messages import Certificate, Commit, Ready, Release, RoundStart, UploadEnd
 from coordinator import room
 from coordinator.failures import recorded
@@ -114,12 +114,17 @@ async def test_a_node_that_dies_at_a_message_does_not_train_twice_once_its_input
         assert fed.count("round.training", site="va") == 2
 
 
+@pytest.mark.fault("F08")
+@pytest.mark.parametrize("kind", [RoundStart, DownloadChunk], ids=lambda kind: kind.__name__)
 async def test_a_nonce_dies_with_its_process_and_the_round_closes_without_its_node(
-    tmp_path: Path,
+    tmp_path: Path, kind: type
 ) -> None:
-    """Nonces are never stored: a node refuses the header that carries one it lost."""
+    """Nonces are never stored: a node refuses the header that carries one it lost.
+
+    From when it says that it is ready until it has the round's model; in the next it is back.
+    """
     async with Federation(tmp_path / "f", gather="10s") as fed:
-        fed.on_send("va", RoundStart, fed.crash)
+        fed.on_send("va", kind, fed.crash)
         run = await fed.run()
         fed.check(run)
         took_part = [names(record.survivors) for record in run.history]
