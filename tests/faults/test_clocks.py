@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -46,19 +45,10 @@ FAKETIME: Final = str(_LIBRARIES[0]) if _LIBRARIES else ""
 
 needs_faketime = pytest.mark.skipif(not FAKETIME, reason="needs faketime: apt-get install faketime")
 
-ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite")
+ZYGOTE = Zygote(*forked.SERVING)
 
 HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        forked.services_of(ZYGOTE, patch)
-        patch.setenv("LOG_FORMAT", "json")
-        yield
-    ZYGOTE.close()
 
 
 @pytest.fixture(scope="module")

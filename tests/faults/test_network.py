@@ -1,7 +1,7 @@
 """Faults B over real processes and mutual TLS: links that die, freeze, crawl and break.
 
 Heartbeats are a second here, so a silent peer is one after three; the figures of the settings
-that ship are measured in tests/faults/test_network_defaults.py.
+that ship are measured in tests/faults/test_reconnects.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,17 +24,7 @@ from tests.zygote import Zygote
 
 pytestmark = pytest.mark.slow
 
-ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite",
-                "hospital_node.grpc_link")  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        forked.services_of(ZYGOTE, patch)
-        patch.setenv("LOG_FORMAT", "json")
-        yield
-    ZYGOTE.close()
+ZYGOTE = Zygote(*forked.SERVING)
 
 
 NOTICED_S: Final = 30.0
