@@ -61,7 +61,7 @@ def test_training_killed_at_any_step_ends_in_the_same_bits(name: str) -> None:
         wasted += last.taken - left
         assert set(slot.said) == {"resumed"}
     assert wasted == 0, "a checkpoint after each step leaves nothing to be trained twice"
-    record("F09", trials=done, failures=0, steps_trained_twice=wasted)
+    record("F09", trials=done, failures=0, drawn=True, steps_trained_twice=wasted)
 
 
 @pytest.mark.fault("F09")
@@ -77,11 +77,10 @@ def test_what_is_trained_twice_is_less_than_lies_between_two_checkpoints() -> No
         assert 0 <= last.taken - (whole - step) < every
         wasted.append(last.taken - (whole - step))
         assert slot.content is not None
-    share = 100 / whole
     record(
-        "F09", trials=len(wasted), failures=0, checkpoint_every_percent_of_round=every * share,
-        wasted_max_percent_of_round=max(wasted) * share,
-        wasted_mean_percent_of_round=float(np.mean(wasted)) * share,
+        "F09", trials=len(wasted), failures=0, checkpoint_interval_of_round_share=every / whole,
+        round_trained_twice_max_share=max(wasted) / whole,
+        round_trained_twice_on_average_share=float(np.mean(wasted)) / whole,
     )  # fmt: skip
 
 
@@ -199,7 +198,7 @@ def test_a_checkpoint_that_does_not_open_is_ignored_and_said(
     found = run.train(task, SealedSlot(sealed, HD, make_log(words)), float("inf"))
     assert (bits(found), run.taken) == (alone, whole)
     assert "checkpoint.ignored" in words.getvalue()
-    record("F40", trials=cases, failures=0)
+    record("F40", trials=cases, failures=0, drawn=damage == "flipped")
 
 
 @pytest.mark.fault("F40")
@@ -365,4 +364,4 @@ def test_training_of_several_processes_goes_on_to_the_same_bits(tmp_path: Path) 
     with kept(Keeper(slot, 0.001)):
         assert bits(two.train(task, lambda: False)) == alone
     assert slot.said[0] == "resumed"
-    record("F09", trials=1, failures=0, processes=2, steps_before_the_kill=killed_at)
+    record("F09", trials=1, failures=0, steps_before_the_kill=killed_at)

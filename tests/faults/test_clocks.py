@@ -122,7 +122,9 @@ async def test_a_node_whose_clock_is_off_says_by_how_much_before_it_dials(tmp_pa
             assert "CLOCK_OFF" in said, said
             assert words in said, said
         assert net.proxies["va"].accepted == dialled, "it dialled"
-    record("F25", trials=len(cases), failures=len(cases) - right, right_share=right / len(cases))
+    record(
+        "F25", trials=len(cases), failures=len(cases) - right, told_right_share=right / len(cases)
+    )
 
 
 @pytest.mark.fault("F25")

@@ -292,7 +292,7 @@ def test_hospitals_outside_the_pinned_list_make_no_crowd(invented: int) -> None:
         one.trust = pinned
         assert refused(one, Roster(adverts, RoundNo(1))) == "NOT_MEMBER"
         assert one.state.session is None
-    record("F72", trials=2, failures=0, invented=invented)
+    record("F72", trials=2, failures=0, hospitals_invented=invented)
 
 
 # --- F73: privacy terms that get weaker -----------------------------------------------------------

@@ -206,7 +206,7 @@ def test_a_round_and_its_model_are_both_there_or_neither(story: Story) -> None:
 
 @pytest.mark.fault("F07")
 def test_hospitals_told_before_and_after_a_kill_hold_one_model(story: Story) -> None:
-    story.holds("F07", told_before=story.told, version_splits=0)
+    story.holds("F07", hospitals_told_before=story.told, version_splits=0)
 
 
 @pytest.mark.fault("F08")
@@ -242,7 +242,7 @@ def test_a_model_is_there_whole_or_not_at_all(story: Story) -> None:
 
 @pytest.mark.fault("F14")
 def test_nothing_acknowledged_is_lost_when_all_die_at_once(story: Story) -> None:
-    story.holds("F14", acknowledged=story.acknowledged)
+    story.holds("F14", submissions_acknowledged=story.acknowledged)
 
 
 @pytest.mark.fault("F15")

@@ -48,7 +48,7 @@ def test_of_two_models_in_a_round_one_at_most_is_opened_and_over_a_quorum(n: int
         both += all(groups)
         _no_edge_between(world, hds)
     assert both == 2**n - 2
-    record("F66", trials=2**n, failures=0, hospitals=n)
+    record("F66", trials=2**n, failures=0)
 
 
 def _ask_everything(world: World, hd: HeaderDigest, group: list[NodeId]) -> None:
