@@ -61,7 +61,7 @@ NAME: Final = "heart"
 SITES: Final = ("cleveland", "hungarian", "switzerland", "va")
 OWNER: Final = "researcher"
 
-STUDY: Final = """\
+_STUDY: Final = """\
 schema: fedcare.study/v1
 id: pattern
 purpose: research
@@ -72,8 +72,18 @@ target: {type: binary, name: y}
 model: {kind: vector, size: SIZE}
 normalise: none
 federation: {weights: equal, rounds: ROUNDS, min_sites: 3, round_deadline: DEADLINE}
-privacy: {secure_aggregation: {colluders: 1, suite: SUITE}}
+privacy: {secure_aggregation: {colluders: 1, suite: SUITE}, dp: TERMS}
 """
+
+
+def pattern_study(
+    *, size: int, rounds: int, deadline: str, suite: str = "classical", dp: str = "{mode: none}"
+) -> str:
+    """Return a study whose hospitals add a pattern of `size` numbers."""
+    text = _STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(rounds))
+    text = text.replace("SUITE", suite).replace("DEADLINE", deadline).replace("TERMS", dp)
+    return text.replace("OWNER", OWNER)
+
 
 PATIENCE_S: Final = 40.0
 """A scenario that takes longer than this hangs."""
@@ -225,8 +235,7 @@ class Federation:
         clock: Clock | None = None,
     ) -> None:
         """`clinics` have tables, and `study` reads them; without, `vector`'s pattern is sent."""
-        text = STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(rounds))
-        text = text.replace("SUITE", suite).replace("DEADLINE", deadline).replace("OWNER", OWNER)
+        text = pattern_study(size=size, rounds=rounds, deadline=deadline, suite=suite)
         self.study = parse_study(text if study is None else study)
         self.size = size
         timing = {"enrolment_grace": "2s", "setup": setup, "gather": gather, "release": "2s"}

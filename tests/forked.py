@@ -21,12 +21,14 @@ from researcher.processes import FEDCARE, Children, Program, environment
 from tests.zygote import Child, Zygote
 
 _TURN_S: Final = 0.02
+SERVING: Final = ("hospital_node.grpc_link", "alembic.command", "sqlite3",
+                  "sqlalchemy.dialects.sqlite")  # fmt: skip
+"""What services import once they serve."""
 WORKING: Final = ("torch", "torch._dynamo", "hospital_node.models.perceptron",
                   "hospital_node.train", "hospital_node.evaluate", "hospital_node.pipeline",
-                  "hospital_node.grpc_link", "alembic.command", "sqlite3",
-                  "sqlalchemy.dialects.sqlite")  # fmt: skip
-"""What services import once they work: torch alone takes seconds, and so does `torch._dynamo`,
-which the first optimiser imports. Not polars: it has threads."""
+                  *SERVING)  # fmt: skip
+"""And once they train: torch alone takes seconds, and so does `torch._dynamo`, which the first
+optimiser imports. Not polars: it has threads."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tests.faults.plan import COORDINATOR, SITES, Act, Fault, twin_of
 
 if TYPE_CHECKING:
-    from tests.faults.simulation import World
+    from tests.faults.world import World
 
 LEAP_S: Final = 20 * 366 * 86_400.0
 """Beyond the validity of every certificate that the federation has."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests import forked
 from tests.faults import record
 from tests.faults.budget import VARIABLE, Budget, budget
 
@@ -12,6 +15,20 @@ from tests.faults.budget import VARIABLE, Budget, budget
 def timed() -> None:
     """A figure's seconds are its own test's."""
     record.begin()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The services of a module that has a `ZYGOTE` are its forks, and log lines of JSON."""
+    zygote = getattr(request.module, "ZYGOTE", None)
+    if zygote is None:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        forked.services_of(zygote, patch)
+        patch.setenv("LOG_FORMAT", "json")
+        yield
+    zygote.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,12 +15,12 @@ from tests.faults.record import record
 
 def flips() -> int:
     """How many bytes of each kind of file flip, one after the other."""
-    return trials(change=12, nightly=300, release=1000)
+    return trials(change=12, nightly=200, release=400)
 
 
 def cuts() -> int:
     """How often the end of each kind of file is cut off."""
-    return trials(change=3, nightly=40, release=100)
+    return trials(change=3, nightly=20, release=40)
 
 
 def damages(good: bytes, rng: random.Random) -> Iterator[bytes]:
@@ -47,9 +47,10 @@ class Tally:
             "F39",
             trials=total + len(self.missed),
             failures=len(self.missed),
+            drawn=True,
             refused=self.refused.total(),
             without_effect=self.harmless.total(),
-            kinds=len(self.refused),
+            kinds_of_files=len(self.refused),
             **figures,
         )
         assert self.missed == []

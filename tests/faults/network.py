@@ -36,7 +36,7 @@ from researcher.bench import expected_sum
 from researcher.client import Client
 from researcher.local import FederationPlan, LocalFederation, SitePlan, build, free_address
 from tests.faults.proxy import Proxy
-from tests.federation import NAME, SITES, STUDY
+from tests.federation import NAME, OWNER, SITES, pattern_study
 
 CHUNK: Final = 1 << 20
 CHUNK_WORDS: Final = CHUNK // 4
@@ -56,9 +56,8 @@ Line = dict[str, Any]
 
 def study_of(*, size: int, rounds: int, deadline: str) -> Study:
     """Return a study whose hospitals add a pattern of `size` numbers."""
-    text = STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(rounds))
-    text = text.replace("SUITE", "classical").replace("DEADLINE", deadline)
-    return parse_study(text.replace("OWNER", "uni-x"))
+    text = pattern_study(size=size, rounds=rounds, deadline=deadline)
+    return parse_study(text.replace(OWNER, "uni-x"))
 
 
 def at(line: Line) -> float:

@@ -17,7 +17,7 @@ from tests.faults.plan import SITES, Act, twin_of
 from tests.federation import NAME, names
 
 if TYPE_CHECKING:
-    from tests.faults.simulation import World
+    from tests.faults.world import World
 
 _NEVER: Final = frozenset(
     {

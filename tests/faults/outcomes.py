@@ -23,15 +23,22 @@ def pytest_runtest_makereport(
     """Write down what became of a test that is about a fault."""
     report = yield
     marks = [mark.args[0] for mark in item.iter_markers("fault")]
-    over = report.when == "call" or (report.when == "setup" and not report.passed)
+    over = report.when == "call" or not report.passed
     if marks and over:
         line = {
             "faults": marks,
             "test": item.nodeid,
             "outcome": report.outcome,
+            "why": _why(report) if report.skipped else "",
             "seconds": round(report.duration, 3),
         }
         OUTCOMES.parent.mkdir(parents=True, exist_ok=True)
         with OUTCOMES.open("a") as file:
             file.write(json.dumps(line) + "\n")
     return report
+
+
+def _why(report: pytest.TestReport) -> str:
+    """Return the reason of a skip."""
+    found = report.longrepr
+    return found[2].removeprefix("Skipped: ") if isinstance(found, tuple) else ""

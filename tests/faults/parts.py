@@ -81,6 +81,12 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def marked() -> list[str]:
+    """Return the files of tests that are about a fault: pytest takes a minute to look into all."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if "mark.fault(" in file.read_text()]
+
+
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a file of JSON lines; none if it is not there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -31,7 +31,8 @@ from tests.faults import simulation
 from tests.faults.campaign import _template, scratch
 from tests.faults.lostwrites import Cut, Disk, Image
 from tests.faults.plan import COORDINATOR, Plan
-from tests.faults.simulation import Outcome, World, simulate
+from tests.faults.simulation import Outcome, simulate
+from tests.faults.world import World
 
 _KINDS: Final = (None, Cut.ALL, Cut.ALL, Cut.SOME)
 """What goes with a process: nothing (it was killed), or its machine's power."""

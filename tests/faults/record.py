@@ -30,13 +30,20 @@ def begin() -> None:
     _began = time.monotonic()
 
 
-def record(fault: str, *, trials: int, failures: int, **figures: float) -> None:
-    """Append what `trials` trials of a fault gave; `figures` are named with their units."""
+def record(
+    fault: str, *, trials: int, failures: int, drawn: bool = False, **figures: float
+) -> None:
+    """Append what `trials` trials of a fault gave; `figures` are named with their units.
+
+    Of several records' figures those that are `int` are counts and add up; of the others the
+    largest is told. `drawn`: the trials were drawn at random, so that 3/n bounds what they missed.
+    """
     line = {
         "schema": SCHEMA,
         "fault": fault,
         "trials": trials,
         "failures": failures,
+        "drawn": drawn,
         "figures": figures,
         "seconds": round(time.monotonic() - _began, 3),
         "test": os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)"),

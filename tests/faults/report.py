@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tests.faults.catalogue import FAULTS, POSTGRESQL
+from tests.faults.catalogue import FAULTS, POSTGRESQL, TESTS
 from tests.faults.parts import PAGE, PICTURE, REPORT, Part
 from tests.faults.picture import picture, rows_of
 from tests.faults.table import with_table
@@ -29,7 +29,9 @@ def report_of(parts: Sequence[Part]) -> Report:
     for part in parts:
         for result in part["results"]:
             own = POSTGRESQL if part["part"] == POSTGRESQL else result["fault"]
-            figures[own].append(result)
+            # What is killed, and at which of its steps, a campaign draws.
+            drawn = part["part"] != TESTS or result.get("drawn", False)
+            figures[own].append({**result, "drawn": drawn})
         for outcome in part["outcomes"]:
             for fault in outcome["faults"]:
                 tests[fault].append(outcome)
@@ -53,18 +55,20 @@ def _entry(
     told = {_test_of(result["test"]) for result in results if result["failures"]}
     failures = sum(result["failures"] for result in results)
     failures += sum(one["outcome"] == "failed" and _test_of(one["test"]) not in told for one in ran)
+    drawn = sum(result["trials"] for result in results if result["drawn"])
     return {
         "fault": fault,
         "what": FAULTS.get(fault, ""),
         "trials": trials,
         "failures": failures,
-        "bound_95": round(3 / trials, 6) if trials and not failures else None,
-        "figures": _worst(result["figures"] for result in results),
+        "drawn": drawn,
+        "bound_95": round(3 / drawn, 6) if drawn and not failures else None,
+        "figures": _together(results),
         "seconds": round(
             sum(result["seconds"] for result in results) + sum(one["seconds"] for one in plain), 1
         ),
         "tests": len(ran),
-        "skipped": sorted(one["test"] for one in tests if one["outcome"] == "skipped"),
+        "skipped": {one["test"]: one["why"] for one in tests if one["outcome"] == "skipped"},
     }
 
 
@@ -72,15 +76,19 @@ def _test_of(name: str) -> str:
     return name.partition(" ")[0].partition("[")[0]
 
 
-def _worst(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the counts added up, and of everything else the largest value."""
-    found: dict[str, float] = {}
-    for one in figures:
-        for name, value in one.items():
+def _together(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the counts added up, the percentiles of most trials, else the largest value."""
+    found: dict[str, float] = {name: 0 for result in results for name in result["figures"]}
+    new = set(found)
+    for result in sorted(results, key=lambda one: one["trials"]):
+        for name, value in result["figures"].items():
             if isinstance(value, int):
-                found[name] = found.get(name, 0) + value
+                found[name] += value
+            elif name in new or "_p50_" in name or "_p99_" in name:
+                found[name] = round(value, 4)
             else:
-                found[name] = max(found.get(name, value), round(value, 4))
+                found[name] = max(found[name], round(value, 4))
+            new.discard(name)
     return found
 
 

@@ -22,7 +22,7 @@ from researcher.memory_link import MemoryLink
 from tests.federation import Killed
 
 if TYPE_CHECKING:
-    from tests.faults.simulation import Process, World
+    from tests.faults.world import Process, World
 
 T = TypeVar("T")
 

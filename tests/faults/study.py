@@ -9,29 +9,13 @@ from typing import Final
 
 from common.privacy.calibration import charged_epsilon
 from tests.faults.plan import DEADLINE_S, NONE
-from tests.federation import OWNER
+from tests.federation import pattern_study
 
 _SPARE_ROUNDS: Final = 27
 """As often may a round be voided, and charged, before the study's budget ends it."""
 _NOISE_MULTIPLIER: Final = 16.0
 _DELTA: Final = 1e-5
-
-_STUDY: Final = """\
-schema: fedcare.study/v1
-id: pattern
-purpose: research
-dataset: none
-owner: {name: A, organisation: OWNER}
-features: [{name: x, type: float}]
-target: {type: binary, name: y}
-model: {kind: vector, size: SIZE}
-normalise: none
-federation: {weights: equal, rounds: ROUNDS, min_sites: 3, round_deadline: DEADLINE}
-train: {optimiser: sgd, local_steps: 1}
-privacy:
-  secure_aggregation: {colluders: 1, suite: classical}
-  dp: TERMS
-"""
+_TRAIN: Final = "train: {optimiser: sgd, local_steps: 1}\n"
 
 
 @cache
@@ -39,9 +23,8 @@ def study_text(size: int, dp: str, rounds: int) -> str | None:
     """Return the study of a mode of differential privacy; None: the federation's own."""
     if dp == NONE:
         return None
-    text = _STUDY.replace("SIZE", str(size)).replace("ROUNDS", str(rounds))
-    text = text.replace("OWNER", OWNER).replace("DEADLINE", f"{DEADLINE_S:g}s")
-    return text.replace("TERMS", json.dumps(_terms(dp, rounds)))
+    terms, deadline = json.dumps(_terms(dp, rounds)), f"{DEADLINE_S:g}s"
+    return pattern_study(size=size, rounds=rounds, deadline=deadline, dp=terms) + _TRAIN
 
 
 def _terms(dp: str, rounds: int) -> dict[str, object]:

@@ -14,9 +14,14 @@ BEGIN: Final = "<!-- begin faults: written by `python -m tests.faults` from repo
 END: Final = "<!-- end faults -->"
 
 _PERCENTILE: Final = re.compile(r"(.+)_(p50|p99|max)(_\w+)")
+_BOUND: Final = (
+    "At most: 3/*n*, of the *n* trials that were drawn at random. Where cases were gone through"
+    " one by one there is no such figure."
+)
+_NAMES: Final = {"postgresql": "PostgreSQL", "tls": "TLS"}
 _UNITS: Final = {
-    "_per_hour": " an hour", "_bytes": " bytes", "_mib": " MiB", "_ms": " ms", "_hours": " h",
-    "_s": " s",
+    "_per_hour": " an hour", "_per_s": " a second", "_bytes": " bytes", "_mb": " MB",
+    "_mib": " MiB", "_ms": " ms", "_hours": " h", "_times": " times", "_s": " s",
 }  # fmt: skip
 
 
@@ -41,11 +46,18 @@ def table_of(report: Mapping[str, Any]) -> str:
         "|---|---|--:|--:|--:|---|",
         *(_row(entry) for entry in report["faults"] if entry["trials"]),
     ]
-    skipped = sorted({test for entry in report["faults"] for test in entry["skipped"]})
-    if skipped:
-        names = ", ".join(f"`{test.rpartition('::')[2]}`" for test in skipped)
-        lines += ["", f"Left out, because the machine cannot do it: {names}."]
+    lines += ["", _BOUND, *_left_out(report)]
     return "\n".join(lines) + "\n"
+
+
+def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
+    why = {test: why for entry in report["faults"] for test, why in entry["skipped"].items()}
+    for reason in sorted(set(why.values())):
+        names = ", ".join(
+            f"`{test.rpartition('::')[2]}`" for test in sorted(why) if why[test] == reason
+        )
+        yield ""
+        yield f"Left out ({reason}): {names}."
 
 
 def _pictured(report: Mapping[str, Any]) -> Iterator[str]:
@@ -72,7 +84,7 @@ def _much(part: Part) -> tuple[str, str]:
     match part["part"]:
         case name if name == SIMULATION:
             seeds = ", ".join(f"{first} to {last}" for first, last in part["seeds"][:3])
-            more = f" and {len(part['seeds']) - 3} more ranges" if len(part["seeds"]) > 3 else ""
+            more = f" and {len(part['seeds']) - 3} more" if len(part["seeds"]) > 3 else ""
             return "Simulation", f"{trials:,} seeds ({seeds}{more})"
         case name if name == KILLS:
             return "Killed processes", f"{trials:,} kills"
@@ -123,11 +135,17 @@ def _figure(name: str, values: Iterable[float]) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return " ".join(_NAMES.get(word, word) for word in name.split("_"))
 
 
 def _numbers(values: Iterable[float]) -> str:
-    return " / ".join(f"{one:,}" if isinstance(one, int) else f"{one:,.3g}" for one in values)
+    return " / ".join(map(_number, values))
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _line(*cells: object) -> str:

@@ -96,7 +96,7 @@ async def test_backups_of_a_serving_coordinator_are_moments_of_it(tmp_path: Path
     assert len(made) >= 8
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1]
-    record("F40a", trials=len(made), failures=0, facts_last=lengths[-1])
+    record("F40a", trials=len(made), failures=0, facts_in_the_last=lengths[-1])
 
 
 @pytest.mark.fault("F39")
@@ -126,7 +126,7 @@ async def test_a_flipped_byte_in_a_backup_is_found_and_nothing_is_restored(
             assert name in found.detail, (found, path)
             assert list(into.iterdir()) == []
         path.write_bytes(good)
-    record("F39", trials=count, failures=0)
+    record("F39", trials=count, failures=0, drawn=True)
 
 
 def refusal(config: CoordinatorConfig, backup: Path, into: Path) -> FedError | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import errno
 import io
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common import failpoints, models
+from common import failpoints
 from common.clock import ManualClock
 from common.entropy import OsEntropy
 from common.errors import RoundError, StateError
@@ -23,7 +23,6 @@ from common.features import Encoded
 from common.ids import HeaderDigest
 from common.logs import make_log
 from common.secret import Secret
-from common.study import Study
 from hospital_node import checkpoints
 from hospital_node.checkpoints import CheckpointFolder, Keeper, SealedSlot, kept
 from hospital_node.config import Training
@@ -31,104 +30,13 @@ from hospital_node.exchange import TrainingTask
 from hospital_node.going_on import asked
 from hospital_node.launcher import Launcher
 from hospital_node.sealing import KEY_BYTES, Vault
-from hospital_node.strategies import LocalRound, Received
 from tests.faults.budget import trials
 from tests.faults.record import record
+from tests.faults.training import ADAM, STUDIES, Died, Memory, Run, bits, steps_of, task_of
 from tests.learning import study
 
 HD = HeaderDigest(b"h" * 32)
 OTHER = HeaderDigest(b"o" * 32)
-
-NETWORK = "{kind: mlp, hidden: [5, 4], norm: batch}"
-ADAM = "{optimiser: adam, lr: 0.01, batch: 9, local_epochs: 2, imbalance: resampled}"
-STUDIES = {
-    "sgd": study(train="{lr: 0.1, batch: 9, local_steps: 17, imbalance: weighted}"),
-    "adam": study(model=NETWORK, train=ADAM),
-    **{
-        name: study(model=NETWORK, federation=f"{{weights: equal, rounds: 3, strategy: {terms}}}")
-        for name, terms in {
-            "fedprox": "{name: fedprox, mu: 0.5}",
-            "fedbn": "{name: fedbn}",
-            "ditto": "{name: ditto, lambda: 0.5}",
-        }.items()
-    },
-    "ditto and adam": study(
-        model=NETWORK,
-        train=ADAM,
-        federation="{weights: equal, rounds: 3, strategy: {name: ditto, lambda: 0.5}}",
-    ),
-    "scaffold": study(federation="{weights: equal, rounds: 3, strategy: {name: scaffold}}"),
-}
-
-
-def task_of(given: Study, rows: int = 83) -> TrainingTask:
-    """Rows that no batch divides; SCAFFOLD's control variate where it is the strategy."""
-    rng = np.random.default_rng(2)
-    features = rng.normal(size=(rows, models.layout(given).tensors[0].shape[-1]))
-    data = Encoded(features.astype(np.float32), (features[:, 0] > 0.5).astype(np.float32))
-    start = models.initial(given) + np.float32(0.05)
-    received = Received(start)
-    if given.federation.strategy.name == "scaffold":
-        control = np.linspace(-0.1, 0.1, start.size).astype(np.float32)
-        received = Received(start, control, [1.0] * len(models.layout(given).tensors))
-    return TrainingTask(given, data, received, {}, "north")
-
-
-def bits(done: LocalRound) -> object:
-    own = sorted((name, values.tobytes()) for name, values in done.own.items())
-    return done.delta.tobytes(), done.loss, own
-
-
-@dataclass
-class Memory:
-    """A slot that outlives the process, and what it was told."""
-
-    content: bytes | None = None
-    said: list[str] = field(default_factory=list)
-
-    def load(self) -> bytes | None:
-        return self.content
-
-    def save(self, content: bytes) -> None:
-        self.content = content
-
-    def resumed(self) -> None:
-        self.said.append("resumed")
-
-    def ignored(self, why: StateError | str) -> None:
-        self.said.append(f"ignored: {why}")
-
-
-class Died(BaseException):
-    """The process is gone: nothing behind it runs."""
-
-
-@dataclass
-class Run:
-    """Counts the steps that a training takes, a second each, and dies before number `dies`."""
-
-    dies: int | None = None
-    taken: int = -1
-    clock: ManualClock = field(default_factory=ManualClock)
-
-    def __call__(self) -> None:
-        self.taken += 1
-        self.clock.advance(1.0)
-        if self.taken == self.dies:
-            raise Died
-
-    def train(self, task: TrainingTask, slot: checkpoints.Slot, every_s: float) -> LocalRound:
-        """Train with checkpoints; the clock stands still while they are written."""
-        with kept(Keeper(slot, every_s, now=self.clock.monotonic)), asked(self):
-            done = task.train()
-        self.taken += 1
-        return done
-
-
-def steps_of(task: TrainingTask) -> int:
-    run = Run()
-    run.train(task, Memory(), float("inf"))
-    return run.taken
 
 
 # --- F09: killed in training ---------------------------------------------------------------------
@@ -153,7 +61,7 @@ def test_training_killed_at_any_step_ends_in_the_same_bits(name: str) -> None:
         wasted += last.taken - left
         assert set(slot.said) == {"resumed"}
     assert wasted == 0, "a checkpoint after each step leaves nothing to be trained twice"
-    record("F09", trials=done, failures=0, steps_trained_twice=wasted)
+    record("F09", trials=done, failures=0, drawn=True, steps_trained_twice=wasted)
 
 
 @pytest.mark.fault("F09")
@@ -169,11 +77,10 @@ def test_what_is_trained_twice_is_less_than_lies_between_two_checkpoints() -> No
         assert 0 <= last.taken - (whole - step) < every
         wasted.append(last.taken - (whole - step))
         assert slot.content is not None
-    share = 100 / whole
     record(
-        "F09", trials=len(wasted), failures=0, checkpoint_every_percent_of_round=every * share,
-        wasted_max_percent_of_round=max(wasted) * share,
-        wasted_mean_percent_of_round=float(np.mean(wasted)) * share,
+        "F09", trials=len(wasted), failures=0, checkpoint_interval_of_round_share=every / whole,
+        round_trained_twice_max_share=max(wasted) / whole,
+        round_trained_twice_on_average_share=float(np.mean(wasted)) / whole,
     )  # fmt: skip
 
 
@@ -291,7 +198,7 @@ def test_a_checkpoint_that_does_not_open_is_ignored_and_said(
     found = run.train(task, SealedSlot(sealed, HD, make_log(words)), float("inf"))
     assert (bits(found), run.taken) == (alone, whole)
     assert "checkpoint.ignored" in words.getvalue()
-    record("F40", trials=cases, failures=0)
+    record("F40", trials=cases, failures=0, drawn=damage == "flipped")
 
 
 @pytest.mark.fault("F40")
@@ -457,4 +364,4 @@ def test_training_of_several_processes_goes_on_to_the_same_bits(tmp_path: Path) 
     with kept(Keeper(slot, 0.001)):
         assert bits(two.train(task, lambda: False)) == alone
     assert slot.said[0] == "resumed"
-    record("F09", trials=1, failures=0, processes=2, steps_before_the_kill=killed_at)
+    record("F09", trials=1, failures=0, steps_before_the_kill=killed_at)

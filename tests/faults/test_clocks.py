@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -47,19 +46,10 @@ FAKETIME: Final = str(_LIBRARIES[0]) if _LIBRARIES else ""
 
 needs_faketime = pytest.mark.skipif(not FAKETIME, reason="needs faketime: apt-get install faketime")
 
-ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite")
+ZYGOTE = Zygote(*forked.SERVING)
 
 HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        forked.services_of(ZYGOTE, patch)
-        patch.setenv("LOG_FORMAT", "json")
-        yield
-    ZYGOTE.close()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +123,9 @@ async def test_a_node_whose_clock_is_off_says_by_how_much_before_it_dials(tmp_pa
             assert "CLOCK_OFF" in said, said
             assert words in said, said
         assert net.proxies["va"].accepted == dialled, "it dialled"
-    record("F25", trials=len(cases), failures=len(cases) - right, right_share=right / len(cases))
+    record(
+        "F25", trials=len(cases), failures=len(cases) - right, told_right_share=right / len(cases)
+    )
 
 
 @pytest.mark.fault("F25")

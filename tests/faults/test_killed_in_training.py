@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,6 @@ SITES = ("east", "north", "south")
 STUDY = small_study(1, 3, deadline="120s", local_steps=2_000)  # a second or more
 
 ZYGOTE = Zygote(*forked.WORKING)
-
-
-@pytest.fixture(autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOG_FORMAT", "json")
-        forked.services_of(ZYGOTE, patch)
-        yield
-    ZYGOTE.close()
 
 
 def often(plan: FederationPlan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -38,18 +38,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"needs network namespaces: {missing()}"),
 ]
 
-ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite",
-                "hospital_node.grpc_link")  # fmt: skip
+ZYGOTE = Zygote(*forked.SERVING)
 COORDINATOR = "coordinator.test"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        forked.services_of(ZYGOTE, patch)
-        patch.setenv("LOG_FORMAT", "json")
-        yield
-    ZYGOTE.close()
 
 
 @asynccontextmanager
@@ -153,7 +143,7 @@ async def test_packets_that_are_lost_cost_time_and_nothing_else(tmp_path: Path) 
             view = await net.finish(run)
             assert everybody(view)
             clean, lossy = view.history
-            record("F23", trials=1, failures=0, slow_down=lossy.seconds / clean.seconds)
+            record("F23", trials=1, failures=0, slower_times=lossy.seconds / clean.seconds)
 
 
 @pytest.mark.fault("F23")

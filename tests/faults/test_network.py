@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,17 +24,7 @@ from tests.zygote import Zygote
 
 pytestmark = pytest.mark.slow
 
-ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite",
-                "hospital_node.grpc_link")  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        forked.services_of(ZYGOTE, patch)
-        patch.setenv("LOG_FORMAT", "json")
-        yield
-    ZYGOTE.close()
+ZYGOTE = Zygote(*forked.SERVING)
 
 
 NOTICED_S: Final = 30.0
@@ -263,7 +253,7 @@ async def test_what_breaks_on_its_way_up_or_down_sends_what_is_missing_and_no_mo
         down = va.down.bytes - before
         record(
             "F24", trials=1, failures=0, download_missing_bytes=missing,
-            download_sent_again_bytes=down, download_overhead=_overhead(down, missing),
+            download_sent_again_bytes=down, download_overhead_share=_overhead(down, missing),
         )  # fmt: skip
         assert down <= 1.05 * missing + CHUNK
         missing, before = await cut_off(va.up, net.spooled)
@@ -274,7 +264,7 @@ async def test_what_breaks_on_its_way_up_or_down_sends_what_is_missing_and_no_mo
         for fault in ("F11", "F24"):
             record(
                 fault, trials=1, failures=0, upload_missing_bytes=missing,
-                upload_sent_again_bytes=up, upload_overhead=_overhead(up, missing),
+                upload_sent_again_bytes=up, upload_overhead_share=_overhead(up, missing),
             )  # fmt: skip
         assert up <= 1.05 * missing + CHUNK
         assert everybody(await net.finish(run))
@@ -303,7 +293,7 @@ async def test_what_travels_over_a_line_that_breaks_again_and_again_arrives(tmp_
         up, down = va.up.bytes - started[0], va.down.bytes - started[1]
         record(
             "F24", trials=va.cuts, failures=0, resets=va.cuts,
-            up_ratio=up / size, down_ratio=down / (2 * size),
+            went_up_times=up / size, went_down_times=down / (2 * size),
         )  # fmt: skip
         assert up <= 1.5 * size
         assert down <= 1.5 * 2 * size

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -39,17 +38,7 @@ from tests.zygote import Zygote
 
 pytestmark = pytest.mark.slow
 
-ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite",
-                "hospital_node.grpc_link")  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        forked.services_of(ZYGOTE, patch)
-        patch.setenv("LOG_FORMAT", "json")
-        yield
-    ZYGOTE.close()
+ZYGOTE = Zygote(*forked.SERVING)
 
 
 # --- a crowd at once ------------------------------------------------------------------------------
@@ -146,8 +135,8 @@ async def test_a_crowd_that_lost_its_coordinator_is_let_in_one_after_another(
         asked = [one for light in crowd for one in light.asked]
         record(
             "F30", trials=CROWD, failures=0, rejoin_p50_s=rejoin[CROWD // 2], rejoin_p99_s=p99,
-            outage_s=OUTAGE_S, dials_per_node=tried / CROWD, peak_mb=peak_rss_mb(pid),
-            grown_mb=grown_mb, told_to_come_later=len(asked), arrivals_per_s=PER_S,
+            outage_s=OUTAGE_S, dials_per_node=tried / CROWD, coordinator_peak_mb=peak_rss_mb(pid),
+            coordinator_grown_mb=grown_mb, told_to_come_later=len(asked), let_in_per_s=float(PER_S),
         )  # fmt: skip
         assert asked, "so many in a moment are more than are let in"
         assert all(waited >= delay for delay, waited in asked)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tests.faults.campaign import Found
-from tests.faults.catalogue import FAULTS, KILLS, POSTGRESQL, TESTS
-from tests.faults.parts import PAGE, PICTURE, Origin, Part, keep, left, seed_parts
+from tests.faults.catalogue import FAULTS, KILLS, POSTGRESQL, SIMULATION, TESTS
+from tests.faults.parts import PAGE, PICTURE, ROOT, Origin, Part, keep, left, marked, seed_parts
 from tests.faults.picture import picture, rows_of
 from tests.faults.report import merged, read, report_of
 from tests.faults.table import figures_of, table_of, with_table
 
 ORIGIN = Origin("0.1.0", "abc", "2026-11-26", 2, "x86_64", "Linux", "3.11.7")
+WAITING = {"F65", "F68"}
+"""They need a log that shows when it was rewritten."""
+_MARK = re.compile(r'mark\.fault\("(\w+)"\)')
 LATER = replace(ORIGIN, commit="def", date="2026-11-27")
 
 
-def result(fault: str, trials: int, failures: int = 0, **figures: float) -> dict[str, Any]:
+def result(
+    fault: str, trials: int, failures: int = 0, *, drawn: bool = False, **figures: float
+) -> dict[str, Any]:
     return {
-        "fault": fault, "trials": trials, "failures": failures, "figures": figures,
+        "fault": fault, "trials": trials, "failures": failures, "drawn": drawn, "figures": figures,
         "seconds": 1.0, "test": "tests/faults/test_a.py::test_a[1]",
     }  # fmt: skip
 
 
 def outcome(fault: str, test: str, said: str) -> dict[str, Any]:
-    return {"faults": [fault], "test": test, "outcome": said, "seconds": 2.0}
+    return {"faults": [fault], "test": test, "outcome": said, "why": "no " + fault,
+            "seconds": 2.0}  # fmt: skip
 
 
 def part(name: str, *results: dict[str, Any], outcomes: tuple[dict[str, Any], ...] = ()) -> Part:
@@ -41,12 +48,19 @@ def entries(*results: dict[str, Any], outcomes: tuple[dict[str, Any], ...] = ())
 
 
 def test_none_of_n_is_told_with_its_bound_and_never_as_never() -> None:
-    (entry,) = entries(result("F03", 600)).values()
+    (entry,) = entries(result("F03", 600, drawn=True)).values()
     assert (entry["trials"], entry["failures"], entry["bound_95"]) == (600, 0, 0.005)
 
 
+def test_cases_that_were_gone_through_one_by_one_bound_nothing() -> None:
+    (entry,) = entries(result("F03", 600)).values()
+    assert (entry["trials"], entry["drawn"], entry["bound_95"]) == (600, 0, None)
+    (both,) = report_of([part(TESTS, result("F03", 600)), part(KILLS, result("F03", 30))])["faults"]
+    assert (both["trials"], both["drawn"], both["bound_95"]) == (630, 30, 0.1)
+
+
 def test_a_fault_that_failed_has_no_such_bound() -> None:
-    (entry,) = entries(result("F03", 600), result("F03", 10, 1)).values()
+    (entry,) = entries(result("F03", 600, drawn=True), result("F03", 10, 1)).values()
     assert (entry["trials"], entry["failures"], entry["bound_95"]) == (610, 1, None)
 
 
@@ -55,6 +69,14 @@ def test_counts_add_up_and_of_times_the_longest_is_told() -> None:
     two = result("F01", 5, lost=0, killed=3, recovery_s=0.5)
     figures = entries(one, two)["F01"]["figures"]
     assert figures == {"lost": 0, "killed": 5, "recovery_s": 1.5}
+
+
+def test_percentiles_are_those_of_most_trials_and_the_longest_is_the_longest_of_all() -> None:
+    many = result("F01", 50, recovery_p50_s=0.2, recovery_p99_s=0.5, recovery_max_s=0.6)
+    few = result("F01", 2, recovery_p50_s=0.9, recovery_p99_s=0.9, recovery_max_s=0.9)
+    for order in (many, few), (few, many):
+        figures = entries(*order)["F01"]["figures"]
+        assert list(figures.values()) == [0.2, 0.5, 0.9]
 
 
 def test_a_test_that_recorded_nothing_is_one_trial_and_one_that_was_skipped_none() -> None:
@@ -70,7 +92,7 @@ def test_a_test_that_recorded_nothing_is_one_trial_and_one_that_was_skipped_none
     assert found["F64"]["trials"] == 11
     assert (found["F66"]["trials"], found["F66"]["failures"]) == (1, 1)
     assert (found["F67"]["trials"], found["F67"]["bound_95"]) == (0, None)
-    assert found["F67"]["skipped"] == ["tests/unit/test_b.py::test_d"]
+    assert found["F67"]["skipped"] == {"tests/unit/test_b.py::test_d": "no F67"}
 
 
 def test_a_test_that_failed_behind_its_figure_counts_once() -> None:
@@ -130,10 +152,12 @@ def test_a_seed_that_fails_is_a_failure_of_the_report(tmp_path: Path) -> None:
 
 def test_figures_have_units_and_percentiles_stand_together() -> None:
     figures = {"recovery_p50_s": 0.25, "recovery_p99_s": 1.5, "recovery_max_s": 2.0, "lost": 0,
-               "refused_share": 1.0, "resent_bytes": 4096}  # fmt: skip
+               "refused_share": 1.0, "resent_bytes": 4096, "left_bytes": 17923.0,
+               "grown_mb": 4.656, "let_in_per_s": 20.0, "slower_times": 1.5}  # fmt: skip
     assert list(figures_of(figures)) == [
         "recovery 0.25 / 1.5 / 2 s (p50 / p99 / max)", "lost 0", "refused 100 %",
-        "resent 4,096 bytes",
+        "resent 4,096 bytes", "left 17,923 bytes", "grown 4.66 MB", "let in 20 a second",
+        "slower 1.5 times",
     ]  # fmt: skip
 
 
@@ -142,7 +166,7 @@ def test_a_fault_that_was_not_tried_has_no_row() -> None:
     table = table_of(report_of([part(TESTS, result("F01", 3), outcomes=(skipped,))]))
     assert "| F01 |" in table
     assert "| F23 |" not in table
-    assert "`test_of_the_kernel`" in table
+    assert "Left out (no F23): `test_of_the_kernel`." in table
 
 
 def test_the_picture_has_a_line_for_each_fault_that_was_timed() -> None:
@@ -155,6 +179,12 @@ def test_the_picture_has_a_line_for_each_fault_that_was_timed() -> None:
     assert "0.50 / 2.50 / 6.00 s" in drawn
     assert f"(img/{PICTURE.name})" in table_of(whole)
     assert "img/" not in table_of(report_of([part(KILLS, result("F04", 5))]))
+
+
+def test_every_fault_has_a_test_that_is_named_after_it() -> None:
+    texts = [(ROOT / file).read_text() for file in marked()]
+    named = {fault for text in texts for fault in _MARK.findall(text)}
+    assert {SIMULATION, POSTGRESQL} | named == FAULTS.keys() - WAITING
 
 
 def test_the_page_tells_the_report_that_is_there() -> None:

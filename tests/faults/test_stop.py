@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,15 +52,6 @@ GRACE_S = 10.0
 """What container engines give before they kill."""
 
 ZYGOTE = Zygote(*forked.WORKING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOG_FORMAT", "json")
-        forked.services_of(ZYGOTE, patch)
-        yield
-    ZYGOTE.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +23,7 @@ from tests.zygote import Zygote
 
 pytestmark = pytest.mark.slow
 
-ZYGOTE = Zygote("alembic.command", "sqlite3", "sqlalchemy.dialects.sqlite",
-                "hospital_node.grpc_link")  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zygote() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        forked.services_of(ZYGOTE, patch)
-        patch.setenv("LOG_FORMAT", "json")
-        yield
-    ZYGOTE.close()
+ZYGOTE = Zygote(*forked.SERVING)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from common.certificates import Role
 from common.pki import create_ca, issue
 from researcher.local import free_address
+from tests.serving import ends_at_the_second, ends_in_order, said, serving
 
 CONFIG = """\
 schema: fedcare.coordinator/v1
@@ -23,19 +23,15 @@ members: [cleveland, hungarian, va]
 """
 
 STUCK = """
-import asyncio, sys
-from coordinator.service import CoordinatorService
+def spoil():
+    from coordinator.service import CoordinatorService
 
-async def close(self):
-    print("stopping", flush=True)
-    await asyncio.Event().wait()
+    async def close(self):
+        print("stopping", flush=True)
+        await asyncio.Event().wait()
 
-if sys.argv.pop(1) == "stuck":
     CoordinatorService.close = close
-from common.cli import main
-sys.exit(main(sys.argv[1:]))
 """
-"""The command itself; with `stuck`, a coordinator that never finishes stopping."""
 
 
 @pytest.fixture
@@ -50,20 +46,9 @@ def config(tmp_path: Path) -> Path:
 
 
 async def start(config: Path, how: str) -> asyncio.subprocess.Process:
-    serve = ("coordinator", "serve", "--config", str(config))
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", STUCK, how, *serve,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    child = await serving(STUCK, how, "coordinator", "serve", "--config", str(config))
     await said(child.stderr, b"service.started")
     return child
-
-
-async def said(stream: asyncio.StreamReader | None, word: bytes) -> None:
-    assert stream is not None
-    async with asyncio.timeout(60):
-        while word not in (line := await stream.readline()):
-            assert line, f"it ended without saying {word!r}"
 
 
 @pytest.mark.fault("F16")
@@ -71,13 +56,7 @@ async def said(stream: asyncio.StreamReader | None, word: bytes) -> None:
 async def test_one_signal_ends_a_coordinator_in_order_with_exit_code_0(
     config: Path, number: signal.Signals
 ) -> None:
-    child = await start(config, "as it is")
-    child.send_signal(number)
-    async with asyncio.timeout(30):
-        _, rest = await child.communicate()
-    assert child.returncode == 0
-    assert rest.index(b"service.stopping") < rest.index(b"service.stopped")
-    assert b"Traceback" not in rest
+    await ends_in_order(await start(config, "as it is"), number)
     assert not (config.parent / "state" / "address").exists()
 
 
@@ -85,10 +64,4 @@ async def test_one_signal_ends_a_coordinator_in_order_with_exit_code_0(
 async def test_a_second_signal_ends_a_coordinator_that_does_not_come_to_its_end(
     config: Path,
 ) -> None:
-    child = await start(config, "stuck")
-    child.send_signal(signal.SIGTERM)
-    await said(child.stdout, b"stopping")
-    assert child.returncode is None
-    child.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(30):
-        assert await child.wait() == 1
+    assert await ends_at_the_second(await start(config, "stuck"), signal.SIGTERM) == 1

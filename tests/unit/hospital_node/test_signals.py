@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from common.certificates import Role
 from common.pki import create_ca, issue
+from tests.serving import ends_at_the_second, ends_in_order, said, serving
 
 POLICY = """\
 schema: fedcare.policy/v1
@@ -22,21 +22,17 @@ allow: {purposes: [research], owners: [uni-x], datasets: [heart], model_kinds: [
 """
 
 STUCK = """
-import asyncio, sys
-from hospital_node.driver import Node
+def spoil():
+    from hospital_node.driver import Node
 
-async def run(self, *_beside):
-    print("running", flush=True)
-    await self._stopping.wait()
-    print("stopping", flush=True)
-    await asyncio.Event().wait()
+    async def run(self, *_beside):
+        print("running", flush=True)
+        await self._stopping.wait()
+        print("stopping", flush=True)
+        await asyncio.Event().wait()
 
-if sys.argv.pop(1) == "stuck":
     Node.run = run
-from common.cli import main
-sys.exit(main(sys.argv[1:]))
 """
-"""The command itself; with `stuck`, a node that never finishes stopping."""
 
 
 @pytest.fixture
@@ -51,17 +47,7 @@ def config(tmp_path: Path) -> Path:
 
 
 async def start(config: Path, how: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", STUCK, how, "node", "serve", "--config", str(config),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-
-
-async def said(stream: asyncio.StreamReader | None, word: bytes) -> None:
-    assert stream is not None
-    async with asyncio.timeout(30):
-        while word not in (line := await stream.readline()):
-            assert line, f"it ended without saying {word!r}"
+    return await serving(STUCK, how, "node", "serve", "--config", str(config))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -71,21 +57,11 @@ async def test_one_signal_ends_a_node_in_order_with_exit_code_0(
 ) -> None:
     node = await start(config, "as it is")
     await said(node.stderr, b"link.retrying")
-    node.send_signal(number)
-    async with asyncio.timeout(30):
-        _, rest = await node.communicate()
-    assert node.returncode == 0
-    assert rest.index(b"service.stopping") < rest.index(b"service.stopped")
-    assert b"Traceback" not in rest
+    await ends_in_order(node, number)
 
 
 @pytest.mark.fault("F16")
 async def test_a_second_signal_ends_a_node_that_does_not_come_to_its_end(config: Path) -> None:
     node = await start(config, "stuck")
     await said(node.stdout, b"running")
-    node.send_signal(signal.SIGTERM)
-    await said(node.stdout, b"stopping")
-    assert node.returncode is None
-    node.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(30):
-        assert await node.wait() == 0
+    assert await ends_at_the_second(node, signal.SIGTERM) == 0
