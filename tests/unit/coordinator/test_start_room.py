@@ -63,7 +63,7 @@ async def test_a_start_that_fails_although_there_is_room_or_for_another_reason_h
 async def test_who_is_told_to_stop_waits_no_longer(tmp_path: Path, room: Room) -> None:
     stopped = asyncio.Event()
 
-    def begin() -> None:
+    def begin() -> str:
         stopped.set()
         raise NoRoom("full")
 
