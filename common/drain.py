@@ -34,6 +34,16 @@ def held_back() -> Iterator[None]:
 
 
 def let_in(asked: Callable[[], None]) -> None:
-    """Call `asked` in the running loop at each such signal, at once if one waits."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked)
+    """Call `asked` in the running loop at the first such signal, at once if one waits.
+
+    Any later one is ignored, also while the process ends and no loop runs any more.
+    """
+    loop = asyncio.get_running_loop()
+
+    def first() -> None:
+        loop.remove_signal_handler(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        asked()
+
+    loop.add_signal_handler(signal.SIGUSR1, first)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _DRAIN)

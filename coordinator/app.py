@@ -365,7 +365,7 @@ def _stop_signals() -> asyncio.Event:
 
 def _drain_signal(service: CoordinatorService, stopped: asyncio.Event, log: EventLog) -> None:
     """Have SIGUSR1 stop the process as soon as no round is open."""
-    draining: list[asyncio.Task[None]] = []
+    draining: set[asyncio.Task[None]] = set()
 
     async def drain() -> None:
         log.info(Event.SERVICE_DRAINING)
@@ -373,8 +373,7 @@ def _drain_signal(service: CoordinatorService, stopped: asyncio.Event, log: Even
         stopped.set()
 
     def asked() -> None:
-        if not draining:
-            draining.append(asyncio.create_task(drain()))
+        draining.add(asyncio.create_task(drain()))
 
     let_in(asked)
 

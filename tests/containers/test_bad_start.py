@@ -165,13 +165,29 @@ def test_a_hospitals_state_under_a_coordinator_is_refused(
     assert "code=FC-7004" in line
 
 
-@pytest.mark.parametrize("server", ["node", "coordinator"])
-def test_a_full_disk_is_named(server: str, request: pytest.FixtureRequest) -> None:
-    copy: Copy = request.getfixturevalue(server)
-    copy.state = f"--tmpfs={MOUNTS['state']}:size=4k,mode=0700,uid=10001,gid=10001"
-    line = stops(copy.start())
+FULL = f"--tmpfs={MOUNTS['state']}:size=4k,mode=0700,uid=10001,gid=10001"
+
+
+def test_a_full_disk_is_named(node: Copy) -> None:
+    node.state = FULL
+    line = stops(node.start())
     assert "code=FC-7003" in line
     assert MOUNTS["state"] in line
+
+
+def test_a_coordinator_on_a_full_disk_names_it_waits_and_stops_in_order(coordinator: Copy) -> None:
+    coordinator.state = FULL
+    name = coordinator.start()
+
+    def waits() -> list[str]:
+        lines = run(["docker", "logs", name]).stderr.splitlines()
+        return [line for line in lines if " state.failed " in line]
+
+    (line,) = until(waits, f"{name} says why it waits", 60)
+    assert "code=FC-7003" in line
+    assert MOUNTS["state"] in line
+    docker("stop", "-t", "30", name)
+    assert docker("inspect", name, "--format", "{{.State.ExitCode}}") == "0"
 
 
 def test_a_port_that_is_taken_is_named(coordinator: Copy, federation: Federation) -> None:

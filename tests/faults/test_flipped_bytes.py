@@ -360,10 +360,13 @@ def test_a_masked_vector_that_is_not_there_is_named_with_what_to_do(
         path.unlink()
     screen = shown(verify_node(config))
     assert screen.exit_code == ExitCode.REFUSED
-    (name,) = screen.data["damaged"]  # type: ignore[misc]
+    damaged, fixes = screen.data["damaged"], screen.data["fixes"]
+    assert isinstance(damaged, dict)
+    assert isinstance(fixes, dict)
+    ((name, trouble),) = damaged.items()
     assert name.startswith("spool/")
-    assert "not there" in screen.data["damaged"][name]  # type: ignore[index]
-    assert "leaves that round" in screen.data["fixes"][name]  # type: ignore[index]
+    assert "not there" in trouble
+    assert "leaves that round" in fixes[name]
 
 
 @pytest.mark.fault("F39")

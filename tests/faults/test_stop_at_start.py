@@ -17,7 +17,7 @@ from tests.faults.record import record
 from tests.small_study import TIMING, small_study
 
 PROGRAM = """
-import gc, importlib, os, signal, sys
+import atexit, gc, importlib, os, signal, sys
 from pathlib import Path
 
 for name in ("common.cli", "coordinator.cli", "coordinator.app", "hospital_node.cli",
@@ -42,6 +42,7 @@ def count_down(left):
     sys.setprofile(step)
 
 def guarded(args, **how):
+    atexit.register(os.kill, os.getpid(), number)  # and once more, when all is over
     count_down(at)
     return run(args, **how)
 

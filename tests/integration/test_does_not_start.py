@@ -217,9 +217,13 @@ def expect(ended: Ended, name: str, says: Sequence[str], fix: str = "") -> None:
 
 @contextlib.contextmanager
 def running(
-    service: str, folder: Path, wrap: Sequence[str] = (), env: dict[str, str] | None = None
+    service: str,
+    folder: Path,
+    wrap: Sequence[str] = (),
+    env: dict[str, str] | None = None,
+    event: str = "service.started",
 ) -> Iterator[subprocess.Popen[str]]:
-    """A service that started; its log is in `folder / "log"`."""
+    """A service that has said `event`; its log is in `folder / "log"`."""
     with (folder / "log").open("w") as log:
         child = subprocess.Popen(
             [*wrap, *PROGRAM, *arguments(service)],
@@ -229,7 +233,7 @@ def running(
             text=True,
         )
     try:
-        await_start(child, folder / "log")
+        await_start(child, folder / "log", event)
         yield child
     finally:
         if child.poll() is None:
@@ -237,9 +241,11 @@ def running(
         child.wait(30)
 
 
-def await_start(child: subprocess.Popen[str] | Child, log: Path) -> None:
+def await_start(
+    child: subprocess.Popen[str] | Child, log: Path, event: str = "service.started"
+) -> None:
     patience = time.monotonic() + 60
-    while '"service.started"' not in log.read_text():
+    while f'"{event}"' not in log.read_text():
         assert child.poll() is None, log.read_text()
         assert time.monotonic() < patience
         time.sleep(0.05)
@@ -593,17 +599,35 @@ def test_a_read_only_file_system_is_named(folder: Path, service: str) -> None:
     expect(fresh(service, folder, wrap), "STATE_ACCESS", says, "`:ro`")
 
 
-@pytest.mark.parametrize(("service", "rooms"), [("coordinator", (0, 40960)), ("node", (0, 4096))])
-def test_a_disk_that_is_full_at_the_start_is_named(
-    folder: Path, service: str, rooms: tuple[int, ...]
-) -> None:
+def full_but_for(room: int, state: Path) -> list[str]:
+    """What starts a program with so much room in its state folder."""
+    fill = f"head -c $((262144-{room})) /dev/zero >{state}/lost+found 2>/dev/null;"
+    return mounted(state, "256k", fill)
+
+
+@pytest.mark.parametrize("room", [0, 4096])
+def test_a_disk_that_is_full_at_a_node_s_start_is_named(folder: Path, room: int) -> None:
     """Whatever is the first thing it cannot write; no room, and room for a little."""
-    state = folder / service / "state"
-    for room in rooms:
-        fill = f"head -c $((262144-{room})) /dev/zero >{state}/lost+found 2>/dev/null;"
-        wrap = mounted(state, "256k", fill)
-        says = (f"{service}/state", "free in", "256.0 KiB")
-        expect(fresh(service, folder, wrap), "DISK", says, "Free space")
+    wrap = full_but_for(room, folder / "node" / "state")
+    expect(
+        fresh("node", folder, wrap), "DISK", ("node/state", "free in", "256.0 KiB"), "Free space"
+    )
+
+
+@pytest.mark.parametrize("room", [0, 4096, 40960])
+def test_a_coordinator_that_is_started_on_a_full_disk_says_so_once_and_waits(
+    folder: Path, room: int
+) -> None:
+    """Until SIGTERM here; `tests.faults.test_real_disks` makes room. Its first start of all."""
+    wrap = full_but_for(room, folder / "coordinator" / "state")
+    with running("coordinator", folder, wrap, event="state.failed") as child:
+        child.terminate()
+        assert child.wait(60) == 0
+    failed, *rest = logged(folder)
+    assert (failed["event"], failed["name"]) == ("state.failed", "DISK")
+    for words in ("coordinator/state", "free in", "256.0 KiB"):
+        assert words in failed["detail"]
+    assert [line["event"] for line in rest] == ["service.stopping", "service.stopped"]
 
 
 def test_a_coordinator_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(
