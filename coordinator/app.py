@@ -106,7 +106,7 @@ def build_service(
         objects=ObjectStore(state_dir / "objects"),
         spool=Spool(state_dir / "spool"),
         hub=Hub(),
-        history=History(state_dir),
+        history=History(state_dir, config.members),
         clock=clock,
         log=log,
         timing=Timing(waits.enrolment_grace, waits.setup, waits.gather, waits.release),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from coordinator.failures import Failure, recorded
 from coordinator.history import History
 from coordinator.run_state import RoundRecord, RunState
 from coordinator.run_step import fewest
+from coordinator.signed_set import SignedSet, signed_set, who_unlocks
 from coordinator.snapshot import snapshot
 from coordinator.stored_runs import KnownRun, read_runs
 from coordinator.verify import verify
@@ -59,7 +60,7 @@ class Findings:
     since: float | None
     until: float | None
     then: str
-    agreed: tuple[str, ...]
+    agreed: SignedSet | None
     withdrawn: tuple[str, ...]
     refused: tuple[str, ...]
     people: tuple[str, ...]
@@ -87,7 +88,7 @@ def examine(config: CoordinatorConfig, owner: Owner, wanted: str | None) -> list
     with snapshot(config) as store:
         runs = read_runs(store, config.federation, roster_of(config))
         times = {run.stored.run_id: store.facts(run.stored.run_id) for run in runs}
-    history = History(state_dir)
+    history = History(state_dir, config.members)
     damaged = tuple(f"{p.name}: {p.trouble}" for p in verify(config, owner) if p.trouble)
     chosen = [run for run in runs if wanted in (run.stored.run_id, run.stored.study_id)]
     if wanted is None:
@@ -164,7 +165,7 @@ def _findings(run: KnownRun, written: list[float], around: _Around) -> Findings:
         since=None if state.phase.final else since,
         until=_until(run, written, since, around.setup_s),
         then="" if wait is None else wait.then,
-        agreed=_names(state.agreed),
+        agreed=signed_set(state),
         withdrawn=_names(entry.node for entry in state.withdrawn if entry.node in state.refused),
         refused=_refused(state),
         people=tuple(f"{site_name(n)}: {', '.join(one.people)}" for n, one in state.waiting),
@@ -255,6 +256,11 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
         )
     if state.phase.final:
         yield "Nothing: submit the study again if it should run once more."
+        if found.agreed is not None:
+            yield (
+                "Whoever signed its last set signs no other one on that model, in no later run"
+                f" either, until told, {who_unlocks(found.agreed)}"
+            )
         return
     if found.full:
         yield (
@@ -266,13 +272,8 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             "No coordinator serves on this state: start it with `fedcare coordinator serve`. Where"
             " it does not stay up, its last log line says why."
         )
-    if found.agreed:
-        yield (
-            f"Bring {', '.join(found.agreed)} back: the next round needs exactly these, because"
-            " some may have signed their set. If one of them is gone for good: `fedcare"
-            f" coordinator unlock {found.run} --reason ...`, coordinator stopped, and `fedcare"
-            f" node unlock {found.study} --reason ...` at each of the others that signed, no other."
-        )
+    if found.agreed is not None:
+        yield _unlock(found.run, found.agreed)
     yield from _waits(found, state)
     if found.voided and not state.history[-1].opened:
         last = state.history[-1]
@@ -287,6 +288,19 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             )
 
 
+def _unlock(run: str, waited: SignedSet) -> str:
+    sites = ", ".join(waited.sites)
+    if waited.lifted:
+        return (
+            f"Whoever signed the set {sites} signs no other one until told, {who_unlocks(waited)}"
+        )
+    return (
+        f"Bring {sites} back: the next round needs exactly these, because some may have signed their"
+        f" set. If one of them is gone for good: `fedcare coordinator unlock {run} --reason ...`,"
+        f" coordinator stopped, and {who_unlocks(waited)}"
+    )
+
+
 def _waits(found: Findings, state: RunState) -> Iterable[str]:
     """Yield what to do about those who are waited for."""
     who = ", ".join(found.waiting_for)
@@ -299,12 +313,12 @@ def _waits(found: Findings, state: RunState) -> Iterable[str]:
             yield f"{site} has refused: it changes its policy, or the owner changes the study."
         for one in found.people:
             yield f"At {one} still have to say yes: `fedcare node approvals grant` there."
-    elif found.what == "readiness" and not found.agreed:
+    elif found.what == "readiness" and not state.agreed:
         yield (
             f"A round opens once {need} of {who} are ready. Who is, or is away, the store does not"
             " know: `fedcare coordinator status` here, `fedcare node status` there."
         )
-    elif who and not found.agreed:
+    elif who and not state.agreed:
         passes = (
             "" if found.until is None else f"By {_stamp(found.until)} it is over: {found.then}. "
         )
@@ -332,8 +346,8 @@ def text_of(found: Findings) -> str:
         ]
     if found.reason:
         lines.append(f"  ended: {found.reason}")
-    if found.agreed:
-        lines.append(f"  signed set (10.4): {', '.join(found.agreed)}")
+    if found.agreed is not None:
+        lines.append(f"  signed set (10.4) {found.agreed.code}: {', '.join(found.agreed.sites)}")
     lines += [f"  refused: {one}" for one in found.refused]
     lines += [f"  approval: {one}" for one in found.people]
     if found.withdrawn:
@@ -368,7 +382,7 @@ def data_of(found: Findings) -> dict[str, object]:
         "since_unix": found.since,
         "until_unix": found.until,
         "then": found.then,
-        "agreed": list(found.agreed),
+        "agreed": None if found.agreed is None else asdict(found.agreed),
         "withdrawn": list(found.withdrawn),
         "refused": list(found.refused),
         "approval": list(found.people),
