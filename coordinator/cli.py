@@ -178,8 +178,7 @@ def unlock(
         found = held.unlock(RunId(run), check_reason(reason))
     text = (
         f"{run}: the next round may open with another set than {', '.join(found.sites)}.\n"
-        f"Who signed refuses that until it is told, {who_unlocks(found)}\n"
-        "Then start the coordinator."
+        f"{who_unlocks(found)}\nThen start the coordinator."
     )
     data = {**asdict(found), "run": run, "reason": reason}
     return Outcome(data, text)

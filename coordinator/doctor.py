@@ -30,7 +30,7 @@ from coordinator.failures import Failure, recorded
 from coordinator.history import History
 from coordinator.run_state import RoundRecord, RunState
 from coordinator.run_step import fewest
-from coordinator.signed_set import SignedSet, signed_set, who_unlocks
+from coordinator.signed_set import SignedSet, signed_set, what_to_do, who_unlocks
 from coordinator.snapshot import snapshot
 from coordinator.stored_runs import KnownRun, read_runs
 from coordinator.verify import verify
@@ -257,10 +257,7 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
     if state.phase.final:
         yield "Nothing: submit the study again if it should run once more."
         if found.agreed is not None:
-            yield (
-                "Whoever signed its last set signs no other one on that model, in no later run"
-                f" either, until told, {who_unlocks(found.agreed)}"
-            )
+            yield f"In no later run either: {who_unlocks(found.agreed)}"
         return
     if found.full:
         yield (
@@ -273,7 +270,7 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             " it does not stay up, its last log line says why."
         )
     if found.agreed is not None:
-        yield _unlock(found.run, found.agreed)
+        yield what_to_do(found.run, found.agreed)
     yield from _waits(found, state)
     if found.voided and not state.history[-1].opened:
         last = state.history[-1]
@@ -286,19 +283,6 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
                 "Where a hospital named its privacy limit (FC-3023 BUDGET), `fedcare node budget"
                 " show` there says what is left; only that hospital can raise it."
             )
-
-
-def _unlock(run: str, waited: SignedSet) -> str:
-    sites = ", ".join(waited.sites)
-    if waited.lifted:
-        return (
-            f"Whoever signed the set {sites} signs no other one until told, {who_unlocks(waited)}"
-        )
-    return (
-        f"Bring {sites} back: the next round needs exactly these, because some may have signed their"
-        f" set. If one of them is gone for good: `fedcare coordinator unlock {run} --reason ...`,"
-        f" coordinator stopped, and {who_unlocks(waited)}"
-    )
 
 
 def _waits(found: Findings, state: RunState) -> Iterable[str]:

@@ -445,17 +445,25 @@ class CoordinatorService:
         runs = {run: driver.state for run, driver in self._drivers.items()}
         told = unknown(node, hello.seen, runs, epochs, history.losses)
         if told:
-            for other in self._shop.hub.connected - {node}:
-                self._shop.hub.drop(other)  # also where the disk does not take what was told
-            for one in await on_disk(history.tell, told):
+            self._drop_others(node)  # also where the disk does not take what was told
+            try:
+                new = await on_disk(history.tell, told)
+            finally:
+                self._drop_others(node)  # who came while it was written
+            for one in new:
                 failure = Refusal("HISTORY_BACK", f"{one.site}: {one.why}")
                 log = self._shop.log.bind(study=one.seen.task, run=one.seen.run_id, site=one.site)
                 log.failure(Event.HISTORY_BACK, failure)
         if history.told:
             raise Refusal(
                 "HISTORY_BACK",
-                "the coordinator may have been put back from an old copy: it waits for its operator",
+                "the coordinator may have been put back from an old copy; it waits for its"
+                " operator",
             )
+
+    def _drop_others(self, node: NodeId) -> None:
+        for other in self._shop.hub.connected - {node}:
+            self._shop.hub.drop(other)
 
     def _has_keys(self, node: NodeId, task: str) -> bool:
         return task in self._tasks_with_keys.get(node, frozenset())

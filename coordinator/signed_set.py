@@ -51,11 +51,26 @@ def _code(state: RunState, nodes: tuple[NodeId, ...]) -> str:
     return set_code(layout.kind, layout.schema.layout_sha256, model, nodes)
 
 
+def what_to_do(run: str, found: SignedSet) -> str:
+    """Return what an operator does about a set that an open run waits for, or waited for."""
+    if found.lifted:
+        return who_unlocks(found)
+    sites = ", ".join(found.sites)
+    return (
+        f"Bring {sites} back: the next round needs exactly these, because some may have signed"
+        f" their set. If one of them is gone for good: `fedcare coordinator unlock {run} --reason"
+        f" ...`, coordinator stopped. {who_unlocks(found)}"
+    )
+
+
 def who_unlocks(found: SignedSet) -> str:
     """Return at which hospitals the order has to be given, and how it is given."""
-    order = f"`fedcare node unlock {found.study} --set {found.code} --reason ...`, node stopped"
-    who = f"at each that signed, {', '.join(found.signed)}: {order}" if found.signed else order
-    if not found.unknown:
-        return f"{who}."
+    signed = ", ".join(found.signed) or "each that signed"
+    text = (
+        f"Who signed signs no other set on that model until told: at {signed} say `fedcare node"
+        f" unlock {found.study} --set {found.code} --reason ...`, node stopped."
+    )
+    if not found.unknown or not found.signed:
+        return text
     others = ", ".join(found.unknown)
-    return f"{who}. Of {others} no signature came: say it there too; who did not sign is told so."
+    return f"{text} Of {others} no signature came: say it there too; who did not sign is told so."
