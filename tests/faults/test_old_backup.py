@@ -210,9 +210,9 @@ async def test_a_run_that_goes_back_a_second_time_is_noticed_again(tmp_path: Pat
             else:
                 fed.start_coordinator()
             await fed.until(lambda: fed.service is None)
-            state = settings(fed).path(settings(fed).state_dir)
-            state.rename(tmp_path / f"newer-{turn}")
-            restore(settings(fed), copy, state, nothing)
+            await asyncio.gather(*fed._later)
+            put_back(fed, copy)
+            (fed.plan.coordinator_folder / "newer").rename(tmp_path / f"newer-{turn}")
             noticed = fed.count("history.back")
             fed.start_coordinator()
             await fed.until(lambda noticed=noticed: fed.count("history.back") > noticed)  # type: ignore[misc]

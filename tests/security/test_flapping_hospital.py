@@ -43,10 +43,10 @@ def _needed() -> RunWorld:
 def test_a_hospital_that_confirms_and_disowns_its_keys_again_and_again_costs_little(
     *, reconnects: bool
 ) -> None:
-    """Ten minutes of it, as fast as it can: the pauses grow to a set-up's own time."""
+    """Minutes of it, as fast as it can: the pauses grow to a set-up's own time."""
     world = _needed()
     first, liar = world.epoch, world.at(2)
-    while world.now < 600.0:
+    while world.now < 240.0:
         for _ in range(50):
             if reconnects:
                 world.tell(rs.NodeLost(liar), rs.NodeConnected(liar, has_keys=False))
@@ -54,7 +54,8 @@ def test_a_hospital_that_confirms_and_disowns_its_keys_again_and_again_costs_lit
                 world.hear(liar, Refused(b"", "OWN_ADVERT", "another process has them"))
         world.fire("rejoin")
     # 0.5, 1, 2, ... 16 s, and then every 30 s.
-    assert world.epoch - first <= 7 + 600 / 30
+    assert world.epoch - first <= 7 + 240 / 30
+    world.hear(liar, Refused(b"", "OWN_ADVERT", "another process has them"))
     writes = len(world.facts)
     world.hear(liar, Refused(b"", "OWN_ADVERT", "another process has them"))
     assert len(world.facts) == writes
@@ -87,7 +88,8 @@ def test_two_hospitals_that_come_and_go_in_turn_have_no_epoch_each_time() -> Non
     first = world.epoch
     for place in (2, 3) * 20:
         world.lose(place)
-        world.tell(rs.NodeLost(world.at(5 - place)), rs.NodeConnected(world.at(5 - place), False))
+        other = world.at(5 - place)
+        world.tell(rs.NodeLost(other), rs.NodeConnected(other, has_keys=False))
     assert world.epoch <= first + 1
 
 
