@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -19,7 +20,7 @@ from common.cli import main
 from common.clock import SystemClock
 from common.entropy import OsEntropy
 from common.errors import ExitCode, Refusal, RoundError, StateError
-from common.ids import RunId, hospital_id
+from common.ids import Epoch, RunId, hospital_id
 from common.logs import make_log
 from common.messages import MAX_SEEN, PROTOCOL_VERSION, Hello, Seen, Welcome
 from common.secagg.messages import Commit, Ready, UploadEnd
@@ -252,6 +253,39 @@ async def test_who_tells_what_nobody_has_seen_is_named_to_people_only_and_can_be
         fed.start_coordinator()
         await fed.until(lambda: fed.service is not None and len(fed.service._tasks_with_keys) == 3)
         assert len(fed.told("history.back")) == 1
+
+
+async def test_a_hello_is_compared_off_the_event_loop_and_welcomes_no_other_stream(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=2) as fed:
+        await fed.kill("va")
+        await fed.submit()
+        service, run = fed.service, fed.run_id
+        assert service is not None
+        assert run is not None
+        threads: list[threading.Thread] = []
+        gate, epochs = threading.Event(), service._shop.store.epochs
+
+        def slow() -> dict[str, Epoch]:
+            threads.append(threading.current_thread())
+            gate.wait(60)
+            return epochs()
+
+        service._shop.store.epochs = slow  # type: ignore[method-assign]
+        node = hospital_id(NAME, "va")
+        hello = Hello("0", PROTOCOL_VERSION, (), (Seen(run, "pattern", 0, 0, released=False),))
+        service.connect(node)
+        saying = asyncio.create_task(service.receive(node, "", hello))
+        await fed.until(lambda: bool(threads))
+        newer = service.connect(node)
+        gate.set()
+        await saying
+        assert threads[0] is not threading.main_thread()
+        assert not newer.welcomed
+        await service.receive(node, "", hello)
+        assert newer.welcomed
+        service.disconnect(newer)
 
 
 def others(fed: Federation) -> list[dict[str, object]]:
