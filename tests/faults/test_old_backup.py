@@ -263,6 +263,7 @@ async def test_a_hello_is_compared_off_the_event_loop_and_welcomes_no_other_stre
         await fed.submit()
         service, run = fed.service, fed.run_id
         assert service is not None
+        await fed.until(lambda: len(service._tasks_with_keys) == 3)
         assert run is not None
         threads: list[threading.Thread] = []
         gate, epochs = threading.Event(), service._shop.store.epochs
