@@ -254,6 +254,12 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             "Hospitals have seen more than this store. Restore a newer backup; if there is none,"
             " stop the coordinator and `fedcare coordinator accept-loss --reason ...`."
         )
+        sites = {one.partition(":")[0] for one in found.history}
+        if len(sites) == 1:
+            yield (
+                f"Only {min(sites)} says so. Where others of that run are connected and do not, and"
+                " no backup was put back, ask its operator first, or take it out of `members`."
+            )
     if state.phase.final:
         yield "Nothing: submit the study again if it should run once more."
         if found.agreed is not None:

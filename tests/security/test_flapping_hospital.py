@@ -93,6 +93,33 @@ def test_two_hospitals_that_come_and_go_in_turn_have_no_epoch_each_time() -> Non
     assert world.epoch <= first + 1
 
 
+def test_while_too_few_are_there_or_make_keys_a_hospital_that_flaps_costs_no_epoch() -> None:
+    world = RunWorld(n=3)
+    world.mute = {(world.at(0), KeyAdvert)}
+    world.begin()
+    world.lose(1)
+    world.fire("session:adverts")  # two of three are too few: it is tried again
+    assert world.state.paused
+    before = len(world.done(rs.ReserveEpoch))
+    for _ in range(20):
+        _come_back(world, 2)
+    assert len(world.done(rs.ReserveEpoch)) == before
+    for _ in range(20):
+        world.connect(1)  # now they are enough, and the first one still makes its keys
+        _come_back(world, 0)
+        _come_back(world, 2)
+    assert len(world.done(rs.ReserveEpoch)) == before + 1
+    world.mute.clear()
+    _come_back(world, 0)
+    world.connect(0)
+    assert len(world.sums) == 2
+
+
+def _come_back(world: RunWorld, place: int) -> None:
+    world.lose(place)
+    world.connect(place)
+
+
 def test_the_first_model_is_made_once_however_often_a_hospital_disowns_its_keys() -> None:
     world = RunWorld()
     world.hold = {rs.MakeFirstModel}
