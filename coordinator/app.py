@@ -102,7 +102,7 @@ def build_service(
     room = room or _room(state_dir, clock, log)
     # The store last: where one of the others finds no room, it is not held.
     objects, spool = ObjectStore(state_dir / "objects"), Spool(state_dir / "spool")
-    history = History(state_dir)
+    history = History(state_dir, config.members)
     shop = Workshop(
         identity=identity,
         trust=ChainTrust(identity.ca_der, members, config.federation),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -171,17 +172,18 @@ def unlock(
     from common.reason import check_reason
     from coordinator.config import CoordinatorConfig
     from coordinator.operator import orders
+    from coordinator.signed_set import who_unlocks
 
     clock = SystemClock()
     log = make_log(sys.stderr, clock=clock)
     with orders(CoordinatorConfig.read(config), clock, log) as held:
-        sites = held.unlock(RunId(run), check_reason(reason))
+        found = held.unlock(RunId(run), check_reason(reason))
     text = (
-        f"{run}: the next round may open with another set than {', '.join(sites)}.\n"
-        "Each of them that signed refuses that until `fedcare node unlock STUDY --reason ...`"
-        " there, node stopped; then start the coordinator."
+        f"{run}: the next round may open with another set than {', '.join(found.sites)}.\n"
+        f"{who_unlocks(found)}\nThen start the coordinator."
     )
-    return Outcome({"run": run, "sites": list(sites), "reason": reason}, text)
+    data = {**asdict(found), "run": run, "reason": reason}
+    return Outcome(data, text)
 
 
 @app.command()

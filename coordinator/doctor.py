@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,7 @@ from coordinator.failures import Failure, recorded
 from coordinator.history import History
 from coordinator.run_state import RoundRecord, RunState
 from coordinator.run_step import fewest
+from coordinator.signed_set import SignedSet, signed_set, what_to_do, who_unlocks
 from coordinator.snapshot import snapshot
 from coordinator.stored_runs import KnownRun, read_runs
 from coordinator.verify import verify
@@ -58,7 +59,7 @@ class Findings:
     since: float | None
     until: float | None
     then: str
-    agreed: tuple[str, ...]
+    agreed: SignedSet | None
     withdrawn: tuple[str, ...]
     refused: tuple[str, ...]
     people: tuple[str, ...]
@@ -86,7 +87,7 @@ def examine(config: CoordinatorConfig, owner: Owner, wanted: str | None) -> list
     with snapshot(config) as store:
         runs = read_runs(store, config.federation, roster_of(config))
         times = {run.stored.run_id: store.facts(run.stored.run_id) for run in runs}
-    history = History(state_dir)
+    history = History(state_dir, config.members)
     damaged = tuple(f"{p.name}: {p.trouble}" for p in verify(config, owner) if p.trouble)
     chosen = [run for run in runs if wanted in (run.stored.run_id, run.stored.study_id)]
     if wanted is None:
@@ -157,7 +158,7 @@ def _findings(run: KnownRun, written: list[float], around: _Around) -> Findings:
         since=None if state.phase.final else since,
         until=_until(run, written, since, around.setup_s),
         then="" if wait is None else wait.then,
-        agreed=_names(state.agreed),
+        agreed=signed_set(state),
         withdrawn=_names(entry.node for entry in state.withdrawn if entry.node in state.refused),
         refused=_refused(state),
         people=tuple(f"{site_name(n)}: {', '.join(one.people)}" for n, one in state.waiting),
@@ -246,8 +247,16 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             "Hospitals have seen more than this store. Restore a newer backup; if there is none,"
             " stop the coordinator and `fedcare coordinator accept-loss --reason ...`."
         )
+        sites = {one.partition(":")[0] for one in found.history}
+        if len(sites) == 1:
+            yield (
+                f"Only {min(sites)} says so. Where others of that run are connected and do not, and"
+                " no backup was put back, ask its operator first, or take it out of `members`."
+            )
     if state.phase.final:
         yield "Nothing: submit the study again if it should run once more."
+        if found.agreed is not None:
+            yield f"In no later run either: {who_unlocks(found.agreed)}"
         return
     if found.full:
         yield (
@@ -259,13 +268,8 @@ def _advice(found: Findings, state: RunState) -> Iterable[str]:
             "No coordinator serves on this state: start it with `fedcare coordinator serve`. Where"
             " it does not stay up, its last log line says why."
         )
-    if found.agreed:
-        yield (
-            f"Bring {', '.join(found.agreed)} back: the next round needs exactly these, because"
-            " some may have signed their set. If one of them is gone for good: `fedcare"
-            f" coordinator unlock {found.run} --reason ...`, coordinator stopped, and `fedcare"
-            f" node unlock {found.study} --reason ...` at each of the others that signed, no other."
-        )
+    if found.agreed is not None:
+        yield what_to_do(found.run, found.agreed)
     yield from _waits(found, state)
     if found.voided and not state.history[-1].opened:
         last = state.history[-1]
@@ -292,12 +296,12 @@ def _waits(found: Findings, state: RunState) -> Iterable[str]:
             yield f"{site} has refused: it changes its policy, or the owner changes the study."
         for one in found.people:
             yield f"At {one} still have to say yes: `fedcare node approvals grant` there."
-    elif found.what == "readiness" and not found.agreed:
+    elif found.what == "readiness" and not state.agreed:
         yield (
             f"A round opens once {need} of {who} are ready. Who is, or is away, the store does not"
             " know: `fedcare coordinator status` here, `fedcare node status` there."
         )
-    elif who and not found.agreed:
+    elif who and not state.agreed:
         passes = (
             "" if found.until is None else f"By {_stamp(found.until)} it is over: {found.then}. "
         )
@@ -325,8 +329,8 @@ def text_of(found: Findings) -> str:
         ]
     if found.reason:
         lines.append(f"  ended: {found.reason}")
-    if found.agreed:
-        lines.append(f"  signed set (10.4): {', '.join(found.agreed)}")
+    if found.agreed is not None:
+        lines.append(f"  signed set (10.4) {found.agreed.code}: {', '.join(found.agreed.sites)}")
     lines += [f"  refused: {one}" for one in found.refused]
     lines += [f"  approval: {one}" for one in found.people]
     if found.withdrawn:
@@ -361,7 +365,7 @@ def data_of(found: Findings) -> dict[str, object]:
         "since_unix": found.since,
         "until_unix": found.until,
         "then": found.then,
-        "agreed": list(found.agreed),
+        "agreed": None if found.agreed is None else asdict(found.agreed),
         "withdrawn": list(found.withdrawn),
         "refused": list(found.refused),
         "approval": list(found.people),

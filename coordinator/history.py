@@ -8,7 +8,10 @@ the store is an older one (fault F40a). Nothing is then started: a run that went
 older model would have its hospitals sum other sets on models they know.
 
 What was told is kept in `history.json`, so that a restart does not forget it, until a
-person accepts the loss (`coordinator.operator`). In the same way the coordinator
+person accepts the loss (`coordinator.operator`): of just what was told by then, so that the
+same run that goes back a second time is noticed again. What a hospital told that is no member
+any more does not count: one that tells of what nobody else has seen stops all others until
+people take it out. In the same way the coordinator
 is a witness of each hospital's own state (`witness`).
 """
 
@@ -45,25 +48,49 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A person accepted that these runs, and these releases, are not in the store."""
+    """A person accepted that these runs, and these releases, are not in the store.
+
+    `seen`: how far hospitals had seen them; what goes further is another loss.
+    """
 
     unix: float
     reason: str
     runs: tuple[str, ...]
+    seen: tuple[Seen, ...] = ()
+
+    def covers(self, one: Seen) -> bool:
+        """Whether what a hospital tells is no more than what was accepted."""
+        return any(
+            one.run_id == known.run_id
+            and one.released <= known.released
+            and (one.epoch, one.r) <= (known.epoch, known.r)
+            and (one.epoch, one.next_r) <= (known.epoch, known.next_r)
+            for known in self.seen
+        )
 
 
 class History:
-    """The file `history.json` of a state directory; without a folder it is kept in memory."""
+    """The file `history.json` of a state directory; without a folder it is kept in memory.
 
-    def __init__(self, folder: Path | None = None) -> None:
+    `members`: the hospitals' short names; without, whoever told counts.
+    """
+
+    def __init__(self, folder: Path | None = None, members: Iterable[str] | None = None) -> None:
         self._path = None if folder is None else folder / NAME
-        self.told: tuple[Told, ...] = ()
-        """What hospitals know and the store does not; nothing goes on while there is any."""
+        self._members = None if members is None else frozenset(members)
+        self._told: tuple[Told, ...] = ()
+        """What was told, by whomever."""
         self.losses: tuple[Loss, ...] = ()
         self._kept = True
         """Whether all of that is in the file."""
         if self._path is not None and self._path.exists():
             self._read(self._path)
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """What members know and the store does not; nothing goes on while there is any."""
+        members = self._members
+        return tuple(one for one in self._told if members is None or one.site in members)
 
     @property
     def lost(self) -> frozenset[str]:
@@ -78,8 +105,8 @@ class History:
         Raises:
             StateError: DISK.
         """
-        known = {(one.site, one.seen.run_id): one for one in self.told}
-        of_site = Counter(one.site for one in self.told)
+        known = {(one.site, one.seen.run_id): one for one in self._told}
+        of_site = Counter(one.site for one in self._told)
         new = []
         for one in told:
             key, full = (one.site, one.seen.run_id), of_site[one.site] >= MAX_SEEN
@@ -89,7 +116,7 @@ class History:
             known[key] = one
             new.append(one)
         if new or not self._kept:
-            self.told, self._kept = tuple(known.values()), False
+            self._told, self._kept = tuple(known.values()), False
             self._write()
             self._kept = True
         return new
@@ -101,7 +128,7 @@ class History:
             StateError: DISK.
         """
         self.losses = (*self.losses, loss)
-        self.told = ()
+        self._told = ()
         self._write()
 
     def _write(self) -> None:
@@ -109,7 +136,7 @@ class History:
             return
         tree: dict[str, object] = {
             "schema": SCHEMA,
-            "told": [asdict(one) for one in self.told],
+            "told": [asdict(one) for one in self._told],
             "losses": [asdict(one) for one in self.losses],
         }
         tree["sha256"] = _digest(tree)
@@ -126,11 +153,17 @@ class History:
     def _read(self, path: Path) -> None:
         try:
             tree = json.loads(path.read_bytes())
-            self.told = tuple(
+            self._told = tuple(
                 Told(one["site"], Seen(**one["seen"]), one["why"]) for one in tree["told"]
             )
             self.losses = tuple(
-                Loss(one["unix"], one["reason"], tuple(one["runs"])) for one in tree["losses"]
+                Loss(
+                    one["unix"],
+                    one["reason"],
+                    tuple(one["runs"]),
+                    tuple(Seen(**seen) for seen in one.get("seen", ())),
+                )
+                for one in tree["losses"]
             )
             known = tree["schema"] == SCHEMA and tree["sha256"] == _digest(tree)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -149,12 +182,18 @@ def unknown(
     seen: Iterable[Seen],
     runs: Mapping[RunId, RunState],
     epochs: Mapping[str, int],
-    lost: frozenset[str],
+    losses: Sequence[Loss],
 ) -> list[Told]:
-    """Return what a hospital tells of that the store does not know."""
+    """Return what a hospital tells of that the store does not know, and nobody has accepted.
+
+    A run that the store does not know at all is lost whole: no more of it can get lost.
+    """
     found = []
+    lost = {run for loss in losses for run in loss.runs}
     for one in seen:
-        why = "" if one.run_id in lost else _why(one, runs.get(one.run_id), epochs)
+        run = runs.get(one.run_id)
+        gone = run is None and one.run_id in lost
+        why = "" if gone or any(loss.covers(one) for loss in losses) else _why(one, run, epochs)
         if why:
             found.append(Told(site_name(node), one, why))
     return found

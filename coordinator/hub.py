@@ -78,6 +78,11 @@ class Hub:
         del self._outboxes[outbox.node]
         return True
 
+    def stream(self, node: NodeId) -> Outbox | None:
+        """Return the outbox of a hospital's present stream, None while it has none."""
+        outbox = self._outboxes.get(node)
+        return None if outbox is None or outbox.closed else outbox
+
     def welcome(self, node: NodeId, step: CoordinatorStep) -> None:
         """Queue the first message of a stream; from now on others may follow."""
         outbox = self._outboxes.get(node)

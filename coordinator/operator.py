@@ -17,8 +17,9 @@ from common import state_folder
 from common.clock import Clock
 from common.errors import ConfigError, RoundError, StateError
 from common.events import Event
-from common.ids import RunId, site_name
+from common.ids import RunId
 from common.logs import EventLog
+from common.secagg.params import EPOCH_SECONDS
 from common.views import RunPhase
 from coordinator.app import lock_state
 from coordinator.backup import roster_of
@@ -26,6 +27,7 @@ from coordinator.checksums import MARK_NAME
 from coordinator.config import CoordinatorConfig
 from coordinator.history import History, Loss, Told
 from coordinator.run_state import AgreedLifted, Ended, HistoryLost, RunFact, encode_fact
+from coordinator.signed_set import SignedSet, signed_set
 from coordinator.store import SqlStore, default_url, open_store
 from coordinator.stored_runs import KnownRun, read_runs
 
@@ -65,6 +67,8 @@ class Orders:
         known = self.store.epochs()
         for task in sorted({one.seen.task for one in told}):
             largest = max(one.seen.epoch for one in told if one.seen.task == task)
+            # No hospital takes part in an epoch further ahead, whoever names one.
+            largest = min(largest, int(now) + EPOCH_SECONDS)
             if largest > known.get(task, 0):
                 self.store.next_epoch(task, largest)
         for run_id in dict.fromkeys(one.seen.run_id for one in told):
@@ -79,13 +83,13 @@ class Orders:
             elif run.state.phase is not RunPhase.RELEASING:
                 self._record(run, HistoryLost(reason, now))
         runs = tuple(dict.fromkeys(one.seen.run_id for one in told))
-        self.history.accept(Loss(now, reason, runs))
+        self.history.accept(Loss(now, reason, runs, tuple(one.seen for one in told)))
         for one in told:
             log = self.log.bind(study=one.seen.task, run=one.seen.run_id, site=one.site)
             log.warning(Event.LOSS_ACCEPTED, reason=reason, meaning=one.why)
         return told
 
-    def unlock(self, run_id: RunId, reason: str) -> tuple[str, ...]:
+    def unlock(self, run_id: RunId, reason: str) -> SignedSet:
         """Let a run's next round open with another set; return the set that was waited for.
 
         Raises:
@@ -94,20 +98,19 @@ class Orders:
         run = next((one for one in self.runs if one.stored.run_id == run_id), None)
         if run is None:
             raise RoundError("NOT_FOUND", f"no run {run_id}", fix=_WAITING)
-        agreed = run.state.agreed
-        if run.state.phase.final or not agreed:
+        found = signed_set(run.state)
+        if run.state.phase.final or found is None or found.lifted:
             raise RoundError(
                 "NOT_FOUND", f"{run_id} waits for no set that was signed", fix=_WAITING
             )
-        self._record(run, AgreedLifted(agreed, reason, self.clock.unix()))
-        names = tuple(site_name(node) for node in agreed)
+        self._record(run, AgreedLifted(run.state.agreed, reason, self.clock.unix()))
         log = self.log.bind(study=run.stored.study_id, run=run_id)
         log.warning(
             Event.LOSS_ACCEPTED,
             reason=reason,
-            meaning=f"the set {', '.join(names)} is not waited for any longer",
+            meaning=f"the set {found.code}, {', '.join(found.sites)}, is not waited for any longer",
         )
-        return names
+        return found
 
 
 @contextmanager
@@ -135,6 +138,6 @@ def orders(config: CoordinatorConfig, clock: Clock, log: EventLog) -> Iterator[O
         store = open_store(url, config.federation, state_dir / MARK_NAME, alone=alone)
         try:
             runs = read_runs(store, config.federation, roster_of(config))
-            yield Orders(store, runs, History(state_dir), clock, log)
+            yield Orders(store, runs, History(state_dir, config.members), clock, log)
         finally:
             store.close()

@@ -75,6 +75,7 @@ from coordinator.run_state import (
 )
 from coordinator.run_step import (
     ENROLMENT,
+    REJOIN,
     RELEASE,
     RETRY,
     ROUND,
@@ -159,7 +160,8 @@ def _heard_after_the_end(event: RunEvent) -> bool:
 
 
 def _first_model(step: Step, event: FirstModelMade) -> None:
-    if step.state.model is None:  # asked for twice, it may come twice
+    step.state = replace(step.state, model_asked=False)
+    if step.state.model is None:
         step.record(ModelMade(event.model))
     gather(step)
 
@@ -281,5 +283,7 @@ def _timer(step: Step, name: str) -> None:
         step.state = replace(state, sitting_out=frozenset())
         if not round_is_open(state):
             ask_epoch(step)
+    elif name == REJOIN and state.phase is RunPhase.RUNNING:
+        gather(step)
     elif name == RELEASE and state.phase is RunPhase.RELEASING:
         end(step, RunPhase.FINISHED, "")

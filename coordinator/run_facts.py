@@ -98,9 +98,8 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
     record = fact.record
     history = (*state.history, record)
     return replace(
-        state,
+        _apply_signed(state, fact),
         history=history,
-        agreed=() if record.opened else state.agreed or fact.signed or signed(state.round),
         position=_position_after(state.study, fact, history),
         model=fact.model if fact.model is not None else state.model,
         pooled=fact.pooled or state.pooled,
@@ -112,13 +111,25 @@ def _apply_ended_round(state: RunState, fact: RoundEnded) -> RunState:
     )
 
 
+def _apply_signed(state: RunState, fact: RoundEnded) -> RunState:
+    """The set that the next round has to have, if any, and who is known to have signed it."""
+    if fact.record.opened:
+        return replace(state, agreed=(), signers=(), lifted=())
+    agreed = state.agreed or fact.signed or signed(state.round)
+    if not agreed:
+        return state
+    before = state.signers if state.agreed else ()
+    signers = tuple(sorted({*before, *fact.signers}))
+    return replace(state, agreed=agreed, signers=signers, lifted=())
+
+
 def _apply_order(state: RunState, fact: HistoryLost | AgreedLifted) -> RunState:
     """A person's order: another set may follow; or back to before the first epoch.
 
     Decisions, rounds and the model stay.
     """
     if isinstance(fact, AgreedLifted):
-        return replace(state, agreed=())
+        return replace(state, agreed=(), lifted=fact.nodes)
     return replace(
         state,
         phase=RunPhase.ENROLLING,

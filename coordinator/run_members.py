@@ -128,7 +128,10 @@ def _go_on(step: Step) -> None:
     elif phase is RunPhase.RUNNING and not round_is_open(step.state):
         gather(step)
     elif phase is RunPhase.SETTING_UP and RETRY in step.state.timers:
-        ask_epoch(step)
+        # Not for whoever comes and goes: each number is a write, and each epoch keys of all.
+        enough = len(_invited(step.state)) >= fewest(step.state)
+        if enough or too_few(step.state) is not None:
+            ask_epoch(step)
 
 
 def enrol(step: Step) -> None:
@@ -217,13 +220,17 @@ def _tell_decision(
         step.tell(Event.STUDY_REFUSED, site=site, reasons=reasons or None, warning=True)
 
 
+def _invited(state: RunState) -> frozenset[NodeId]:
+    return (state.accepted & state.connected) - aside(state)
+
+
 def open_epoch(step: Step, event: EpochReserved) -> None:
     """Invite every hospital that accepted and is here to an epoch with a fresh number."""
     step.state = replace(step.state, epoch_asked=False)
     state = step.state
     if state.phase.final:
         return
-    invited = (state.accepted & state.connected) - aside(state)
+    invited = _invited(state)
     need = fewest(state)
     if (why := too_few(state)) is not None:
         end(step, RunPhase.FAILED, why)
@@ -234,7 +241,8 @@ def open_epoch(step: Step, event: EpochReserved) -> None:
         if not state.paused:
             tell_pause(step)
         return
-    step.state = state = replace(state, paused=False)
+    step.forget_timer(RETRY)
+    step.state = state = replace(step.state, paused=False)
     stated = state.study.privacy.secure_aggregation.suite
     terms = EpochTerms(
         federation=state.federation,

@@ -29,6 +29,7 @@ from common.secagg.params import EPOCH_ROUNDS
 from common.vectors import EMPTY_MODEL
 from common.views import RunPhase
 from coordinator.run_facts import signed
+from coordinator.run_joiners import may_join
 from coordinator.run_state import (
     AckUpload,
     DropSpool,
@@ -50,7 +51,6 @@ from coordinator.run_step import (
     ROUND,
     RunContext,
     Step,
-    aside,
     ask_epoch,
     current_kind,
     current_layout,
@@ -86,8 +86,8 @@ def gather(step: Step) -> None:
     elif session.phase is not SetupPhase.READY or round_is_open(state):
         return
     elif kind is not RoundKind.STATISTICS and state.model is None:
-        step.do(MakeFirstModel())
-    elif _joiners(state) or state.next_r > EPOCH_ROUNDS or _expired(step, session):
+        _ask_first_model(step)
+    elif state.next_r > EPOCH_ROUNDS or _expired(step, session) or may_join(step):
         ask_epoch(step)
     else:
         if state.round is None:
@@ -95,6 +95,13 @@ def gather(step: Step) -> None:
             fresh = rounds.begin_round(view, state.next_r, state.edges)
             step.state = replace(state, round=_with_early(fresh, state.early), early=())
         _open_when_ready(step)
+
+
+def _ask_first_model(step: Step) -> None:
+    """Have the first model made, once: whoever connects meanwhile brings a run here again."""
+    if not step.state.model_asked:
+        step.state = replace(step.state, model_asked=True)
+        step.do(MakeFirstModel())
 
 
 def _with_early(
@@ -107,21 +114,6 @@ def _with_early(
         except Refusal:
             continue
     return fresh
-
-
-def _joiners(state: RunState) -> frozenset[NodeId]:
-    """Hospitals that are here and want to take part but were not asked for keys yet.
-
-    One that was invited and sent none is asked again when it connects again, not
-    before every round: it must not hold up the others. Nor may it have epoch after epoch
-    set up by connecting without keys: each epoch that can do without it has a round first.
-    """
-    session = live(state)
-    inside = frozenset(session.invited)
-    others = frozenset(session.confirmed) - state.without_keys
-    if state.last_round is not None or len(others & state.connected) < fewest(state):
-        inside -= state.without_keys
-    return (state.accepted & state.connected) - inside - aside(state)
 
 
 def _expired(step: Step, session: SessionState) -> bool:
@@ -261,6 +253,7 @@ def _close(step: Step, close: rounds.Close) -> None:
             used.pooled if used is not None else (),
             used.evaluation if used is not None else "",
             () if opened else signed(state.round),
+            () if opened else tuple(sorted(node for node, _ in state.round.commits)),
         )
     )
     step.do(DropSpool(state.round.hd))
@@ -269,6 +262,8 @@ def _close(step: Step, close: rounds.Close) -> None:
         sitting_out=step.state.sitting_out | set(close.sit_out),
         trouble=tuple(one for one in step.state.trouble if one[0] not in record.survivors),
     )
+    if opened:
+        step.state = replace(step.state, rejoin_pause=0.0, rejoin_at=0.0)
     tell_end(step, record)
     _tell_late_members(step, state.round)
     if _hopeless(step.state):

@@ -161,6 +161,8 @@ class RoundEnded:
     """`evaluation.json` of the release (`common.evaluation_document`), empty for none."""
     signed: tuple[NodeId, ...] = field(default=(), metadata=codec.added())
     """The set that was proposed in a voided round without noise: some may have signed it."""
+    signers: tuple[NodeId, ...] = field(default=(), metadata=codec.added())
+    """Those of them whose signature has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +292,10 @@ class RunState:
     agreed: tuple[NodeId, ...] = ()
     """The set that hospitals may have signed for this position's model in a round that was
     voided; they sign only it again (protocol, section 10.4). Empty: there is none."""
+    signers: tuple[NodeId, ...] = ()
+    """Hospitals of that set, or of `lifted`, whose signature has come; others may have signed."""
+    lifted: tuple[NodeId, ...] = ()
+    """That set, once a person has ordered not to wait for it, until a round is opened."""
     pooled: tuple[tuple[str, float], ...] = ()
     evaluation: str = ""
     released: Sha256 | None = None
@@ -317,6 +323,12 @@ class RunState:
     round_began: float = field(default=0.0, compare=False)
     """Monotonic seconds at which the open round's header was sent."""
     epoch_asked: bool = field(default=False, compare=False)
+    model_asked: bool = field(default=False, compare=False)
+    """The first model is being made."""
+    rejoin_pause: float = field(default=0.0, compare=False)
+    """Seconds after the last epoch that was for joiners; 0 since a round was opened."""
+    rejoin_at: float = field(default=0.0, compare=False)
+    """Monotonic seconds before which there is no further one."""
     trouble: tuple[tuple[NodeId, str], ...] = field(default=(), compare=False)
     """The last refusal each hospital reported, for people."""
 

@@ -40,6 +40,8 @@ from coordinator.run_state import (
 )
 
 ENROLMENT, GATHER, RETRY, RELEASE = "enrolment", "gather", "retry", "release"
+REJOIN = "rejoin"
+"""The timer that ends the pause before a hospital is asked for its keys once more."""
 WAITING = "waiting"
 """The timer that has people told, now and then, whom the run still waits for."""
 SESSION, ROUND = "session", "round"

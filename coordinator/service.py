@@ -357,7 +357,7 @@ class CoordinatorService:
         welcome = self._shop.hub.is_welcome(node)
         if isinstance(step, Hello):
             if not welcome:  # said again it would have everything told again
-                self._hello(node, step)
+                await self._hello(node, step)
             return
         if not welcome:
             raise Refusal("OUT_OF_TURN", "a control stream begins with Hello")
@@ -380,14 +380,17 @@ class CoordinatorService:
             case _:
                 await self._hand_over(node, task, step)
 
-    def _hello(self, node: NodeId, hello: Hello) -> None:
+    async def _hello(self, node: NodeId, hello: Hello) -> None:
         if hello.protocol_version != PROTOCOL_VERSION:
             raise Refusal(
                 "BAD_MESSAGE",
                 f"protocol version {hello.protocol_version}; this coordinator speaks"
                 f" {PROTOCOL_VERSION}",
             )
-        self._compare(node, hello)
+        stream = self._shop.hub.stream(node)
+        await self._compare(node, hello)
+        if stream is None or self._shop.hub.stream(node) is not stream:
+            return  # it ended meanwhile, or a newer one took its place and says its own Hello
         known = node in self._tasks_with_keys
         self._tell_replaced(node)
         self._tasks_with_keys[node] = frozenset(hello.tasks)
@@ -430,30 +433,37 @@ class CoordinatorService:
             then=then,
         )
 
-    def _compare(self, node: NodeId, hello: Hello) -> None:
+    async def _compare(self, node: NodeId, hello: Hello) -> None:
         """Refuse everybody once a hospital has seen more than the store knows of.
 
         Raises:
-            Refusal: HISTORY_BACK.
+            Refusal: HISTORY_BACK. It names no hospital and no run: those are others' affairs.
         """
-        history = self._shop.history
+        history, store = self._shop.history, self._shop.store
+        on_disk = partial(asyncio.get_running_loop().run_in_executor, self._shop.disk)
+        epochs = await on_disk(store.epochs) if hello.seen else {}
         runs = {run: driver.state for run, driver in self._drivers.items()}
-        epochs = self._shop.store.epochs() if hello.seen else {}
-        told = unknown(node, hello.seen, runs, epochs, history.lost)
+        told = unknown(node, hello.seen, runs, epochs, history.losses)
         if told:
-            for other in self._shop.hub.connected - {node}:
-                self._shop.hub.drop(other)  # also where the disk does not take what was told
-            for one in history.tell(told):
+            self._drop_others(node)  # also where the disk does not take what was told
+            try:
+                new = await on_disk(history.tell, told)
+            finally:
+                self._drop_others(node)  # who came while it was written
+            for one in new:
                 failure = Refusal("HISTORY_BACK", f"{one.site}: {one.why}")
                 log = self._shop.log.bind(study=one.seen.task, run=one.seen.run_id, site=one.site)
                 log.failure(Event.HISTORY_BACK, failure)
         if history.told:
-            first = history.told[0]
             raise Refusal(
                 "HISTORY_BACK",
-                "the coordinator was put back from an old copy, and waits for its operator:"
-                f" {first.site} has seen more of {first.seen.run_id}",
+                "the coordinator may have been put back from an old copy; it waits for its"
+                " operator",
             )
+
+    def _drop_others(self, node: NodeId) -> None:
+        for other in self._shop.hub.connected - {node}:
+            self._shop.hub.drop(other)
 
     def _has_keys(self, node: NodeId, task: str) -> bool:
         return task in self._tasks_with_keys.get(node, frozenset())

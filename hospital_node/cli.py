@@ -78,18 +78,21 @@ ReasonOption = Annotated[
 @command
 def unlock(
     study: Annotated[str, typer.Argument(metavar="STUDY", show_default=False)],
+    code: Annotated[
+        str, typer.Option("--set", metavar="CODE", help="As `fedcare doctor RUN` shows it.")
+    ],
     reason: ReasonOption,
     *,
     config: ConfigOption = Path("node.yaml"),
     as_json: JsonFlag = False,  # noqa: ARG001
 ) -> Outcome:
-    """Forget the last set agreed to for a study (protocol, 10.4); the node is stopped."""
+    """Forget the set that a run waits for, if it was signed here (protocol, 10.4); node stopped."""
     from common.clock import SystemClock
     from hospital_node import orders
     from hospital_node.orders_cli import held, outcome
 
     with held(config) as store:
-        given = orders.unlock(store, study, reason, SystemClock())
+        given = orders.unlock(store, study, code, reason, SystemClock())
     return outcome([given], "Start the node: it agrees to one other set on the same model.")
 
 

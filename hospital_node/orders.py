@@ -3,7 +3,9 @@
     unlock        protocol 10.4: forget the last set that this hospital agreed to for a study, so
                   that another one may be signed on the same model. Two such sums can be
                   subtracted from one another: what the hospitals in one set and not in the
-                  other sent is then known to the coordinator, summed.
+                  other sent is then known to the coordinator, summed. The order names the set
+                  by its code (`fedcare doctor`): where the last set is another one, as at a
+                  hospital that did not sign, or was opened, nothing is forgotten.
     accept-loss   the state is an old copy (`found_older`), and no newer one is there: its keys
                   are erased and it joins through a new epoch. It has forgotten the sets it
                   agreed to since.
@@ -18,18 +20,20 @@ import getpass
 import hashlib
 import json
 import os
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from common.clock import Clock
-from common.errors import RoundError, StateError
+from common.errors import ConfigError, Refusal, RoundError, StateError
 from common.messages import Seen
 from common.reason import check_reason
 from common.secagg.node import restored
 from common.secagg.node_state import BackupRestored, NodeState, decode_state, encode_state
 from common.secagg.params import EPOCH_SECONDS
+from common.secagg.rerun import CODE_DIGITS, RerunMemory
 from hospital_node import files
 from hospital_node.store import ROLLED_BACK, NodeStore, SessionRecord
 
@@ -43,7 +47,7 @@ What = Literal["unlock", "accept-loss"]
 class Order:
     """What a person ordered; `user` is the account it was given under, `unix` when.
 
-    `left`: after an unlock, how many sets of the study are still remembered.
+    After an unlock, `left`: how many sets of the study are still remembered; `code`: of the set.
     """
 
     what: What
@@ -52,6 +56,7 @@ class Order:
     user: str
     unix: int
     left: int = 0
+    code: str = ""
 
 
 # --- an old copy is noticed -----------------------------------------------------------------
@@ -142,35 +147,55 @@ def older_of(path: Path) -> list[Seen]:
 # --- orders ---------------------------------------------------------------------------------
 
 
-def unlock(store: NodeStore, task: str, reason: str, clock: Clock) -> Order:
-    """Forget the last set that was agreed to for a study.
+def unlock(store: NodeStore, task: str, code: str, reason: str, clock: Clock) -> Order:
+    """Forget the last set that was agreed to for a study, if it is the one with this code.
 
     Raises:
-        RoundError: NOT_FOUND, this hospital has agreed to no set of that study, or to none since
-            the last such order.
+        ConfigError: BAD_ARGUMENT, no code of a set.
+        RoundError: NOT_FOUND, the last set that this hospital agreed to is another one.
+        Refusal: RERUN, the sum over that set was opened.
         StateError: STATE_DAMAGED; DISK.
     """
+    if len(code) != CODE_DIGITS or not set(code) <= set(string.hexdigits.lower()):
+        raise ConfigError(
+            "BAD_ARGUMENT",
+            f"--set is the code of the set, {CODE_DIGITS} digits 0 to 9 and a to f",
+            fix="`fedcare doctor RUN` at the coordinator shows it.",
+        )
     record = store.load_session(task)
-    state = None if record is None else decode_state(record.state)
-    if record is None or state is None or not state.rerun.records:
+    if record is None:
         known = ", ".join(store.tasks()) or "none"
         raise RoundError(
             "NOT_FOUND",
             f"no set of a study {task} was agreed to; there are: {known}",
             fix="Name the study as the coordinator does; who agreed to no set has none to forget.",
         )
+    state = decode_state(record.state)
+    _check_last(state.rerun, task, code)
     new = replace(state, rerun=state.rerun.without_last())
-    before = [one for one in orders(store.root) if (one.what, one.task) == ("unlock", task)]
-    if before and before[-1].left == state.rerun.models:
-        # The set before it is of a model whose sum was opened: it must not go by giving it twice.
-        raise RoundError(
-            "NOT_FOUND",
-            f"the last set of {task} is forgotten already, and none was agreed to since",
-            fix="Start the node; `fedcare node orders` shows the order that was given.",
-        )
-    order = _record(store.root, "unlock", task, reason, clock, new.rerun.models)
+    order = _record(store.root, "unlock", task, reason, clock, new.rerun.models, code)
     store.save_session(task, SessionRecord(record.run_id, encode_state(new)))
     return order
+
+
+def _check_last(memory: RerunMemory, task: str, code: str) -> None:
+    """Refuse to forget a set that is not the one a run waits for."""
+    if memory.last_code != code:
+        # What it agreed to last is of a model before: its sum was opened, and must not go.
+        raise RoundError(
+            "NOT_FOUND",
+            f"the last set of {task} that this hospital agreed to is not {code}: it did not sign"
+            " that one, or has forgotten it already; nothing was forgotten",
+            fix="Start the node: nothing is to be done here. `fedcare doctor RUN` at the"
+            " coordinator shows the set's code, `fedcare node orders` what was ordered here.",
+        )
+    if memory.last_is_opened:
+        raise Refusal(
+            "RERUN",
+            f"the sum over the set {code} of {task} was opened, by the coordinator's own word:"
+            " another set on that model would show what hospitals sent; nothing was forgotten",
+            fix="Do not give this order. Ask the coordinator's operator why it waits for that set.",
+        )
 
 
 def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
@@ -204,8 +229,10 @@ def accept_loss(store: NodeStore, reason: str, clock: Clock) -> list[Order]:
     return orders
 
 
-def _record(root: Path, what: What, task: str, reason: str, clock: Clock, left: int = 0) -> Order:
-    order = Order(what, task, check_reason(reason), _account(), int(clock.unix()), left)
+def _record(
+    root: Path, what: What, task: str, reason: str, clock: Clock, left: int = 0, code: str = ""
+) -> Order:
+    order = Order(what, task, check_reason(reason), _account(), int(clock.unix()), left, code)
     name = f"{int(clock.unix() * 1000):013}.{what}.{task}.json"
     tree = {"schema": SCHEMA, **asdict(order)}
     content = json.dumps({**tree, "sha256": _digest(tree)}).encode("ascii")

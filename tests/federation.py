@@ -131,7 +131,7 @@ class FaultyLink:
         await self._fed.before(self._site, message)
         self._check()
         for _ in range(self._fed.copies):
-            await self._inner.send(task, message)
+            await self._unless_cut(self._inner.send(task, message))
         await self._fed.after(self._site, message)
         self._check()
 

@@ -31,6 +31,7 @@ from common.secagg.messages import (
     Refused,
     Release,
     RoundResult,
+    RoundStatus,
     SealedFrom,
     SealedShares,
     UploadEnd,
@@ -339,7 +340,10 @@ def round_result(state: NodeState, event: RoundResult) -> Outcome:
     if session.open is None or session.open.hd != event.hd:
         return replace(state, session=replace(session, next_r=event.next_r)), []
     done = RoundClosed(event.hd, event.status.value)
-    return closed(state, session, event.next_r), [Persist(), done]
+    new, opened = closed(state, session, event.next_r), session.open
+    if event.status is RoundStatus.OPENED and opened.accepted is not None:
+        new = replace(new, rerun=new.rerun.with_opened(opened.header))
+    return new, [Persist(), done]
 
 
 def local_timeout(state: NodeState, hd: HeaderDigest) -> Outcome:

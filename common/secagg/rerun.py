@@ -7,29 +7,51 @@ sessions. The memory is one flat byte string of digests, so that it stays cheap 
 copy and to store after thousands of rounds:
 
     key (32) || digest of w, R, W_max (32) || H("set", S) (32)    per model
+
+The coordinator names a set that a run waits for by `set_code`; a hospital forgets its last
+record on that word only, and never one whose sum it was told is opened.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from common.encoding import enc
 from common.errors import Refusal
-from common.ids import DIGEST_BYTES, NodeId
+from common.ids import DIGEST_BYTES, NodeId, Sha256
+from common.secagg import codec
 from common.secagg.dp import DpMode
-from common.secagg.header import Header
+from common.secagg.header import Header, RoundKind
 from common.secagg.transcript import set_hash
 
 _RECORD: Final = 3 * DIGEST_BYTES
 
 
-def _key(header: Header) -> bytes:
+CODE_DIGITS: Final = 16
+"""People read a code to one another: it tells sets apart, and nothing rests on its secrecy."""
+
+
+def _key(kind: RoundKind, layout_sha256: Sha256, model_sha256: Sha256) -> bytes:
     """A local table key, not a statement of the protocol: no label is spent on it."""
-    items = (header.kind.value, header.layout_sha256, header.model_sha256)
-    return hashlib.sha256(enc(*items)).digest()
+    return hashlib.sha256(enc(kind.value, layout_sha256, model_sha256)).digest()
+
+
+def _key_of(header: Header) -> bytes:
+    return _key(header.kind, header.layout_sha256, header.model_sha256)
+
+
+def set_code(
+    kind: RoundKind, layout_sha256: Sha256, model_sha256: Sha256, survivors: Iterable[NodeId]
+) -> str:
+    """Return the code of a set S on a model: what a person says who orders it forgotten."""
+    return _code(_key(kind, layout_sha256, model_sha256), set_hash(survivors))
+
+
+def _code(key: bytes, survivors: bytes) -> str:
+    return hashlib.sha256(key + survivors).hexdigest()[:CODE_DIGITS]
 
 
 def _terms(header: Header) -> bytes:
@@ -54,6 +76,19 @@ class RerunMemory:
     """Every (kind, layout, model) of a task that this node agreed to a set for."""
 
     records: bytes = b""
+    opened: int = field(default=0, metadata=codec.added())
+    """How many models, from the first on, came before one whose sum was opened, it included."""
+
+    @property
+    def last_code(self) -> str:
+        """The code of the last set that was agreed to, empty for none."""
+        last = self.records[-_RECORD:]
+        return _code(last[:DIGEST_BYTES], last[2 * DIGEST_BYTES :]) if last else ""
+
+    @property
+    def last_is_opened(self) -> bool:
+        """Whether this node was told that the last sum it agreed to was opened."""
+        return self.opened >= self.models
 
     @property
     def models(self) -> int:
@@ -89,8 +124,13 @@ class RerunMemory:
         """Return the memory with this set in it; `check_set` came before."""
         if header.dp.mode is not DpMode.NONE or self._find(header) is not None:
             return self
-        record = _key(header) + _terms(header) + set_hash(survivors)
-        return RerunMemory(self.records + record)
+        record = _key_of(header) + _terms(header) + set_hash(survivors)
+        return replace(self, records=self.records + record)
+
+    def with_opened(self, header: Header) -> RerunMemory:
+        """Return the memory after the word that a header's sum was opened."""
+        at = self._place(_key_of(header))
+        return self if at is None else replace(self, opened=max(self.opened, at // _RECORD + 1))
 
     def without_last(self) -> RerunMemory:
         """Return the memory without the last set that was agreed to, on a person's order.
@@ -98,10 +138,10 @@ class RerunMemory:
         It is that of the model that a stuck run stands at: each later model of the task was
         remembered after it.
         """
-        return RerunMemory(self.records[:-_RECORD])
+        return replace(self, records=self.records[:-_RECORD])
 
     def _find(self, header: Header) -> bytes | None:
-        at = self._place(_key(header))
+        at = self._place(_key_of(header))
         return None if at is None else self.records[at + DIGEST_BYTES : at + _RECORD]
 
     def _place(self, key: bytes) -> int | None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import re
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from common.cli import main
 from common.clock import SystemClock
 from common.entropy import OsEntropy
-from common.errors import ExitCode, RoundError, StateError
-from common.ids import RunId
+from common.errors import ExitCode, Refusal, RoundError, StateError
+from common.ids import Epoch, RunId, hospital_id
 from common.logs import make_log
-from common.messages import MAX_SEEN, Seen, Welcome
+from common.messages import MAX_SEEN, PROTOCOL_VERSION, Hello, Seen, Welcome
 from common.secagg.messages import Commit, Ready, UploadEnd
 from common.secagg.node_state import decode_state
 from common.views import RunPhase
@@ -27,6 +31,7 @@ from coordinator.operator import Orders, orders
 from coordinator.restore import restore
 from hospital_node import orders as node_orders
 from hospital_node.store import NodeStore
+from researcher.memory_link import MemoryLink
 from tests.faults.record import record
 from tests.faults.test_backup import back_up, nothing, settings
 from tests.federation import NAME, Federation
@@ -188,6 +193,109 @@ async def test_a_release_that_hospitals_hold_is_never_made_again_from_an_old_bac
 
 
 @pytest.mark.fault("F40a")
+async def test_a_run_that_goes_back_a_second_time_is_noticed_again(tmp_path: Path) -> None:
+    copies = [tmp_path / "first", tmp_path / "second"]
+    async with Federation(tmp_path / "fed", rounds=6) as fed:
+        for turn, copy in enumerate(copies):
+
+            async def take(_: str, copy: Path = copy) -> None:
+                back_up(fed, copy)
+
+            async def leave(_: str) -> None:
+                fed.later(fed.kill_coordinator())
+
+            fed.on_send("va", Commit, take)
+            fed.on_send("cleveland", UploadEnd, leave, skip=2, late=True)
+            if not turn:
+                await fed.submit()
+            else:
+                fed.start_coordinator()
+            await fed.until(lambda: fed.service is None)
+            await asyncio.gather(*fed._later)
+            put_back(fed, copy)
+            (fed.plan.coordinator_folder / "newer").rename(tmp_path / f"newer-{turn}")
+            noticed = fed.count("history.back")
+            fed.start_coordinator()
+            await fed.until(lambda noticed=noticed: fed.count("history.back") > noticed)  # type: ignore[misc]
+            await fed.kill_coordinator()
+            assert given(fed, "accept-loss")[0] == 0
+        fed.start_coordinator()
+        await fed.until(lambda: fed.driver is not None and fed.state.phase.final)
+        fed.check(fed.state)
+
+
+@pytest.mark.fault("F40a", "F90")
+async def test_who_tells_what_nobody_has_seen_is_named_to_people_only_and_can_be_removed(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=2) as fed:
+        await fed.kill("va")
+        invented = replace(SEEN, run_id=RunId("oncology-77"), task="oncology", next_r=0)
+        assert fed.service is not None
+        liar = MemoryLink(fed.service, hospital_id(NAME, "va"))
+        with pytest.raises(Refusal, match="HISTORY_BACK") as refused:
+            await liar.send("", Hello("0", PROTOCOL_VERSION, (), (invented,)))
+        await liar.close()
+        await fed.until(lambda: fed.count("link.lost", name="HISTORY_BACK", site="cleveland") > 0)
+        texts = [refused.value.detail]
+        texts += [json.dumps(line) for line in others(fed) if line["event"] == "link.lost"]
+        assert len(texts) > 1
+        for text in texts:
+            assert not [word for word in ("va", "oncology") if re.search(rf"\b{word}\b", text)]
+        (line,) = fed.told("history.back")
+        assert (line["site"], line["run"]) == ("va", "oncology-77")
+        # Its operators take it out of `members`, and start again.
+        await fed.kill_coordinator()
+        path = fed.plan.coordinator_folder / "coordinator.yaml"
+        tree = yaml.safe_load(path.read_text())
+        tree["members"].remove("va")
+        path.write_text(yaml.safe_dump(tree))
+        fed.start_coordinator()
+        await fed.until(lambda: fed.service is not None and len(fed.service._tasks_with_keys) == 3)
+        assert len(fed.told("history.back")) == 1
+
+
+async def test_a_hello_is_compared_off_the_event_loop_and_welcomes_no_other_stream(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=2) as fed:
+        await fed.kill("va")
+        await fed.submit()
+        service, run = fed.service, fed.run_id
+        assert service is not None
+        await fed.until(lambda: len(service._tasks_with_keys) == 3)
+        assert run is not None
+        threads: list[threading.Thread] = []
+        gate, epochs = threading.Event(), service._shop.store.epochs
+
+        def slow() -> dict[str, Epoch]:
+            threads.append(threading.current_thread())
+            gate.wait(60)
+            return epochs()
+
+        service._shop.store.epochs = slow  # type: ignore[method-assign]
+        node = hospital_id(NAME, "va")
+        hello = Hello("0", PROTOCOL_VERSION, (), (Seen(run, "pattern", 0, 0, released=False),))
+        service.connect(node)
+        saying = asyncio.create_task(service.receive(node, "", hello))
+        await fed.until(lambda: bool(threads))
+        newer = service.connect(node)
+        gate.set()
+        await saying
+        assert threads[0] is not threading.main_thread()
+        assert not newer.welcomed
+        await service.receive(node, "", hello)
+        assert newer.welcomed
+        service.disconnect(newer)
+
+
+def others(fed: Federation) -> list[dict[str, object]]:
+    """Return the lines that hospitals wrote."""
+    mine = fed.own_words.getvalue().splitlines()
+    return [json.loads(line) for line in fed.words.getvalue().splitlines() if line not in mine]
+
+
+@pytest.mark.fault("F40a")
 async def test_the_newest_state_is_never_taken_for_an_old_one(tmp_path: Path) -> None:
     async with Federation(tmp_path / "fed", rounds=2) as fed:
         fed.kill_coordinator_every = 3
@@ -268,6 +376,34 @@ def test_what_was_told_is_kept_and_a_flipped_byte_in_it_is_found(tmp_path: Path)
     path.write_text(path.read_text().replace("gone", "gene"))
     with pytest.raises(StateError, match=r"history\.json"):
         History(tmp_path)
+
+
+SEEN = Seen(RunId("r-1"), "heart", 7, 2, released=False, next_r=2)
+
+
+def test_a_loss_is_accepted_as_far_as_it_was_told_and_no_further(tmp_path: Path) -> None:
+    """The same run that goes back a second time is noticed again."""
+    history = History(tmp_path)
+    history.accept(Loss(5.0, "gone", ("r-1",), (SEEN,)))
+    (loss,) = History(tmp_path).losses
+    for covered in (SEEN, replace(SEEN, r=1, next_r=1), replace(SEEN, epoch=6, r=40, next_r=41)):
+        assert loss.covers(covered)
+    for further in (
+        replace(SEEN, r=3),
+        replace(SEEN, next_r=3),
+        replace(SEEN, epoch=8, r=0, next_r=0),
+        replace(SEEN, released=True),
+        replace(SEEN, run_id=RunId("r-2")),
+    ):
+        assert not loss.covers(further)
+
+
+def test_what_a_former_member_told_stops_nobody(tmp_path: Path) -> None:
+    told = Told("va", SEEN, "it began round 2")
+    History(tmp_path).tell([told, replace(told, site="cleveland")])
+    assert [one.site for one in History(tmp_path, ["cleveland", "hungarian"]).told] == ["cleveland"]
+    assert not History(tmp_path, ["hungarian"]).told
+    assert len(History(tmp_path, ["va", "cleveland"]).told) == 2, "one that is taken back counts"
 
 
 def test_a_hospital_that_invents_runs_fills_neither_memory_nor_disk(tmp_path: Path) -> None:

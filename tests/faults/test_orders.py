@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from common.cli import main
 from common.clock import SystemClock
 from common.entropy import OsEntropy
-from common.errors import RoundError, StateError
+from common.errors import Refusal, RoundError, StateError
 from common.ids import NodeId, RunId, site_name
 from common.secagg.messages import Propose
 from common.secagg.node_state import decode_state
@@ -50,27 +51,37 @@ async def test_a_set_that_never_comes_back_is_lifted_by_people_on_both_sides(
         assert fed.state.round is not None
         assert fed.state.round.header is None, "all that are here, and not the set"
         found = finding(fed)
-        assert found.agreed == ("cleveland", "hungarian", "switzerland", "va")
+        waited = found.agreed
+        assert waited is not None
+        assert waited.sites == ("cleveland", "hungarian", "switzerland", "va")
+        assert waited.signed
+        assert set(waited.signed) <= {"cleveland", "switzerland"}
+        assert set(waited.signed) | set(waited.unknown) == set(waited.sites)
         assert found.state == "running"
         assert found.round == 0
         assert [record.reason for record in found.voided] == ["NOT_ENOUGH"]
-        assert any("unlock" in line for line in found.advice)
+        (line,) = [line for line in found.advice if "unlock" in line]
+        signed = ", ".join(waited.signed)
+        order = f"at {signed} say `fedcare node unlock pattern --set {waited.code} "
+        assert order in line
         assert found.since is not None
         assert abs(found.since - SystemClock().unix()) < 60
         text = text_of(found)
-        for word in ("va", "voided", "10.4", "disk:", "next:"):
+        for word in ("va", "voided", f"10.4) {waited.code}", "disk:", "next:"):
             assert word in text
         await fed.kill_coordinator()
         async with given_orders(fed) as held:
             with pytest.raises(RoundError):
                 held.unlock(RunId("nothing"), "x")
             assert fed.run_id is not None
-            assert "va" in held.unlock(fed.run_id, "va has left the consortium")
+            assert held.unlock(fed.run_id, "va has left the consortium") == waited
+        lifted = finding(fed).agreed
+        assert lifted == replace(waited, lifted=True), "hospitals still have to be told"
         async with given_orders(fed) as held:
             with pytest.raises(RoundError):
                 held.unlock(fed.run_id, "twice")
         for site in ("cleveland", "switzerland"):
-            await _lifted_at(fed, site)
+            await _unlock_at(fed, site, waited.code)
         fed.start_coordinator()
         run = await fed.finish()
         fed.check(run)
@@ -85,8 +96,8 @@ async def test_a_set_that_never_comes_back_is_lifted_by_people_on_both_sides(
         assert over.advice[0].startswith("Nothing")
 
 
-async def _lifted_at(fed: Federation, site: str) -> None:
-    """A hospital's people lift the set: not while its node runs, and not for another run."""
+async def _unlock_at(fed: Federation, site: str, code: str) -> None:
+    """Give the order at a hospital that runs, and start it again."""
     state = fed.plan.site_folder(site) / "state"
     with pytest.raises(StateError) as locked:
         NodeStore.open(state, OsEntropy())
@@ -95,10 +106,10 @@ async def _lifted_at(fed: Federation, site: str) -> None:
     await fed.serving[site]
     with NodeStore.open(state, OsEntropy()) as store:
         before = _remembered(store)
-        node_orders.unlock(store, "pattern", "va has left", SystemClock())
+        node_orders.unlock(store, "pattern", code, "va has left", SystemClock())
         assert len(_remembered(store)) == len(before) - 96
         with pytest.raises(RoundError):
-            node_orders.unlock(store, "another", "x", SystemClock())
+            node_orders.unlock(store, "another", code, "x", SystemClock())
     (order,) = node_orders.orders(state)
     assert (order.what, order.task, order.reason) == ("unlock", "pattern", "va has left")
     fed.start(site)
@@ -158,7 +169,50 @@ async def test_the_commands_answer_with_one_envelope(
     site = ["--config", str(fed.plan.site_folder("va") / "node.yaml")]
     code, _ = ask("node", "verify", *site)
     assert code == 0
-    code, unlocked = ask("node", "unlock", "pattern", "--reason", "a test", *site)
-    assert code == 0
+    # All its sums were opened: none may be forgotten, whatever code anybody names.
+    with NodeStore.open(fed.plan.site_folder("va") / "state", OsEntropy()) as store:
+        record = store.load_session("pattern")
+        assert record is not None
+        last = decode_state(record.state).rerun.last_code
+    for named in (last, "0123456789abcdef", "no code"):
+        code, _ = ask("node", "unlock", "pattern", "--set", named, "--reason", "a test", *site)
+        assert code != 0
     code, listed = ask("node", "orders", *site)
-    assert listed["data"] == unlocked["data"]
+    assert listed["data"] == {"orders": []}
+
+
+@pytest.mark.fault("F70")
+async def test_a_hospital_that_did_not_sign_the_set_forgets_none_that_was_opened(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=3, deadline="20s", gather="60s") as fed:
+        await fed.until(lambda: fed.service is not None and len(fed.service._tasks_with_keys) == 4)
+        # Round 1 opens with everybody. In round 2 two vanish with their Propose unread.
+        fed.on_send("va", Propose, fed.kill, skip=1)
+        fed.on_send("hungarian", Propose, fed.kill, skip=1)
+        await fed.submit()
+        await fed.until(lambda: bool(fed.state.agreed))
+        waited = finding(fed).agreed
+        assert waited is not None
+        assert "hungarian" in waited.unknown
+        codes = {site: _code_at(fed, site) for site in ("hungarian", "va")}
+        for site, last in codes.items():
+            assert last != waited.code
+            with NodeStore.open(fed.plan.site_folder(site) / "state", OsEntropy()) as store:
+                before = _remembered(store)
+                with pytest.raises(RoundError, match="did not sign") as refused:
+                    node_orders.unlock(store, "pattern", waited.code, "x", SystemClock())
+                assert refused.value.name == "NOT_FOUND"
+                # Nor on the word of somebody who knows the code of the set before.
+                with pytest.raises(Refusal, match="was opened") as opened:
+                    node_orders.unlock(store, "pattern", last, "x", SystemClock())
+                assert opened.value.name == "RERUN"
+                assert _remembered(store) == before
+                assert not node_orders.orders(store.root)
+
+
+def _code_at(fed: Federation, site: str) -> str:
+    with NodeStore.open(fed.plan.site_folder(site) / "state", OsEntropy()) as store:
+        record = store.load_session("pattern")
+        assert record is not None
+        return decode_state(record.state).rerun.last_code

@@ -9,7 +9,7 @@ import pytest
 from common.errors import Refusal
 from common.ids import ConfigHash, NodeId, RoundNo, SessionId, Sha256
 from common.secagg.header import Header, Rounding, RoundKind
-from common.secagg.rerun import RerunMemory
+from common.secagg.rerun import RerunMemory, set_code
 
 A, B, C, D = (NodeId(name) for name in "abcd")
 HEADER = Header(
@@ -116,6 +116,27 @@ def test_a_lift_frees_the_last_model_only() -> None:
         with pytest.raises(Refusal):
             lifted.check_set(header, (A, B, D))
     assert RerunMemory().without_last() == RerunMemory()
+
+
+def test_the_code_of_the_last_set_is_the_one_that_the_coordinator_names() -> None:
+    def code(header: Header, *survivors: NodeId) -> str:
+        return set_code(header.kind, header.layout_sha256, header.model_sha256, survivors)
+
+    other = replace(HEADER, model_sha256=Sha256(b"\x09" * 32))
+    assert MEMORY.last_code == code(HEADER, C, A, B)
+    assert MEMORY.remember(other, (A, B, D)).last_code == code(other, A, B, D)
+    assert RerunMemory().last_code == ""
+    assert len({code(HEADER, A, B, C), code(HEADER, A, B, D), code(other, A, B, C)}) == 3
+
+
+def test_what_was_opened_covers_every_model_before_it_and_none_after() -> None:
+    other = replace(HEADER, model_sha256=Sha256(b"\x09" * 32))
+    memory = MEMORY.remember(other, (A, B, C))
+    assert memory.with_opened(HEADER).opened == 1
+    assert not memory.with_opened(HEADER).last_is_opened
+    assert memory.with_opened(other).last_is_opened
+    assert memory.with_opened(other).with_opened(HEADER).opened == 2
+    assert RerunMemory().with_opened(HEADER) == RerunMemory()
 
 
 def test_a_thousand_rounds_take_ninety_six_bytes_each() -> None:
