@@ -25,7 +25,7 @@ from coordinator.restore import read_backup, restore
 from coordinator.store import STATE_NAMES, default_url, open_store
 from coordinator.stored_runs import KnownRun, read_runs
 from tests.faults.budget import trials
-from tests.faults.record import record
+from tests.faults.record import record, record_drawn
 from tests.federation import NAME, Federation
 
 OWNER = Owner("coordinator", NAME, "coordinator")
@@ -126,7 +126,7 @@ async def test_a_flipped_byte_in_a_backup_is_found_and_nothing_is_restored(
             assert name in found.detail, (found, path)
             assert list(into.iterdir()) == []
         path.write_bytes(good)
-    record("F39", trials=count, failures=0, drawn=True)
+    record_drawn("F39", trials=count, failures=0)
 
 
 def refusal(config: CoordinatorConfig, backup: Path, into: Path) -> FedError | None:
