@@ -5,8 +5,7 @@
 The parts: `simulation` (many seeds; goes on where it was stopped, `--again` begins anew), `kills`
 (of real processes), `postgresql` (the same on the other store), `tests` (those named after a
 fault). Budgets: `change`, `nightly`, `release` (`tests.faults.budget`); `--seeds` and `--trials`
-are those of the simulation and of the kills. `--table` only makes report and table anew, of the
-parts that are there.
+are those of the simulation and of the kills. `--table` only writes the page's table anew.
 """
 
 from __future__ import annotations
