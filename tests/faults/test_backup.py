@@ -110,7 +110,7 @@ async def test_a_flipped_byte_in_a_backup_is_found_and_nothing_is_restored(
     back_up(fed, target)
     rng = random.Random(6)  # noqa: S311 - which byte
     files = [target] if suffix else [path for path in target.rglob("*") if path.is_file()]
-    count = trials(change=60, nightly=1000, release=3000)
+    count = trials(change=60, nightly=500, release=1500)
     for number in range(count):
         path = files[number % len(files)]
         at = rng.randrange(path.stat().st_size)
