@@ -129,6 +129,20 @@ async def test_a_flipped_byte_in_a_backup_is_found_and_nothing_is_restored(
     record_drawn("F39", trials=count, failures=0)
 
 
+@pytest.mark.fault("F39")
+async def test_a_flipped_byte_in_what_a_manifest_says_it_is_names_the_manifest(
+    tmp_path: Path,
+) -> None:
+    fed = await finished(tmp_path / "fed")
+    back_up(fed, tmp_path / "copy")
+    manifest = tmp_path / "copy" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"fedcare.", b"fedcare\x7f", 1))
+    found = refusal(settings(fed), tmp_path / "copy", tmp_path / "into")
+    assert found is not None
+    assert found.name == "SCHEMA_VERSION"
+    assert "manifest.json" in found.detail
+
+
 def refusal(config: CoordinatorConfig, backup: Path, into: Path) -> FedError | None:
     try:
         restore(config, backup, into, nothing)
