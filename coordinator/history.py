@@ -226,8 +226,10 @@ def _round(run: RunState) -> int:
 def witness(runs: Iterable[RunState], node: NodeId) -> tuple[Seen, ...]:
     """Return how far a hospital had come by what it sent: the latest run of each task.
 
-    A hospital stores what it confirms before it confirms, and a header before its upload. Each
-    entry says too how far the run itself is, so that the hospital can judge the coordinator.
+    `runs` in the order in which they were submitted. A hospital stores what it confirms before
+    it confirms, and a header before its upload. Each entry says too how far the run itself is,
+    so that the hospital can judge the coordinator. A welcome holds MAX_SEEN of them: the tasks
+    whose latest run is the youngest.
     """
     found: dict[str, Seen] = {}
     for run in runs:
@@ -242,9 +244,9 @@ def witness(runs: Iterable[RunState], node: NodeId) -> tuple[Seen, ...]:
             released=False,
             next_r=run.next_r,
         )
-        if seen.task not in found or found[seen.task].epoch < seen.epoch:
-            found[seen.task] = seen
-    return tuple(found[task] for task in sorted(found))
+        before = found.pop(seen.task, seen)
+        found[seen.task] = seen if seen.epoch > before.epoch else before
+    return tuple(list(found.values())[-MAX_SEEN:])
 
 
 def _uploaded(run: RunState, node: NodeId) -> int:

@@ -145,7 +145,8 @@ def _signed_body(reader: _Reader, raw: bytes, ca: Path, federation: str) -> dict
     except (ValueError, KeyError, TypeError, RecursionError):
         raise reader.damaged(f"{MANIFEST} cannot be read") from None
     if schema != SCHEMA:
-        raise ConfigError("SCHEMA_VERSION", f"{reader.path}: {show(schema)}, not {SCHEMA}")
+        where = f"{reader.path}: {MANIFEST}"
+        raise ConfigError("SCHEMA_VERSION", f"{where}: {show(schema)}, not {SCHEMA}")
     with tempfile.NamedTemporaryFile(suffix=".pem") as pem:
         pem.write(reader.small(CHAIN))
         pem.flush()

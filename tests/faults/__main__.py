@@ -143,7 +143,8 @@ def _test(asked: argparse.Namespace, origin: parts.Origin) -> tuple[int, list[pa
     return _in_part(
         TESTS, asked, origin,
         "pytest", "-v", "-p", "tests.faults.outcomes", "-n", str(asked.workers),
-        "--dist", "worksteal", "-m", "fault and not containers", "--timeout", "1800", *parts.marked(),
+        "--dist", "worksteal", "-m", "fault and not containers", "--timeout", "1800",
+        *parts.marked(),
     )  # fmt: skip
 
 

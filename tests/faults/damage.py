@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from common.errors import FedError
 from tests.faults.budget import trials
-from tests.faults.record import record
+from tests.faults.record import record_drawn
 
 
 def flips() -> int:
@@ -43,11 +43,10 @@ class Tally:
     def check(self, **figures: float) -> None:
         """Demand that none was missed, and write down how many there were."""
         total = self.refused.total() + self.harmless.total()
-        record(
+        record_drawn(
             "F39",
             trials=total + len(self.missed),
             failures=len(self.missed),
-            drawn=True,
             refused=self.refused.total(),
             without_effect=self.harmless.total(),
             kinds_of_files=len(self.refused),

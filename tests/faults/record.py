@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,14 +31,23 @@ def begin() -> None:
     _began = time.monotonic()
 
 
-def record(
-    fault: str, *, trials: int, failures: int, drawn: bool = False, **figures: float
-) -> None:
-    """Append what `trials` trials of a fault gave; `figures` are named with their units.
+def record(fault: str, *, trials: int, failures: int, **figures: float) -> None:
+    """Append what trials of a fault gave that went through its cases one by one.
 
-    Of several records' figures those that are `int` are counts and add up; of the others the
-    largest is told. `drawn`: the trials were drawn at random, so that 3/n bounds what they missed.
+    `figures` are named with their units. Of several records' figures those that are `int` are
+    counts and add up; of the others the largest is told.
     """
+    _append(fault, trials, failures, figures, drawn=False)
+
+
+def record_drawn(fault: str, *, trials: int, failures: int, **figures: float) -> None:
+    """Append what trials gave that were drawn at random: 3/n bounds what they did not meet."""
+    _append(fault, trials, failures, figures, drawn=True)
+
+
+def _append(
+    fault: str, trials: int, failures: int, figures: Mapping[str, float], *, drawn: bool
+) -> None:
     line = {
         "schema": SCHEMA,
         "fault": fault,

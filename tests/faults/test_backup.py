@@ -25,7 +25,7 @@ from coordinator.restore import read_backup, restore
 from coordinator.store import STATE_NAMES, default_url, open_store
 from coordinator.stored_runs import KnownRun, read_runs
 from tests.faults.budget import trials
-from tests.faults.record import record
+from tests.faults.record import record, record_drawn
 from tests.federation import NAME, Federation
 
 OWNER = Owner("coordinator", NAME, "coordinator")
@@ -110,7 +110,7 @@ async def test_a_flipped_byte_in_a_backup_is_found_and_nothing_is_restored(
     back_up(fed, target)
     rng = random.Random(6)  # noqa: S311 - which byte
     files = [target] if suffix else [path for path in target.rglob("*") if path.is_file()]
-    count = trials(change=60, nightly=1000, release=3000)
+    count = trials(change=60, nightly=500, release=1500)
     for number in range(count):
         path = files[number % len(files)]
         at = rng.randrange(path.stat().st_size)
@@ -126,7 +126,21 @@ async def test_a_flipped_byte_in_a_backup_is_found_and_nothing_is_restored(
             assert name in found.detail, (found, path)
             assert list(into.iterdir()) == []
         path.write_bytes(good)
-    record("F39", trials=count, failures=0, drawn=True)
+    record_drawn("F39", trials=count, failures=0)
+
+
+@pytest.mark.fault("F39")
+async def test_a_flipped_byte_in_what_a_manifest_says_it_is_names_the_manifest(
+    tmp_path: Path,
+) -> None:
+    fed = await finished(tmp_path / "fed")
+    back_up(fed, tmp_path / "copy")
+    manifest = tmp_path / "copy" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"fedcare.", b"fedcare\x7f", 1))
+    found = refusal(settings(fed), tmp_path / "copy", tmp_path / "into")
+    assert found is not None
+    assert found.name == "SCHEMA_VERSION"
+    assert "manifest.json" in found.detail
 
 
 def refusal(config: CoordinatorConfig, backup: Path, into: Path) -> FedError | None:

@@ -31,7 +31,7 @@ from hospital_node.going_on import asked
 from hospital_node.launcher import Launcher
 from hospital_node.sealing import KEY_BYTES, Vault
 from tests.faults.budget import trials
-from tests.faults.record import record
+from tests.faults.record import record, record_drawn
 from tests.faults.training import ADAM, STUDIES, Died, Memory, Run, bits, steps_of, task_of
 from tests.learning import study
 
@@ -61,7 +61,7 @@ def test_training_killed_at_any_step_ends_in_the_same_bits(name: str) -> None:
         wasted += last.taken - left
         assert set(slot.said) == {"resumed"}
     assert wasted == 0, "a checkpoint after each step leaves nothing to be trained twice"
-    record("F09", trials=done, failures=0, drawn=True, steps_trained_twice=wasted)
+    record_drawn("F09", trials=done, failures=0, steps_trained_twice=wasted)
 
 
 @pytest.mark.fault("F09")
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_does_not_open_is_ignored_and_said(
     found = run.train(task, SealedSlot(sealed, HD, make_log(words)), float("inf"))
     assert (bits(found), run.taken) == (alone, whole)
     assert "checkpoint.ignored" in words.getvalue()
-    record("F40", trials=cases, failures=0, drawn=damage == "flipped")
+    (record_drawn if damage == "flipped" else record)("F40", trials=cases, failures=0)
 
 
 @pytest.mark.fault("F40")

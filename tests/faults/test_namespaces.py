@@ -143,7 +143,7 @@ async def test_packets_that_are_lost_cost_time_and_nothing_else(tmp_path: Path) 
             view = await net.finish(run)
             assert everybody(view)
             clean, lossy = view.history
-            record("F23", trials=1, failures=0, slower_times=lossy.seconds / clean.seconds)
+            record("F23", trials=1, failures=0, round_time_ratio=lossy.seconds / clean.seconds)
 
 
 @pytest.mark.fault("F23")

@@ -16,7 +16,7 @@ from tests.faults.budget import trials
 from tests.faults.lostwrites import Cut
 from tests.faults.plan import COORDINATOR, SITES, Act, Fault, Plan, draw
 from tests.faults.power import Run, Trial, started
-from tests.faults.record import record
+from tests.faults.record import record, record_drawn
 
 pytestmark = pytest.mark.skipif(
     not lostwrites.can_build(), reason="needs gcc: apt-get install gcc libc6-dev"
@@ -90,7 +90,7 @@ def test_random_faults_with_power_cuts_lose_nothing(run: Run) -> None:
     count = trials(change=4, nightly=400, release=800)
     found = [run(Trial(draw(seed), None)) for seed in range(count)]
     wrong = [(seed, one.problem) for seed, one in enumerate(found) if one.problem]
-    record("F14", trials=count, failures=len(wrong), drawn=True,
+    record_drawn("F14", trials=count, failures=len(wrong),
            power_cuts=sum(one.cuts for one in found))  # fmt: skip
     assert wrong == []
 

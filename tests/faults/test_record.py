@@ -16,7 +16,7 @@ def test_a_result_is_one_line_with_the_test_that_gave_it(
 ) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path / "new" / "results.jsonl")
     record.record("F03", trials=50, failures=0, recovery_p99_s=1.25)
-    record.record("F04", trials=7, failures=1)
+    record.record_drawn("F04", trials=7, failures=1)
     one, two = map(json.loads, (tmp_path / "new" / "results.jsonl").read_text().splitlines())
     assert (one["schema"], one["fault"]) == ("fedcare.fault/1", "F03")
     assert (one["trials"], one["failures"]) == (50, 0)
@@ -24,6 +24,7 @@ def test_a_result_is_one_line_with_the_test_that_gave_it(
     assert one["test"].endswith("test_a_result_is_one_line_with_the_test_that_gave_it")
     assert 0.0 <= one["seconds"] < 60.0
     assert (two["fault"], two["failures"], two["figures"]) == ("F04", 1, {})
+    assert (one["drawn"], two["drawn"]) == (False, True)
 
 
 @pytest.mark.parametrize(

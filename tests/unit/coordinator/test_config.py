@@ -22,7 +22,7 @@ from common.wire import encode_coordinator, encode_upload
 from coordinator.config import CoordinatorConfig
 from researcher.local import FederationPlan, SitePlan, build, write
 from tests.certificate_factory import Spec, make, new_ca
-from tests.federation import STUDY
+from tests.federation import pattern_study
 
 LONGEST = "x" * 63
 FEDERATION = LONGEST
@@ -112,8 +112,7 @@ def test_health_and_metrics_are_on_loopback_unless_the_file_says_otherwise(tmp_p
 
 
 def test_a_taken_http_port_is_named_before_anything_is_recovered(tmp_path: Path) -> None:
-    text = STUDY.replace("SIZE", "8").replace("ROUNDS", "1").replace("DEADLINE", "60s")
-    study = parse_study(text.replace("SUITE", "classical").replace("OWNER", "uni-x"))
+    study = parse_study(pattern_study(size=8, rounds=1, deadline="60s"))
     plan = FederationPlan(tmp_path / "f", "heart", study, [SitePlan("a"), SitePlan("b")])
     build(plan, "127.0.0.1:0")
     path = plan.coordinator_folder / "coordinator.yaml"
