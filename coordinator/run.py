@@ -54,6 +54,7 @@ from coordinator.run_rounds import (
     sum_refused,
     sum_used,
     to_round,
+    worth_another_header,
 )
 from coordinator.run_state import (
     Begin,
@@ -225,7 +226,9 @@ def _trouble(step: Step, node: NodeId, message: Refused) -> None:
     keyless = _has_no_keys(state, node, message)
     if keyless:
         step.state = replace(step.state, without_keys=step.state.without_keys | {node})
-    if round_is_open(state):
+    if worth_another_header(step, node, message):
+        to_round(step, rounds.NonceLost())
+    elif round_is_open(state):
         _leave(step, node, message)
     elif keyless and state.phase is RunPhase.RUNNING:
         gather(step)

@@ -22,6 +22,7 @@ from common.secagg.header import RoundKind, quant_bound
 from common.secagg.messages import (
     FromCoordinator,
     Ready,
+    Refused,
     RoundStart,
     RoundStatus,
 )
@@ -69,6 +70,8 @@ MAX_VOIDED_IN_A_ROW: Final = 10
 """A run whose rounds fail this often in a row ends; the model so far is kept."""
 
 
+LATEST_ANEW: Final = 0.5
+"""Share of the round's deadline after which it does not begin anew for one hospital."""
 MAX_REFUSED_WITH_NOISE: Final = 2
 """The same for rounds with differential privacy that a hospital keeps refusing."""
 
@@ -361,6 +364,23 @@ def round_message(step: Step, event: rounds.From) -> None:
     to_round(step, event)
     if isinstance(event.message, Ready):
         _open_when_ready(step)
+
+
+def worth_another_header(step: Step, node: NodeId, message: Refused) -> bool:
+    """Whether a round begins anew for a hospital whose process died before it had the header.
+
+    The nonce that the header carries died with the process, so nothing can bring the hospital
+    into this round. The others train the same again for its sake, and so not late in the round,
+    once for each try, and not with noise, which every hospital would have to pay for twice.
+    """
+    state, current = step.state, step.state.round
+    if current is None or current.header is None or current.phase is not RoundPhase.RUNNING:
+        return False
+    mine = message.hd == current.hd and node in set(current.header.ids) - current.left
+    late = step.ctx.now - state.round_began > LATEST_ANEW * current.header.deadline_ms / 1000
+    anew = bool(state.history) and state.history[-1].reason == message.code
+    dp = state.study.privacy.dp.on
+    return message.code == "HEADER_NONCE" and mine and not (late or anew or dp)
 
 
 def gathered(step: Step) -> None:

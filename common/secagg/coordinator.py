@@ -17,6 +17,7 @@ be lost; what a node was told never is. One round is one `RoundState`, from
                  silent ones away, or Deadline(release)    RECOVERING   RecoverRequest
     RECOVERING   RecoverShares, late Release: enough       OPENED       Open
     OPENED       SumOpened                                 CLOSED       RoundResult
+    RUNNING      NonceLost                                 ABORTED      RoundResult
     any          not enough left, Deadline, SumOutOfRange  ABORTED      RoundResult
     any          MemberBack, Restarted                     same         what they may have missed
 
@@ -50,6 +51,7 @@ from common.secagg.coordinator_facts import (
 )
 from common.secagg.coordinator_state import (
     MemberGone,
+    NonceLost,
     OpenRound,
     RoundEvent,
     RoundPhase,
@@ -88,6 +90,7 @@ __all__ = [
     "From",
     "MemberBack",
     "MemberGone",
+    "NonceLost",
     "Open",
     "OpenRound",
     "Record",
@@ -147,6 +150,9 @@ def handle(state: RoundState, event: RoundEvent) -> tuple[RoundState, list[Round
         case MemberBack():
             step.state = _present(step.state, event.node)
             _tell(step, event.node)
+        case NonceLost():
+            if step.state.phase is RoundPhase.RUNNING:  # no set of it was shown to anybody
+                work.abort(step, "HEADER_NONCE")
         case Deadline():
             _deadline(step, event.name)
         case SumOpened():

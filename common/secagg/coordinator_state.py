@@ -182,6 +182,11 @@ class MemberGone:
 
 
 @dataclass(frozen=True, slots=True)
+class NonceLost:
+    """A member has lost the nonce that the header carries, and another header is to be made."""
+
+
+@dataclass(frozen=True, slots=True)
 class SumOpened:
     """The sum is in range and the next model (if any) durable; `model_sha256` may be empty."""
 
@@ -200,6 +205,7 @@ RoundEvent: TypeAlias = (
     | UploadReceived
     | MemberGone
     | MemberBack
+    | NonceLost
     | Deadline
     | SumOpened
     | SumOutOfRange

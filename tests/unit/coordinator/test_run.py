@@ -28,9 +28,10 @@ from common.views import RunPhase
 from coordinator import run_state as rs
 from coordinator.journal import Journal
 from coordinator.run_facts import apply
-from coordinator.run_rounds import MAX_VOIDED_IN_A_ROW
-from coordinator.run_step import fewest, taken_epoch
+from coordinator.run_rounds import MAX_VOIDED_IN_A_ROW, worth_another_header
+from coordinator.run_step import RunContext, Step, Timing, fewest, taken_epoch
 from coordinator.waits import wait_of
+from tests.private_study import private_study
 from tests.run_world import RUN, VECTOR, RunWorld, stored
 from tests.simulation.secagg_harness import Uploaded, digest
 from tests.study_texts import HEART, altered
@@ -583,6 +584,70 @@ def test_a_refusal_of_a_member_is_shown_and_not_waited_for() -> None:
     finished_with = world.state.history[0]
     assert finished_with.dropped == (world.at(2),)
     assert dict(world.state.trouble)[world.at(2)] == "INPUT_NAN: a value is not a number"
+
+
+def _nonce_lost(*, after_s: float = 0.0, hd: HeaderDigest | None = None) -> RunWorld:
+    """Return a run in whose first round, with two uploads, a hospital lost its nonce."""
+    world = RunWorld()
+    world.mute = {(world.at(2), Uploaded), (world.at(3), Uploaded)}
+    world.begin()
+    current = world.state.round
+    assert current is not None
+    assert len(current.uploads) == len(world.nodes) - 2
+    world.now += after_s
+    world.mute = set()
+    world.hear(world.at(2), Refused(current.hd if hd is None else hd, "HEADER_NONCE", "its last"))
+    return world
+
+
+def test_a_round_begins_anew_for_a_hospital_that_lost_its_nonce() -> None:
+    world = _nonce_lost()
+    first, second, *_ = world.state.history
+    assert (first.opened, first.reason) == (False, "HEADER_NONCE")
+    assert second.opened
+    assert set(second.survivors) == set(world.nodes)
+
+
+def test_late_in_a_round_nobody_trains_again_for_a_lost_nonce() -> None:
+    for after_s in (51.0, 99.0):
+        world = _nonce_lost(after_s=after_s)
+        assert not any(record.reason for record in world.state.history)
+        current = world.state.round
+        assert current is not None
+        assert current.left == {world.at(2)}
+
+
+def test_with_noise_no_round_begins_anew() -> None:
+    """Every hospital would be charged for its noise twice."""
+    world = RunWorld()
+    world.mute = {(world.at(2), Uploaded)}
+    world.begin()
+    current = world.state.round
+    assert current is not None
+    refused = Refused(current.hd, "HEADER_NONCE", "its last")
+    ctx = RunContext(world.now, 0, world.trust, Timing())
+    assert worth_another_header(Step(world.state, ctx), world.at(2), refused)
+    noisy = world.state.study.model_copy(update={"privacy": private_study().privacy})
+    step = Step(replace(world.state, study=noisy), ctx)
+    assert not worth_another_header(step, world.at(2), refused)
+
+
+def test_a_lost_nonce_of_another_header_begins_nothing_anew() -> None:
+    world = _nonce_lost(hd=HeaderDigest(bytes(32)))
+    assert not any(record.reason for record in world.state.history)
+
+
+def test_a_hospital_can_have_a_round_begin_anew_once() -> None:
+    world = RunWorld()
+    world.mute = {(world.at(2), Uploaded)}
+    world.begin()
+    for _ in range(2):
+        current = world.state.round
+        assert current is not None
+        world.hear(world.at(2), Refused(current.hd, "HEADER_NONCE", "its last"))
+    reasons = [(record.opened, record.reason) for record in world.state.history[:2]]
+    assert reasons == [(False, "HEADER_NONCE"), (True, "")]
+    assert world.state.history[1].dropped == (world.at(2),)
 
 
 def test_what_a_hospital_refused_once_is_not_held_against_it_when_it_takes_part() -> None:
