@@ -253,6 +253,7 @@ def test_the_round_closes_when_a_crash_loop_ends(story: Story) -> None:
         state_before_mb=story.before_bytes / 1e6,
     )
     assert story.closed_after_s < 60
+    assert story.left_bytes == 0, "what no record names"
 
 
 @pytest.mark.parametrize(
