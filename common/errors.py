@@ -143,7 +143,7 @@ _ROWS: Final = (
     ErrorKind("FC-3021", "OVERFLOW_BOUND", _NO, _PRE, _OPER, "An honest sum could wrap around the ring.", "Use a wider ring or a smaller cohort."),
     ErrorKind("FC-3022", "DP_WEAK", _NO, _PRE, _RES, "The privacy terms are weaker than the study or the policy demands, or not supported.", "Use terms within the policy."),
     ErrorKind("FC-3023", "BUDGET", _NO, _PRE, _HOSP, "The round would pass the hospital's privacy limit.", "The hospital decides whether to raise its limit."),
-    ErrorKind("FC-3024", "RERUN", _NO, _PRE, _OPER, "Another survivor set was already accepted for the same model.", "Run with the same hospitals as before; otherwise the hospital's operator may unlock one round."),
+    ErrorKind("FC-3024", "RERUN", _NO, _PRE, _OPER, "Another survivor set was already accepted for the same model.", "Run with the same hospitals as before. If one of them is gone for good, the hospital's operator may `unlock` that set, unless its sum was opened: then change the study."),
     ErrorKind("FC-3025", "NOT_IN_SET", _NO, _PRE, _OPER, "The survivor set leaves this hospital out.", "Nothing; the hospital takes part in the next round."),
     ErrorKind("FC-3026", "SET_SMALL", _NO, _PRE, _OPER, "The survivor set is smaller than the smallest allowed.", "Wait for more hospitals."),
     ErrorKind("FC-3027", "SET_CONFLICT", _NO, _PRE, _OPER, "A second survivor set was proposed for one round.", "The coordinator is faulty or hostile; keep its log."),

@@ -370,17 +370,21 @@ def worth_another_header(step: Step, node: NodeId, message: Refused) -> bool:
     """Whether a round begins anew for a hospital whose process died before it had the header.
 
     The nonce that the header carries died with the process, so nothing can bring the hospital
-    into this round. The others train the same again for its sake, and so not late in the round,
-    once for each try, and not with noise, which every hospital would have to pay for twice.
+    into this round. The others train the same again for its sake: so not late in the round, not
+    twice in a row, not where one whose upload is here could not do so again, and not with noise,
+    which every hospital would have to pay for twice.
     """
     state, current = step.state, step.state.round
     if current is None or current.header is None or current.phase is not RoundPhase.RUNNING:
         return False
-    mine = message.hd == current.hd and node in set(current.header.ids) - current.left
+    if message.code != "HEADER_NONCE" or step.ctx.draining or state.study.privacy.dp.on:
+        return False
+    sent = {upload.sender for upload in current.uploads}
+    members = set(current.header.ids) - current.left - sent
+    mine = message.hd == current.hd and node in members
     late = step.ctx.now - state.round_began > LATEST_ANEW * current.header.deadline_ms / 1000
-    anew = bool(state.history) and state.history[-1].reason == message.code
-    dp = state.study.privacy.dp.on
-    return message.code == "HEADER_NONCE" and mine and not (late or anew or dp)
+    again = bool(state.history) and state.history[-1].reason == message.code
+    return mine and sent <= state.connected and not late and not again
 
 
 def gathered(step: Step) -> None:

@@ -65,7 +65,7 @@ def what_to_do(run: str, found: SignedSet) -> str:
 
 def who_unlocks(found: SignedSet) -> str:
     """Return at which hospitals the order has to be given, and how it is given."""
-    signed = ", ".join(found.signed) or "each that signed"
+    signed = ", ".join(found.signed or found.unknown)
     text = (
         f"Who signed signs no other set on that model until told: at {signed} say `fedcare node"
         f" unlock {found.study} --set {found.code} --reason ...`, node stopped."

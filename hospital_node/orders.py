@@ -186,8 +186,8 @@ def _check_last(memory: RerunMemory, task: str, code: str) -> None:
             "NOT_FOUND",
             f"the last set of {task} that this hospital agreed to is not {code}: it did not sign"
             " that one, or has forgotten it already; nothing was forgotten",
-            fix="Start the node: nothing is to be done here. `fedcare doctor RUN` at the"
-            " coordinator shows the set's code, `fedcare node orders` what was ordered here.",
+            fix="Start the node. If it then refuses a round with RERUN, give the code of that line;"
+            " otherwise nothing is to be done here. `fedcare node orders` shows what was ordered.",
         )
     if memory.last_is_opened:
         raise Refusal(

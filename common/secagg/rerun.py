@@ -118,7 +118,8 @@ class RerunMemory:
             return
         known = self._find(header)
         if known is not None and known[DIGEST_BYTES:] != set_hash(survivors):
-            raise Refusal("RERUN", "another survivor set was accepted for the same model")
+            code = _code(_key_of(header), known[DIGEST_BYTES:])
+            raise Refusal("RERUN", f"the survivor set {code} was accepted for the same model")
 
     def remember(self, header: Header, survivors: Iterable[NodeId]) -> RerunMemory:
         """Return the memory with this set in it; `check_set` came before."""

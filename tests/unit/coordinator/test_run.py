@@ -632,6 +632,22 @@ def test_with_noise_no_round_begins_anew() -> None:
     assert not worth_another_header(step, world.at(2), refused)
 
 
+def test_nothing_begins_anew_where_an_upload_would_be_lost_by_it() -> None:
+    world = RunWorld()
+    world.mute = {(world.at(2), Uploaded), (world.at(3), Uploaded)}
+    world.begin()
+    current = world.state.round
+    assert current is not None
+    refused = Refused(current.hd, "HEADER_NONCE", "its last")
+    ctx = RunContext(world.now, 0, world.trust, Timing())
+    assert worth_another_header(Step(world.state, ctx), world.at(2), refused)
+    assert not worth_another_header(Step(world.state, ctx), world.at(0), refused), "it has sent one"
+    draining = replace(ctx, draining=True)
+    assert not worth_another_header(Step(world.state, draining), world.at(2), refused)
+    world.lose(0)
+    assert not worth_another_header(Step(world.state, ctx), world.at(2), refused)
+
+
 def test_a_lost_nonce_of_another_header_begins_nothing_anew() -> None:
     world = _nonce_lost(hd=HeaderDigest(bytes(32)))
     assert not any(record.reason for record in world.state.history)
@@ -713,6 +729,36 @@ def test_a_hospital_that_was_away_at_the_end_gets_the_model_it_helped_to_make() 
     world.lose(3)
     world.connect(3)
     assert len(world.done(rs.SendRelease)) == sent  # it has a receipt: once is enough
+
+
+def test_who_has_the_model_and_no_keys_left_is_not_told_of_an_ended_run_again() -> None:
+    """Of thousands of them nobody would be told before the stream's outbox overflows."""
+    world = RunWorld()
+    world.begin()
+    finished(world)
+    told = len(world.told(world.at(3), RunEnded))
+    world.lose(3)
+    world.online.add(world.at(3))
+    world.tell(rs.NodeConnected(world.at(3), has_keys=False))
+    assert len(world.told(world.at(3), RunEnded)) == told
+    world.tell(rs.NodeConnected(world.at(3), has_keys=True))  # it died before it heard of the end
+    assert len(world.told(world.at(3), RunEnded)) == told + 1
+
+
+@pytest.mark.parametrize("how", ["failed", "without the model"])
+def test_who_may_not_know_of_an_end_is_told_whenever_it_is_back(how: str) -> None:
+    world = RunWorld()
+    world.hold = {rs.MakeRelease}
+    world.begin()
+    world.lose(3)
+    if how == "failed":
+        world.tell(rs.Cancel("enough"))
+    else:
+        world.release_held()
+        finished(world)
+    world.online.add(world.at(3))
+    world.tell(rs.NodeConnected(world.at(3), has_keys=False))
+    assert world.told(world.at(3), RunEnded)
 
 
 def test_a_hospital_that_refused_gets_no_model() -> None:
