@@ -148,14 +148,27 @@ def draw(seed: int) -> Plan:
     count = rng.choice((1, 1, 2, 2, 3, 4, 6))
     faults = tuple(_fault(rng, until_s, noised=dp != NONE) for _ in range(count))
     return Plan(
-        seed, _of_one_twin(faults), slowest, copies, size, dp, rounds=rounds, setup_s=_SETUP_S
+        seed,
+        _enough_left(faults, noised=dp != NONE),
+        slowest,
+        copies,
+        size,
+        dp,
+        rounds=rounds,
+        setup_s=_SETUP_S,
     )
 
 
-def _of_one_twin(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
-    """Leave out further twins: what two have spent of the budgets leaves too few hospitals."""
+def _enough_left(faults: tuple[Fault, ...], *, noised: bool) -> tuple[Fault, ...]:
+    """Leave out what would keep two hospitals away for good, for two are too few to go on.
+
+    A twin may have spent its hospital's budget. Nor can a hospital be in a study with noise whose
+    twin did, while another one holds the owner's certificate to be expired by a clock that leapt.
+    """
     twins = [fault for fault in faults if fault.act is Act.TWIN]
-    return tuple(fault for fault in faults if fault not in twins[1:])
+    leaps = [fault for fault in faults if fault.act is Act.LEAP and fault.who != COORDINATOR]
+    too_many = [*twins[1:], *(leaps if twins and noised else ())]
+    return tuple(fault for fault in faults if fault not in too_many)
 
 
 def _fault(rng: random.Random, until_s: float, *, noised: bool) -> Fault:
