@@ -42,10 +42,14 @@ def _joiners(state: RunState) -> frozenset[NodeId]:
     One that was invited and sent none is asked again when it connects again, not
     before every round: it must not hold up the others. Nor may it have epoch after epoch
     set up by connecting without keys: each epoch that can do without it has a round first.
+    Where those who have keys are too few, everybody who is here and has none is asked again:
+    its clock may have been wrong, and its connection never broke.
     """
     session = live(state)
     inside = frozenset(session.invited)
     others = frozenset(session.confirmed) - state.without_keys
-    if state.last_round is not None or len(others & state.connected) < fewest(state):
+    if len(others & state.connected) < fewest(state):
+        inside &= others
+    elif state.last_round is not None:
         inside -= state.without_keys
     return (state.accepted & state.connected) - inside - aside(state)
