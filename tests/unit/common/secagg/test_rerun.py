@@ -42,8 +42,11 @@ def test_the_same_set_is_agreed_to_again_in_any_order() -> None:
 
 @pytest.mark.parametrize("survivors", [(A, B, D), (A, B), (A, B, C, D)])
 @pytest.mark.fault("F70")
-def test_another_set_is_refused(survivors: tuple[NodeId, ...]) -> None:
-    with pytest.raises(Refusal, match="RERUN"):
+def test_another_set_is_refused_and_the_one_that_holds_is_named_by_its_code(
+    survivors: tuple[NodeId, ...],
+) -> None:
+    code = set_code(HEADER.kind, HEADER.layout_sha256, HEADER.model_sha256, (A, B, C))
+    with pytest.raises(Refusal, match=f"RERUN: .*{code}"):
         MEMORY.check_set(HEADER, survivors)
 
 
