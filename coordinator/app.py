@@ -52,6 +52,7 @@ from coordinator.room import Room
 from coordinator.run_step import Timing
 from coordinator.service import CoordinatorService
 from coordinator.servicer import METHODS, AggregationServicer, OperationsServicer
+from coordinator.shelf import Shelf
 from coordinator.spool import Spool
 from coordinator.start_room import announce, once_there_is_room, reserve_address
 from coordinator.store import STATE_NAMES, default_url, open_store
@@ -128,6 +129,7 @@ def build_service(
         members=config.members,
         heartbeat_s=waits.heartbeat,
         bulk_streams=config.bulk_streams,
+        shelf=Shelf(state_dir),
     )
 
 

@@ -27,11 +27,10 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import StateError
-from common.ids import NodeId, RunId, site_name
+from common.ids import NodeId, site_name
 from common.messages import MAX_SEEN, Seen
-from common.secagg.coordinator_session import SetupPhase
 from common.state_folder import FILE_MODE, disk_errors, fsync_folder
-from coordinator.run_state import RunState
+from coordinator.progress import Progress
 
 NAME: Final = "history.json"
 SCHEMA: Final = "fedcare.coordinator-history/1"
@@ -180,7 +179,7 @@ def _digest(tree: Mapping[str, object]) -> str:
 def unknown(
     node: NodeId,
     seen: Iterable[Seen],
-    runs: Mapping[RunId, RunState],
+    runs: Iterable[Progress],
     epochs: Mapping[str, int],
     losses: Sequence[Loss],
 ) -> list[Told]:
@@ -189,9 +188,10 @@ def unknown(
     A run that the store does not know at all is lost whole: no more of it can get lost.
     """
     found = []
+    known = {run.run_id: run for run in runs}
     lost = {run for loss in losses for run in loss.runs}
     for one in seen:
-        run = runs.get(one.run_id)
+        run = known.get(one.run_id)
         gone = run is None and one.run_id in lost
         why = "" if gone or any(loss.covers(one) for loss in losses) else _why(one, run, epochs)
         if why:
@@ -199,31 +199,24 @@ def unknown(
     return found
 
 
-def _why(seen: Seen, run: RunState | None, epochs: Mapping[str, int]) -> str:
+def _why(seen: Seen, run: Progress | None, epochs: Mapping[str, int]) -> str:
     if run is None:
         return f"it accepted run {seen.run_id}, which is not in the store"
     known = epochs.get(seen.task, 0)
     if seen.epoch > known:
         return f"it is in epoch {seen.epoch} of {seen.task}; the store knows {known}"
-    session = run.session
-    if session is not None and session.terms.epoch == seen.epoch:
-        if seen.r > _round(run):
-            return f"it began round {seen.r} of epoch {seen.epoch}; the store knows {_round(run)}"
+    if seen.epoch == run.epoch != 0:
+        if seen.r > run.begun_r:
+            return f"it began round {seen.r} of epoch {seen.epoch}; the store knows {run.begun_r}"
         if seen.next_r > run.next_r:
             over = f"round {seen.next_r - 1} of epoch {seen.epoch} is over"
             return f"it was told that {over}; the store has not ended round {run.next_r}"
-    if seen.released and run.released is None:
+    if seen.released and not run.released:
         return f"it holds the release of {seen.run_id}, which the store does not know"
     return ""
 
 
-def _round(run: RunState) -> int:
-    """Return the last round of a run's epoch whose header is stored."""
-    current = run.round
-    return current.r if current is not None and current.header is not None else run.next_r - 1
-
-
-def witness(runs: Iterable[RunState], node: NodeId) -> tuple[Seen, ...]:
+def witness(runs: Iterable[Progress], node: NodeId) -> tuple[Seen, ...]:
     """Return how far a hospital had come by what it sent: the latest run of each task.
 
     `runs` in the order in which they were submitted. A hospital stores what it confirms before
@@ -233,26 +226,10 @@ def witness(runs: Iterable[RunState], node: NodeId) -> tuple[Seen, ...]:
     """
     found: dict[str, Seen] = {}
     for run in runs:
-        session = run.session
-        if session is None or session.phase is SetupPhase.FAILED or node not in session.confirmed:
+        uploaded = dict(run.confirmed).get(node)
+        if uploaded is None:
             continue
-        seen = Seen(
-            run.run_id,
-            run.study.id,
-            session.terms.epoch,
-            _uploaded(run, node),
-            released=False,
-            next_r=run.next_r,
-        )
+        seen = Seen(run.run_id, run.task, run.epoch, uploaded, released=False, next_r=run.next_r)
         before = found.pop(seen.task, seen)
         found[seen.task] = seen if seen.epoch > before.epoch else before
     return tuple(list(found.values())[-MAX_SEEN:])
-
-
-def _uploaded(run: RunState, node: NodeId) -> int:
-    """Return the last round of the epoch in which the hospital's upload counted, 0 for none."""
-    current = run.round
-    if current is not None and any(upload.sender == node for upload in current.uploads):
-        return current.r
-    ended = run.history[len(run.history) - (run.next_r - 1) :]
-    return max((record.r for record in ended if node in record.survivors), default=0)

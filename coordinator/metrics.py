@@ -102,7 +102,7 @@ class Picture:
 def take_picture(service: CoordinatorService, not_ready: str, now: float) -> Picture:
     """Return the service as it is; inside the event loop only. `now`: monotonic seconds."""
     states = service.states
-    counted = [_state_of(state) for state in states]
+    counted = [*map(_state_of, states), *(phase.value for phase in service.ended_before)]
     open_rounds = [
         (now - state.round_began, state.round.header.deadline_ms / 1000)
         for state in states

@@ -28,6 +28,7 @@ from coordinator.run_state import (
     Decision,
     EpochReserved,
     NodeConnected,
+    RunCommand,
     RunState,
     Send,
     SendRelease,
@@ -61,7 +62,7 @@ def connected(step: Step, event: NodeConnected) -> None:
     """A hospital's stream is up: offer the study, and repeat what it may have missed."""
     node, state = event.node, step.state
     if state.phase.final:
-        _late_release(step, node, has_keys=event.has_keys)
+        step.do(*told_after_the_end(state, node, has_keys=event.has_keys))
         return
     keyless = state.without_keys - {node} if event.has_keys else state.without_keys | {node}
     step.state = replace(
@@ -86,18 +87,20 @@ def offer(state: RunState) -> StudyOffer:
     )
 
 
-def _late_release(step: Step, node: NodeId, *, has_keys: bool) -> None:
-    """A hospital that was away at the end still gets the model it helped to make.
+def told_after_the_end(state: RunState, node: NodeId, *, has_keys: bool) -> list[RunCommand]:
+    """Return what a hospital that connects has yet to hear of a run that has ended.
 
-    One that holds the model and has let go of the run's keys knows it all: a federation may have
-    thousands of ended runs, and a hospital that comes back is not told of each.
+    One that was away still gets the model it helped to make. One that holds the model and has
+    let go of the run's keys knows it all: a federation may have thousands of ended runs, and a
+    hospital that comes back is not told of each.
     """
-    state = step.state
+    told: list[RunCommand] = []
     finished, held = state.phase is RunPhase.FINISHED, node in state.receipts
     if finished and node in state.accepted - state.receipts:
-        step.do(SendRelease(node))
+        told.append(SendRelease(node))
     if node in state.accepted and (has_keys or not (finished and held)):
-        step.do(Send(node, RunEnded(state.run_id, state.phase.value, state.reason)))
+        told.append(Send(node, RunEnded(state.run_id, state.phase.value, state.reason)))
+    return told
 
 
 def _tell_again(step: Step, node: NodeId) -> None:

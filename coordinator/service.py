@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from common.certificates import verify_study
@@ -60,6 +61,7 @@ from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, to_pem
 from coordinator.history import unknown, witness
 from coordinator.hub import Outbox
 from coordinator.journal import Journal
+from coordinator.progress import Progress, progress_of
 from coordinator.run_state import (
     Begin,
     Cancel,
@@ -70,13 +72,17 @@ from coordinator.run_state import (
     Shown,
 )
 from coordinator.run_step import fewest
+from coordinator.shelf import Shelf, Shelved, shelve
 from coordinator.start_check import check_files
 from coordinator.store import StoredRun, StoredStudy
-from coordinator.stored_runs import first_state, read_runs
+from coordinator.stored_runs import KnownRun, first_state, read_runs
 from coordinator.witness import noised_sums
 
 ALIVE_BEATS: Final = 1.5
 """A stream that was heard of within so many heartbeats was alive when another came."""
+
+MOST_NOTED: Final = 16
+"""Ended runs that are read again at once, to be noted for the next start."""
 
 DRAIN_LOOK_S: Final = 0.1
 ROOM_LOOK_S: Final = 1.0
@@ -152,8 +158,10 @@ class CoordinatorService:
         members: tuple[str, ...],
         heartbeat_s: float = 10.0,
         bulk_streams: int = 2,
+        shelf: Shelf | None = None,
     ) -> None:
         self._shop = shop
+        self._shelf = shelf or Shelf()
         self._federation = shop.identity.federation
         self._roster = tuple(sorted(hospital_id(self._federation, site) for site in members))
         self._heartbeat_s = heartbeat_s
@@ -161,13 +169,20 @@ class CoordinatorService:
         self._bulk_down = Turnstile(bulk_streams)
         self._uploads: dict[tuple[NodeId, str], asyncio.Task[UploadEnd]] = {}
         """One for each hospital and study: the newest, as with control streams."""
+        self._runs: dict[RunId, StoredRun] = {}
+        """Every run, oldest first."""
         self._drivers: dict[RunId, RunDriver] = {}
+        """Of those that go on, have ended since the start, or were asked for."""
+        self._ended: dict[RunId, Shelved] = {}
+        """The others."""
         self._tasks: dict[RunId, asyncio.Task[None]] = {}
         self._run_died = asyncio.Event()
         self._broken: StateError | None = None
         """What the store failed with when a study was submitted."""
         self._tasks_with_keys: dict[NodeId, frozenset[str]] = {}
         self._last_seen: dict[NodeId, float] = {}
+        self._noted: dict[RunId, int] = {}
+        """The drivers' runs that are on the shelf for the next start: with so many receipts."""
         self._closing = False
         self._silent: dict[NodeId, str] = {}
         """Whose stream is being closed for its silence, in words."""
@@ -190,7 +205,11 @@ class CoordinatorService:
         Raises:
             StateError: STATE_DAMAGED, the store cannot be read.
         """
-        known = read_runs(self._shop.store, self._federation, self._roster)
+        store, links = self._shop.store, self._shop.store.links()
+        self._runs = {run.run_id: run for run in store.runs()}
+        self._ended = self._shelf.current(links)
+        rest = [run for run_id, run in self._runs.items() if run_id not in self._ended]
+        known = read_runs(store, self._federation, self._roster, rest)
         check_files(known, self._shop)
         drivers = [self._start(run.state, run.journal, run.stored.created_unix) for run in known]
         self._shop.spool.drop_all_but(
@@ -198,24 +217,54 @@ class CoordinatorService:
         )
         for run, driver in zip(known, drivers, strict=True):
             driver.take_up(run.models[-KEPT_MODELS:])
+        for digest in chain.from_iterable(one.models for one in self._ended.values()):
+            self._shop.objects.hold(digest)
         for run in known:
             for model in run.models:
                 for digest in model.addresses:
                     self._shop.objects.remove(digest)
+        self._noted = self._note(known, links)
 
     def _first_state(self, run: StoredRun, study: Study) -> RunState:
         return first_state(run, study, self._federation, self._roster)
 
     def _start(self, state: RunState, journal: Journal, created_unix: float) -> RunDriver:
+        driver = self._serve(state, journal, created_unix)
+        driver.post(Begin())
+        for node in sorted(self._tasks_with_keys):
+            driver.post(NodeConnected(node, self._has_keys(node, state.study.id)))
+        return driver
+
+    def _serve(self, state: RunState, journal: Journal, created_unix: float) -> RunDriver:
         driver = RunDriver(state, journal, created_unix, self._shop)
         self._drivers[state.run_id] = driver
         task = asyncio.create_task(driver.run())
         task.add_done_callback(lambda _: self._run_died.set())
         self._tasks[state.run_id] = task
-        driver.post(Begin())
-        for node in sorted(self._tasks_with_keys):
-            driver.post(NodeConnected(node, self._has_keys(node, state.study.id)))
         return driver
+
+    def _read_again(self, run_id: RunId) -> RunDriver:
+        """Take an ended run from the shelf: somebody asks for all of it.
+
+        Raises:
+            StateError: STATE_DAMAGED; as at a start, the process has to stop.
+        """
+        stored = self._runs[run_id]
+        try:
+            (run,) = read_runs(self._shop.store, self._federation, self._roster, (stored,))
+        except StateError as failure:
+            self._stop_for(failure)
+            raise
+        del self._ended[run_id]
+        return self._serve(run.state, run.journal, stored.created_unix)
+
+    def _progress(self) -> list[Progress]:
+        """Return how far every run is, oldest first."""
+        ended, drivers = self._ended, self._drivers
+        return [
+            ended[run].progress if run in ended else progress_of(drivers[run].state)
+            for run in self._runs
+        ]
 
     async def watch_over(self) -> None:
         """Notice silent peers and dead runs, until cancelled.
@@ -225,6 +274,7 @@ class CoordinatorService:
                 stop, because a state that could not be stored must not be acted on.
         """
         while True:
+            await self._shelve()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._run_died.wait()
@@ -238,6 +288,38 @@ class CoordinatorService:
                 self._silent[node] = f"silent for {3 * self._heartbeat_s:g} s"
                 self._shop.hub.drop(node)
             self._shop.log.report_left_out()
+
+    async def _shelve(self) -> None:
+        """Note in short what has ended since, for the next start.
+
+        Raises:
+            StateError: it cannot be read; the process has to stop.
+        """
+        states = [driver.state for driver in self._drivers.values()]
+        ended = (state for state in states if state.phase.final)
+        new = [s.run_id for s in ended if self._noted.get(s.run_id) != len(s.receipts)]
+        if not new or self._broken is not None:
+            return
+        runs = [self._runs[run] for run in new[:MOST_NOTED]]
+        store = self._shop.store
+
+        def note() -> dict[RunId, int]:
+            known = read_runs(store, self._federation, self._roster, runs)
+            return self._note(known, store.links())
+
+        # On the store's own thread: nothing is written between the facts and their links.
+        self._noted |= await asyncio.get_running_loop().run_in_executor(self._shop.disk, note)
+
+    def _note(self, runs: Iterable[KnownRun], links: Mapping[RunId, bytes]) -> dict[RunId, int]:
+        """Put on the shelf what of some runs has ended; return it, with the receipts of each."""
+        ended = [run for run in runs if run.state.phase.final]
+        self._shelf.keep([shelve(run, links[run.stored.run_id], KEPT_MODELS) for run in ended])
+        return {run.stored.run_id: len(run.state.receipts) for run in ended}
+
+    def _stop_for(self, failure: StateError) -> None:
+        """Have the process stop: the store failed elsewhere than in a run's driver."""
+        self._broken = failure
+        self._run_died.set()
 
     def _check_store(self) -> None:
         """Raise what ended a run's driver, or what the store failed with."""
@@ -268,8 +350,13 @@ class CoordinatorService:
 
     @property
     def states(self) -> tuple[RunState, ...]:
-        """Every run as it is now; states are frozen."""
+        """Every run that goes on or was looked at, as it is now; states are frozen."""
         return tuple(driver.state for driver in self._drivers.values())
+
+    @property
+    def ended_before(self) -> tuple[RunPhase, ...]:
+        """How every other run has ended."""
+        return tuple(one.progress.phase for one in self._ended.values())
 
     @property
     def failed(self) -> bool:
@@ -395,13 +482,12 @@ class CoordinatorService:
         self._tell_replaced(node)
         self._tasks_with_keys[node] = frozenset(hello.tasks)
         heartbeat_ms = round(self._heartbeat_s * 1000)
-        noised = noised_sums((driver.state for driver in self._drivers.values()), node)
-        seen = witness((driver.state for driver in self._drivers.values()), node)
-        now_unix = int(self._shop.clock.unix())
+        runs, now_unix = self._progress(), int(self._shop.clock.unix())
+        noised, seen = noised_sums(runs, node), witness(runs, node)
         welcome = Welcome(self._federation, heartbeat_ms, noised, seen, now_unix)
         self._shop.hub.welcome(node, welcome)
         for one in hello.seen:
-            if one.run_id in self._shop.history.lost and one.run_id not in self._drivers:
+            if one.run_id in self._shop.history.lost and one.run_id not in self._runs:
                 ended = RunEnded(one.run_id, RunPhase.FAILED.value, "the coordinator has lost it")
                 self._shop.hub.send(node, one.task, ended)
         now = self._shop.clock.monotonic()
@@ -409,6 +495,9 @@ class CoordinatorService:
         away_s = None if lost_at is None else now - lost_at
         self._link_changed_at[node] = now
         self._tell_link(node, lost=False, version=hello.software, away_s=away_s)
+        for run, short in list(self._ended.items()):
+            if node in short.owed or self._has_keys(node, short.progress.task):
+                self._read_again(run)
         for driver in self._drivers.values():
             driver.post(NodeConnected(node, self._has_keys(node, driver.state.study.id)))
 
@@ -442,8 +531,7 @@ class CoordinatorService:
         history, store = self._shop.history, self._shop.store
         on_disk = partial(asyncio.get_running_loop().run_in_executor, self._shop.disk)
         epochs = await on_disk(store.epochs) if hello.seen else {}
-        runs = {run: driver.state for run, driver in self._drivers.items()}
-        told = unknown(node, hello.seen, runs, epochs, history.losses)
+        told = unknown(node, hello.seen, self._progress(), epochs, history.losses)
         if told:
             self._drop_others(node)  # also where the disk does not take what was told
             try:
@@ -643,6 +731,7 @@ class CoordinatorService:
         )
         run = self._store_run(StoredStudy(run.study_id, digest, submission.study), run)
         shop.log.info(Event.STUDY_SUBMITTED, study=study.id, run=run.run_id)
+        self._runs[run.run_id] = run
         self._start(self._first_state(run, study), Journal(), run.created_unix)
         return run
 
@@ -652,8 +741,7 @@ class CoordinatorService:
         except NoRoom:
             raise
         except StateError as failure:
-            self._broken = failure
-            self._run_died.set()
+            self._stop_for(failure)
             raise
 
     def _check_can_run(self, study: Study) -> None:
@@ -704,9 +792,13 @@ class CoordinatorService:
         same = [run.run_id for run in runs if run.config_hash == stored.config_hash]
         return _study_view(stored, same), stored.content
 
-    def runs(self) -> list[RunView]:
+    async def runs(self) -> list[RunView]:
         """Return every run, oldest first."""
-        return [driver.view() for driver in self._drivers.values()]
+        found = []
+        for run in list(self._runs):
+            found.append(self._driver(run).view())
+            await asyncio.sleep(0)  # hundreds of them may have to be read: others go on
+        return found
 
     def run(self, run_id: RunId) -> RunView:
         """Return one run.
@@ -763,7 +855,8 @@ class CoordinatorService:
     def status(self) -> StatusView:
         """Return who is connected and what every open run waits for."""
         sites = tuple(self._site_view(node) for node in self._roster)
-        open_runs = tuple(view for view in self.runs() if not view.state.final)
+        going_on = (one for one in self._drivers.values() if not one.state.phase.final)
+        open_runs = tuple(driver.view() for driver in going_on)
         uptime = self._shop.clock.monotonic() - self._began
         return StatusView(self._federation, VERSION, sites, open_runs, uptime)
 
@@ -780,10 +873,11 @@ class CoordinatorService:
         )
 
     def _driver(self, run_id: RunId) -> RunDriver:
-        try:
-            return self._drivers[run_id]
-        except KeyError:
-            raise RoundError("NOT_FOUND", f"no run {run_id}") from None
+        if run_id in self._ended:
+            return self._read_again(run_id)
+        if run_id not in self._drivers:
+            raise RoundError("NOT_FOUND", f"no run {run_id}")
+        return self._drivers[run_id]
 
 
 async def _last(views: AsyncIterator[RunView]) -> RunView:

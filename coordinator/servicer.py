@@ -168,7 +168,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
         self, _request: ops.ListRunsRequest, _context: Context
     ) -> ops.ListRunsResponse:
         """List all runs, oldest first."""
-        return ops.ListRunsResponse(runs=[encode_run(view) for view in self._service.runs()])
+        return ops.ListRunsResponse(runs=[encode_run(view) for view in await self._service.runs()])
 
     async def GetRun(  # noqa: N802
         self, request: ops.GetRunRequest, _context: Context

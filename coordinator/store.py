@@ -41,7 +41,7 @@ STATE_NAMES: Final = frozenset(
     {
         MARKER, "lock", "address", ".address", "objects", "spool", "audit", MARK_NAME,
         FAILURES_NAME, f".{FAILURES_NAME}",
-        "history.json", ".history.json",
+        "history.json", ".history.json", "ended.json", ".ended.json",
         "coordinator.db", "coordinator.db-wal", "coordinator.db-shm", "coordinator.db-journal",
         f"coordinator.db{SUFFIX}",
     }
@@ -207,6 +207,10 @@ class Store(Protocol):
 
     def facts(self, run_id: RunId) -> list[StoredFact]:
         """Return a run's facts in order; a blanked one has an empty body."""
+        ...
+
+    def links(self) -> dict[RunId, bytes]:
+        """Return the last link of each run's chain of facts: it stands for all of them."""
         ...
 
     def end_run(self, run_id: RunId) -> None:
@@ -484,6 +488,12 @@ class SqlStore:
             if self._head(db, run_id, len(rows)) != last:
                 raise self._damaged(f"run {run_id}: its last fact is not what was written")
         return found
+
+    def links(self) -> dict[RunId, bytes]:
+        """See `Store`."""
+        with self._reading() as db:
+            rows = db.execute(sql.select(HEADS.c.run_id, HEADS.c.link))
+            return {RunId(row.run_id): bytes(row.link) for row in rows}
 
     def end_run(self, run_id: RunId) -> None:
         """See `Store`."""

@@ -6,7 +6,7 @@ facts give, so whoever can read the store can say what a run waits for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from common.errors import FedError, StateError
@@ -69,15 +69,20 @@ def _read_run(store: Store, run: StoredRun, first: RunState) -> KnownRun:
     return KnownRun(run, state, journal, facts)
 
 
-def read_runs(store: Store, federation: str, roster: tuple[NodeId, ...]) -> list[KnownRun]:
-    """Return every run, oldest first.
+def read_runs(
+    store: Store,
+    federation: str,
+    roster: tuple[NodeId, ...],
+    only: Collection[StoredRun] | None = None,
+) -> list[KnownRun]:
+    """Return every run, or `only` some, oldest first.
 
     Raises:
         StateError: STATE_DAMAGED, naming what is; DISK.
     """
     found = []
-    stored = {one.config_hash: one for one in store.studies()}
-    for run in store.runs():
+    stored = {one.config_hash: one for one in store.studies()} if only is None else {}
+    for run in store.runs() if only is None else only:
         one = stored.get(run.config_hash) or store.study(run.config_hash)  # which says: not there
         study = study_from_canonical(one.content)
         found.append(_read_run(store, run, first_state(run, study, federation, roster)))

@@ -11,14 +11,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 from common.ids import NodeId
-from coordinator.run_state import RunState
+from coordinator.progress import Progress
 
 
-def noised_sums(runs: Iterable[RunState], node: NodeId) -> tuple[tuple[str, int], ...]:
+def noised_sums(runs: Iterable[Progress], node: NodeId) -> tuple[tuple[str, int], ...]:
     """Return (data set, opened sums with differential privacy that `node` is in), sorted."""
     found: Counter[str] = Counter()
     for run in runs:
-        if run.study.privacy.dp.on:
-            opened = (record for record in run.history if record.opened)
-            found[run.study.dataset] += sum(node in record.survivors for record in opened)
+        found[run.dataset] += dict(run.noised).get(node, 0)
     return tuple(sorted((dataset, count) for dataset, count in found.items() if count))

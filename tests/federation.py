@@ -502,7 +502,7 @@ class Federation:
     def driver(self) -> RunDriver | None:
         if self.service is None or self.run_id is None:
             return None
-        return self.service._drivers.get(self.run_id)
+        return self.service._driver(self.run_id)
 
     @property
     def state(self) -> RunState:

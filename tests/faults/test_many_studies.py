@@ -9,6 +9,7 @@ from common.ids import Epoch, RunId, hospital_id
 from common.messages import MAX_SEEN, Welcome
 from common.wire import decode_coordinator, encode_coordinator
 from coordinator.history import witness
+from coordinator.progress import progress_of
 from coordinator.run_state import RunState
 from tests.federation import NAME, SITES, Federation
 
@@ -30,7 +31,7 @@ async def test_a_welcome_tells_of_the_youngest_runs_and_is_never_too_long(tmp_pa
 
     runs = [run(number) for number in range(MAX_SEEN + 40)]
     runs.append(run(7, epoch=2))  # the study of an old run has a young one too
-    welcome = Welcome(NAME, 1000, (), witness(runs, node))
+    welcome = Welcome(NAME, 1000, (), witness(map(progress_of, runs), node))
     assert decode_coordinator(encode_coordinator("", welcome)) == ("", welcome)
     youngest = [f"study-{number}" for number in range(41, MAX_SEEN + 40)] + ["study-7"]
     assert [one.task for one in welcome.seen] == youngest

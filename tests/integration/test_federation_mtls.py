@@ -153,7 +153,7 @@ async def test_a_study_that_its_owner_did_not_sign_is_refused(tmp_path: Path) ->
         assert error is not None
         assert error.name == "OWNER_SIGNATURE"
         assert fed.service is not None
-        assert fed.service.runs() == []
+        assert await fed.service.runs() == []
 
 
 # --- who may call what ------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from common.errors import Refusal, StateError
 from common.ids import NodeId, RoundNo
 from common.study import Study, config_hash, load_study, parse_study
 from common.wire import decode_coordinator
+from coordinator.progress import progress_of
 from coordinator.run_state import RoundRecord, RunState
 from coordinator.witness import noised_sums
 from fedcare.v1 import aggregation_pb2 as pb
@@ -36,9 +37,9 @@ def run(study: Study, *rounds: tuple[bool, tuple[NodeId, ...]]) -> RunState:
 
 def test_opened_noised_sums_count_for_those_who_are_in_them_over_all_runs() -> None:
     runs = [
-        run(PRIVATE, (True, (A, B)), (False, (A,)), (True, (B,))),
-        run(PRIVATE, (True, (A, B))),
-        run(parse_study(HEART), (True, (A, B))),
+        progress_of(run(PRIVATE, (True, (A, B)), (False, (A,)), (True, (B,)))),
+        progress_of(run(PRIVATE, (True, (A, B)))),
+        progress_of(run(parse_study(HEART), (True, (A, B)))),
     ]
     assert noised_sums(runs, A) == (("heart", 2),)
     assert noised_sums(runs, B) == (("heart", 3),)
