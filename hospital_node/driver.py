@@ -432,9 +432,10 @@ class Node:
 
     def _compare_clocks(self, welcome: Welcome) -> None:
         """Say so if the coordinator's clock shows another time; remember its time."""
-        if welcome.unix:
-            self._offers.told(welcome.unix)
-        if not welcome.unix or self._look_at_clock():
+        if not welcome.unix:
+            return
+        self._offers.told(welcome.unix)
+        if self._look_at_clock():
             return  # it may have been said before the jump: the next welcome tells
         store, clock = self._parts.store, self._parts.clock
         self._tell_off(off_by(clock.unix() - welcome.unix, clock))

@@ -37,9 +37,10 @@ def dated(parts: NodeParts) -> NodeParts:
 def world_at(root: Path, *, here_s: float, there_s: float) -> World:
     """Return a world whose hospital and coordinator are so far ahead of the true time."""
     world = World(root)
+    world.clock.now = 5 * HOUR  # the machine has been up for a while
     true = world.clock.epoch
-    world.clock.epoch = true + here_s
-    world.told = lambda: int(true + there_s + world.clock.monotonic())
+    world.clock.epoch = true + here_s - 5 * HOUR
+    world.told = lambda: int(true + there_s + world.clock.monotonic() - 5 * HOUR)
     return world
 
 
@@ -71,6 +72,7 @@ async def test_a_study_waits_while_the_hospitals_clock_is_wrong_and_is_taken_onc
     node._tick()
     await world.settle()
     assert world.coordinator.decisions == [], "the clock is as wrong as before"
+    assert world.log.getvalue().count('"CLOCK_OFF"') == 1, "it is said once"
 
     world.clock.epoch -= off_s
     node._tick()
@@ -144,10 +146,15 @@ async def test_a_coordinator_that_tells_another_time_gets_no_study_accepted_by_i
     await world.stop()
 
 
-async def test_the_coordinators_time_refuses_no_study_that_is_good_by_the_hospitals(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("here_s", "there_s"),
+    [(0.0, 2 * HOUR), (HOUR, 0.0)],
+    ids=["by the hospital's alone", "by both, which differ"],
+)
+async def test_a_study_that_is_good_by_the_hospitals_clock_is_taken_whatever_the_other_says(
+    tmp_path: Path, here_s: float, there_s: float
 ) -> None:
-    world = world_at(tmp_path, here_s=0.0, there_s=2 * HOUR)
+    world = world_at(tmp_path, here_s=here_s, there_s=there_s)
     world.start("h1", dated)
     await world.until(lambda: world.coordinator.decisions)
     assert world.coordinator.decisions[0].accepted
