@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from common.clock import CLOCK_THEN, Clock, ClockWatch, SystemClock
 from common.entropy import Entropy, OsEntropy
-from common.errors import FedError, InternalError, PolicyRefusal, StateError
+from common.errors import FedError, IdentityError, InternalError, PolicyRefusal, StateError
 from common.events import Event
 from common.ids import NodeId, RunId, site_name
 from common.logs import EventLog
@@ -121,6 +121,8 @@ class Node:
         self._tasks: dict[str, Task] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
         self._errands: dict[str, asyncio.Task[None]] = {}
+        self._later: dict[RunId, tuple[str, StudyOffer, IdentityError]] = {}
+        """The latest offers on which nothing is decided while the clocks differ, and why."""
         self._making: dict[RunId, asyncio.Task[None]] = {}
         """Own models, which take long and are no errands: they never keep a message waiting."""
         self._last_failure: FedError | None = None
@@ -346,6 +348,7 @@ class Node:
             def welcomed(welcome: Welcome) -> None:
                 self._check_age(welcome)
                 self._compare_clocks(welcome)
+                self._later.clear()  # what is still open is offered anew
                 self._witnessed = dict(welcome.noised)
                 parts.witnessed(self._witnessed)
                 self._slot.fill(link)
@@ -429,7 +432,10 @@ class Node:
 
     def _compare_clocks(self, welcome: Welcome) -> None:
         """Say so if the coordinator's clock shows another time; remember its time."""
-        if not welcome.unix or self._look_at_clock():
+        if not welcome.unix:
+            return
+        self._offers.told(welcome.unix)
+        if self._look_at_clock():
             return  # it may have been said before the jump: the next welcome tells
         store, clock = self._parts.store, self._parts.clock
         self._tell_off(off_by(clock.unix() - welcome.unix, clock))
@@ -451,7 +457,15 @@ class Node:
         for task in self._tasks.values():
             task.tick()
         self._review()
+        self._decide_now()
         self._write_status()
+
+    def _decide_now(self) -> None:
+        """Take up the offers that waited for a clock which is right now."""
+        for run, (name, offer, _) in self._later.items():
+            if self._offers.clock_off(offer) is None:
+                job = self._logged(self._consider(name, offer))
+                self._errands[f"again {run}"] = asyncio.create_task(job)
 
     def _objection(self, run: DecisionRecord) -> PolicyRefusal | None:
         """See `Surroundings`; what a task comes upon first, the coordinator is told at once."""
@@ -545,7 +559,15 @@ class Node:
     # --- runs ----------------------------------------------------------------------------------
 
     async def _consider(self, name: str, offer: StudyOffer) -> None:
-        decision, record = await self._offers.consider(offer)
+        self._later.pop(offer.run_id, None)
+        try:
+            decision, record = await self._offers.consider(offer)
+        except IdentityError as off:
+            self._later[offer.run_id] = name, offer, off
+            if len(self._later) > MOST_ERRANDS:
+                del self._later[next(iter(self._later))]
+            self._write_status(final=True)
+            raise
         if record is not None and decision.accepted and not record.ended:
             self._accepted(record)
         self._write_status(final=True)
@@ -580,6 +602,7 @@ class Node:
                 self._own_model(run, task.open_work)
 
     def _ended(self, message: RunEnded) -> None:
+        self._later.pop(message.run_id, None)
         for task in self._tasks.values():
             task.put(RunOver(message.run_id, message.state, message.reason))
 
@@ -612,6 +635,7 @@ class Node:
             "written_at": self._parts.clock.unix(),
             "tasks": [task.status() for _, task in sorted(self._tasks.items())],
             "decisions": self._offers.summary(),
+            "undecided": [str(off) for _, _, off in self._later.values()],
             "noised_sums": self._witnessed,
         }
 

@@ -8,6 +8,10 @@ signed are refused without a record: whoever offers cannot fill this hospital's 
 That is the policy's word. What the people say whom the policy names may change at any
 time, so it is no part of the record: it is read anew for every answer, and an answer that
 has changed is given again (`changed`).
+
+Where the owner's certificate is valid by the coordinator's time and not by this machine's, one of
+the two clocks is wrong. A refusal is for good, so there is no answer yet; only by this machine's
+clock is a study ever accepted, so a coordinator that lies about its time gains nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from dataclasses import replace
 from typing import Final
 
 from common.clock import Clock
-from common.errors import PolicyRefusal, Refusal
+from common.errors import IdentityError, PolicyRefusal, Refusal
 from common.events import Event
 from common.ids import ConfigHash, RunId
 from common.logs import EventLog
@@ -29,6 +33,7 @@ from common.messages import Objection, StudyDecision, StudyOffer, Verdict
 from hospital_node.approval.gate import Gate
 from hospital_node.approval.standing import Stand, Standing, stamp
 from hospital_node.conduct import Conduct
+from hospital_node.last_contact import Off, off_by
 from hospital_node.store import DecisionRecord, NodeStore
 from hospital_node.work import Desk
 
@@ -65,6 +70,8 @@ class OfferBook:
         self._known: dict[RunId, DecisionRecord] = {}
         self._turned_away: deque[DecisionRecord] = deque(maxlen=SHOWN)
         self._turn = asyncio.Lock()
+        self._told: float | None = None
+        """The coordinator's time of day, less this machine's count of durations."""
 
     def restore(self) -> dict[RunId, DecisionRecord]:
         """Read the decisions back and return them.
@@ -85,6 +92,7 @@ class OfferBook:
         """Return the answer to an offer, and its record unless it was malformed.
 
         Raises:
+            IdentityError: CLOCK_OFF, see `clock_off`; then no answer may be given yet.
             StateError: DISK; then no answer may be given.
         """
         async with self._turn:  # judging loads the data: one table at a time
@@ -95,7 +103,10 @@ class OfferBook:
         if known is not None and known.config_hash == offer.config_hash:
             return self._say_again(known), known
         wrong = _mismatch(offer, known)
-        wrong = wrong or self._owner_objections(offer) or self._no_room()
+        if not wrong and (off := self.clock_off(offer)) is not None:
+            later = f"run {offer.run_id} is decided on once the wrong one of the two is set"
+            raise IdentityError("CLOCK_OFF", f"{off}: {later}")
+        wrong = wrong or self._owner_objections(offer, self._clock.unix()) or self._no_room()
         if wrong:
             record = replace(self._record(offer, wrong), study=b"")
             self._turned_away.append(record)
@@ -107,6 +118,22 @@ class OfferBook:
         self._known[record.run_id] = record
         self._say(record)
         return self._say_again(record), record
+
+    # --- clocks that differ ---------------------------------------------------------------
+
+    def told(self, coordinator_unix: int) -> None:
+        """Take note of the coordinator's time of day, as it is told."""
+        self._told = coordinator_unix - self._clock.monotonic()
+
+    def clock_off(self, offer: StudyOffer) -> Off | None:
+        """Return how far the clocks are apart, if only that is against the owner's signature."""
+        if self._told is None:
+            return None
+        here, there = self._clock.unix(), self._told + self._clock.monotonic()
+        off = off_by(here - there, self._clock)
+        if off is None or not self._owner_objections(offer, here):
+            return None
+        return None if self._owner_objections(offer, there) else off
 
     # --- the people's word ---------------------------------------------------------------
 
@@ -185,10 +212,10 @@ class OfferBook:
             decided_at=int(self._clock.unix()),
         )
 
-    def _owner_objections(self, offer: StudyOffer) -> tuple[Objection, ...]:
+    def _owner_objections(self, offer: StudyOffer, now_unix: float) -> tuple[Objection, ...]:
         """The coordinator cannot make a study in somebody's name: its owner signed it."""
         try:
-            self._verify_owner(offer, int(self._clock.unix()))
+            self._verify_owner(offer, int(now_unix))
         except Refusal as refusal:
             return (Objection(refusal.name, refusal.detail[:1000]),)
         except (ValueError, KeyError, TypeError, RecursionError):

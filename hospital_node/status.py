@@ -78,6 +78,7 @@ def describe(status: Mapping[str, Any], now_unix: float) -> str:
         for decision in status["decisions"]
         if not decision["accepted"]
     )
+    lines.extend(f"  {why}" for why in status.get("undecided", ()))
     for decision in status["decisions"]:
         lines += _people(decision)
     if not status["tasks"]:

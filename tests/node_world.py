@@ -307,7 +307,7 @@ class MemoryCoordinator:
     def _hello(self, node: NodeId) -> None:
         world = self.world
         self.links[node] = world.links[node]
-        self.send(node, "", Welcome(FEDERATION, 10_000))
+        self.send(node, "", Welcome(FEDERATION, 10_000, unix=world.told()))
         self.send(node, TASK, world.offer)
         if self.ended:
             self.send(node, TASK, RunEnded(RUN, "finished", ""))
@@ -473,6 +473,8 @@ class World:
     clock: ManualClock = field(default_factory=ManualClock)
     copies: int = 1
     """How often each message to a node is delivered."""
+    told: Callable[[], int] = lambda: 0
+    """The time of day that the coordinator tells."""
     vary: bool = False
     """Whether a node trains otherwise after each restart, as real training may."""
 

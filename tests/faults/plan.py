@@ -149,7 +149,7 @@ def draw(seed: int) -> Plan:
     faults = tuple(_fault(rng, until_s, noised=dp != NONE) for _ in range(count))
     return Plan(
         seed,
-        _enough_left(faults, noised=dp != NONE),
+        _enough_left(faults),
         slowest,
         copies,
         size,
@@ -159,16 +159,13 @@ def draw(seed: int) -> Plan:
     )
 
 
-def _enough_left(faults: tuple[Fault, ...], *, noised: bool) -> tuple[Fault, ...]:
+def _enough_left(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
     """Leave out what would keep two hospitals away for good, for two are too few to go on.
 
-    A twin may have spent its hospital's budget. Nor can a hospital be in a study with noise whose
-    twin did, while another one holds the owner's certificate to be expired by a clock that leapt.
+    A twin may have spent its hospital's budget.
     """
     twins = [fault for fault in faults if fault.act is Act.TWIN]
-    leaps = [fault for fault in faults if fault.act is Act.LEAP and fault.who != COORDINATOR]
-    too_many = [*twins[1:], *(leaps if twins and noised else ())]
-    return tuple(fault for fault in faults if fault not in too_many)
+    return tuple(fault for fault in faults if fault not in twins[1:])
 
 
 def _fault(rng: random.Random, until_s: float, *, noised: bool) -> Fault:
