@@ -62,6 +62,10 @@ _NODE = (
 )
 
 
+MOST_GROWN_MB = 64
+"""Of the coordinator's memory while a hospital's uploads break off again and again."""
+
+
 @dataclass
 class Story:
     """What came of a campaign: its kills, and what was compared."""
@@ -227,6 +231,7 @@ def test_a_sealed_vector_is_never_drawn_again(story: Story) -> None:
 def test_an_upload_that_broke_off_leaves_no_bytes_behind(story: Story) -> None:
     story.holds("F11", bytes_leaked=story.left_bytes, coordinator_grown_mb=story.grown_mb)
     assert story.left_bytes == 0
+    assert story.grown_mb < MOST_GROWN_MB
 
 
 @pytest.mark.fault("F12")
