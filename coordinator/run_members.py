@@ -61,7 +61,7 @@ def connected(step: Step, event: NodeConnected) -> None:
     """A hospital's stream is up: offer the study, and repeat what it may have missed."""
     node, state = event.node, step.state
     if state.phase.final:
-        _late_release(step, node, has_keys=event.has_keys)
+        _late_release(step, event)
         return
     keyless = state.without_keys - {node} if event.has_keys else state.without_keys | {node}
     step.state = replace(
@@ -86,17 +86,16 @@ def offer(state: RunState) -> StudyOffer:
     )
 
 
-def _late_release(step: Step, node: NodeId, *, has_keys: bool) -> None:
+def _late_release(step: Step, event: NodeConnected) -> None:
     """A hospital that was away at the end still gets the model it helped to make.
 
-    One that holds the model and has let go of the run's keys knows it all: a federation may have
-    thousands of ended runs, and a hospital that comes back is not told of each.
+    It is told of the end if it names the run: a federation may have thousands of ended runs, and
+    told of each its outbox would overflow. It names those that go on as far as it knows.
     """
-    state = step.state
-    finished, held = state.phase is RunPhase.FINISHED, node in state.receipts
-    if finished and node in state.accepted - state.receipts:
+    node, state = event.node, step.state
+    if state.phase is RunPhase.FINISHED and node in state.accepted - state.receipts:
         step.do(SendRelease(node))
-    if node in state.accepted and (has_keys or not (finished and held)):
+    if event.named:
         step.do(Send(node, RunEnded(state.run_id, state.phase.value, state.reason)))
 
 
