@@ -584,10 +584,11 @@ class Node:
                 self._own_model(run, task.open_work)
 
     def _ended(self, message: RunEnded) -> None:
-        for task in self._tasks.values():
-            run = task.run_of(message.run_id)
-            if run is not None and not run.ended:
-                task.put(RunOver(message.run_id, message.state, message.reason))
+        found = [task for task in self._tasks.values() if task.run_of(message.run_id) is not None]
+        for task in found:
+            task.put(RunOver(message.run_id, message.state, message.reason))
+        if not found:
+            self._offers.over(message.run_id, message.state)
 
     # --- what the machine and the screen see ------------------------------------------------------
 
