@@ -263,6 +263,7 @@ async def test_who_tells_what_nobody_has_seen_is_named_to_people_only_and_can_be
         fed.start_coordinator()
         await fed.until(lambda: fed.service is not None and len(fed.service._tasks_with_keys) == 3)
         assert len(fed.told("history.back")) == 1
+        assert (await fed.run()).phase is RunPhase.FINISHED  # their policies name it still
 
 
 async def test_a_hello_is_compared_off_the_event_loop_and_welcomes_no_other_stream(
