@@ -44,7 +44,7 @@ async def test_who_missed_the_end_of_one_of_many_failed_runs_is_told_of_that_one
     tmp_path: Path,
 ) -> None:
     """Told of the end of each of them, its stream's outbox would overflow, every time."""
-    async with Federation(tmp_path / "fed") as fed:
+    async with Federation(tmp_path / "fed", rounds=500) as fed:
         gone = asyncio.Event()
 
         async def leave(_: str) -> None:
