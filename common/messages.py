@@ -18,7 +18,7 @@ CHUNK_BYTES: Final = 1 << 20
 
 
 MAX_SEEN: Final = 256
-"""Runs of which one Hello tells how far they have come; the latest ones."""
+"""Runs of which one Hello tells how far they have come: open ones, then the latest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import TextIO
 
@@ -178,19 +179,24 @@ async def _serve_state(
     confined: confinement.Facts,
 ) -> None:
     """Serve on a state directory that is this process' alone."""
-    stopped = _stop_signals()  # from here on: a long recovery too ends in order
+    stopped, drained = _stop_signals(), asyncio.Event()  # a long recovery too ends in order
+    let_in(drained.set)
     state_dir = config.path(config.state_dir)
     room = _room(state_dir, clock, log)
+    build = cache(partial(build_service, config, identity, clock, log, room))
 
     def begin() -> CoordinatorService:
         reserve_address(state_dir)
-        return build_service(config, identity, clock, log, room)
+        service = build()  # once: it holds the store while the mark waits for room
+        state_folder.mark(state_dir, owner)  # not before: the store may be another federation's
+        return service
 
-    service = await once_there_is_room(room, state_dir, begin, stopped)
+    service = await once_there_is_room(room, state_dir, begin, stopped, drained)
     if service is None:
+        if drained.is_set():
+            log.info(Event.SERVICE_DRAINING)
         log.info(Event.SERVICE_STOPPING)
         return
-    state_folder.mark(state_dir, owner)
     standing = Standing(service, clock)
     listener = _listener(config, service, standing.health, identity, clock, log)
     port = bind(listener, config.listen, server_credentials(identity))
@@ -198,13 +204,12 @@ async def _serve_state(
     with _http_port(config, standing, metrics, identity, log) as http:
         try:
             service.recover()
-            _drain_signal(service, stopped, log)
             await listener.start()
             standing.begin()
             announce(state_dir, address)
             confinement.say(log, config.confinement, confined)
             log.info(Event.SERVICE_STARTED, version=VERSION, address=address, http=http)
-            await _until_stopped(service, standing, stopped)
+            await _until_stopped(service, standing, stopped, _left(service, drained, log))
             log.info(Event.SERVICE_STOPPING)
         finally:  # also when its store failed: gRPC would end noisily by itself
             standing.stop()
@@ -365,31 +370,27 @@ def _stop_signals() -> asyncio.Event:
     return stopped
 
 
-def _drain_signal(service: CoordinatorService, stopped: asyncio.Event, log: EventLog) -> None:
-    """Have SIGUSR1 stop the process as soon as no round is open."""
-    draining: set[asyncio.Task[None]] = set()
-
-    async def drain() -> None:
-        log.info(Event.SERVICE_DRAINING)
-        await service.drain()
-        stopped.set()
-
-    def asked() -> None:
-        draining.add(asyncio.create_task(drain()))
-
-    let_in(asked)
+async def _left(service: CoordinatorService, drained: asyncio.Event, log: EventLog) -> None:
+    """Return once told to drain, and no round is open."""
+    await drained.wait()
+    log.info(Event.SERVICE_DRAINING)
+    await service.drain()
 
 
 async def _until_stopped(
-    service: CoordinatorService, standing: Standing, stopped: asyncio.Event
+    service: CoordinatorService,
+    standing: Standing,
+    stopped: asyncio.Event,
+    left: Coroutine[None, None, None],
 ) -> None:
-    """Return at the first signal, raise if the service cannot go on."""
+    """Return at the first signal or once `left`, raise if the service cannot go on."""
     watch = asyncio.create_task(service.watch_over())
     waiter = asyncio.create_task(stopped.wait())
     beat = asyncio.create_task(standing.pulse.keep())
     hold = asyncio.create_task(service.keep_store())
-    done, _ = await asyncio.wait({watch, waiter, beat, hold}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (watch, waiter, beat, hold):
+    tasks = {watch, waiter, beat, hold, asyncio.create_task(left)}
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
         task.cancel()
     for task in (hold, beat, watch):
         if task in done:

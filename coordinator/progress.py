@@ -27,7 +27,7 @@ class Progress:
     confirmed: tuple[tuple[NodeId, int], ...]
     """Whoever holds keys of that epoch, with the last round in which its upload counted, or 0."""
     begun_r: int
-    """The epoch's last round whose header is stored; 0: none."""
+    """The epoch's last round whose header was stored, for all that is known; 0: none."""
     next_r: int
     released: bool
     dataset: str
@@ -38,14 +38,15 @@ class Progress:
 def progress_of(run: RunState) -> Progress:
     """Return how far a run is."""
     session, current = run.session, run.round
-    begun = current is not None and current.header is not None
+    # The header of a round that was open as the run ended is blanked with all of the round.
+    begun = run.phase.final or (current is not None and current.header is not None)
     return Progress(
         run_id=run.run_id,
         task=run.study.id,
         phase=run.phase,
         epoch=0 if session is None else session.terms.epoch,
         confirmed=_confirmed(run),
-        begun_r=current.r if begun and current is not None else run.next_r - 1,
+        begun_r=run.next_r if begun else run.next_r - 1,
         next_r=run.next_r,
         released=run.released is not None,
         dataset=run.study.dataset,

@@ -28,7 +28,6 @@ from coordinator.run_state import (
     Decision,
     EpochReserved,
     NodeConnected,
-    RunCommand,
     RunState,
     Send,
     SendRelease,
@@ -62,7 +61,7 @@ def connected(step: Step, event: NodeConnected) -> None:
     """A hospital's stream is up: offer the study, and repeat what it may have missed."""
     node, state = event.node, step.state
     if state.phase.final:
-        step.do(*told_after_the_end(state, node, has_keys=event.has_keys))
+        _late_release(step, event)
         return
     keyless = state.without_keys - {node} if event.has_keys else state.without_keys | {node}
     step.state = replace(
@@ -87,20 +86,23 @@ def offer(state: RunState) -> StudyOffer:
     )
 
 
-def told_after_the_end(state: RunState, node: NodeId, *, has_keys: bool) -> list[RunCommand]:
-    """Return what a hospital that connects has yet to hear of a run that has ended.
+def owed_the_model(state: RunState) -> frozenset[NodeId]:
+    """Return who helped to make a released model and has not said that it keeps it."""
+    finished = state.phase is RunPhase.FINISHED
+    return state.accepted - state.receipts if finished else frozenset()
 
-    One that was away still gets the model it helped to make. One that holds the model and has
-    let go of the run's keys knows it all: a federation may have thousands of ended runs, and a
-    hospital that comes back is not told of each.
+
+def _late_release(step: Step, event: NodeConnected) -> None:
+    """A hospital that was away at the end still gets the model it helped to make.
+
+    It is told of the end if it names the run: a federation may have thousands of ended runs, and
+    told of each its outbox would overflow. It names those that go on as far as it knows.
     """
-    told: list[RunCommand] = []
-    finished, held = state.phase is RunPhase.FINISHED, node in state.receipts
-    if finished and node in state.accepted - state.receipts:
-        told.append(SendRelease(node))
-    if node in state.accepted and (has_keys or not (finished and held)):
-        told.append(Send(node, RunEnded(state.run_id, state.phase.value, state.reason)))
-    return told
+    node, state = event.node, step.state
+    if node in owed_the_model(state):
+        step.do(SendRelease(node))
+    if event.named:
+        step.do(Send(node, RunEnded(state.run_id, state.phase.value, state.reason)))
 
 
 def _tell_again(step: Step, node: NodeId) -> None:

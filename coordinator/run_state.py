@@ -358,10 +358,14 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class NodeConnected:
-    """A hospital's stream is up; `has_keys`: it holds a confirmed session of the task."""
+    """A hospital's stream is up; `has_keys`: it holds a confirmed session of the task.
+
+    `named`: its Hello names the run, among the latest that it accepted.
+    """
 
     node: NodeId
     has_keys: bool
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -495,11 +495,15 @@ class CoordinatorService:
         away_s = None if lost_at is None else now - lost_at
         self._link_changed_at[node] = now
         self._tell_link(node, lost=False, version=hello.software, away_s=away_s)
+        named = {one.run_id for one in hello.seen}
         for run, short in list(self._ended.items()):
-            if node in short.owed or self._has_keys(node, short.progress.task):
+            if node in short.owed:
                 self._read_again(run)
-        for driver in self._drivers.values():
-            driver.post(NodeConnected(node, self._has_keys(node, driver.state.study.id)))
+            elif run in named:
+                self._shop.hub.send(node, short.progress.task, short.end)
+        for run, driver in self._drivers.items():
+            has_keys = self._has_keys(node, driver.state.study.id)
+            driver.post(NodeConnected(node, has_keys, run in named))
 
     def _tell_replaced(self, node: NodeId) -> None:
         """Log that a hospital's newer stream stands; two processes may have its certificate."""

@@ -19,11 +19,12 @@ from typing import Final
 
 from common.errors import StateError
 from common.ids import NodeId, RunId, Sha256
+from common.messages import RunEnded
 from common.secagg import codec
 from common.state_folder import FILE_MODE
 from common.version import VERSION
 from coordinator.progress import Progress, progress_of
-from coordinator.run_members import told_after_the_end
+from coordinator.run_members import owed_the_model
 from coordinator.stored_runs import KnownRun
 
 NAME: Final = "ended.json"
@@ -37,18 +38,26 @@ class Shelved:
 
     progress: Progress
     owed: tuple[NodeId, ...]
-    """Hospitals that have to be told something of it once they connect, whatever they hold."""
+    """Hospitals that have yet to be given its model."""
+    reason: str
+    """Why it ended so; empty if it finished."""
     models: tuple[Sha256, ...]
     """The addresses of the models that stay on disk."""
     link: bytes
     """The last one of the run's chain of facts."""
+
+    @property
+    def end(self) -> RunEnded:
+        """What a hospital is told that names it."""
+        return RunEnded(self.progress.run_id, self.progress.phase.value, self.reason)
 
 
 def shelve(run: KnownRun, link: bytes, models: int) -> Shelved:
     """Return an ended run in short, with its last `models` models."""
     return Shelved(
         progress_of(run.state),
-        tuple(n for n in run.state.roster if told_after_the_end(run.state, n, has_keys=False)),
+        tuple(sorted(owed_the_model(run.state))),
+        run.state.reason,
         tuple(chain.from_iterable(model.addresses for model in run.models[-models:])),
         link,
     )

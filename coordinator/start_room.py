@@ -1,9 +1,10 @@
 """A start that finds the disk full waits for room, as a coordinator that runs does.
 
-    service = await once_there_is_room(room, state_dir, begin, stopped)
+    service = await once_there_is_room(room, state_dir, begin, stopped, drained)
 
 Nothing is served meanwhile: there is no state to answer from. It says `state.failed` once, holds
-the state directory, and goes on by itself; SIGTERM ends the wait.
+the state directory, and goes on by itself; SIGTERM ends the wait, and so does an order to drain,
+for no round is open.
 """
 
 from __future__ import annotations
@@ -48,30 +49,42 @@ def announce(state_dir: Path, address: str) -> None:
 
 
 async def once_there_is_room(
-    room: Room, state_dir: Path, begin: Callable[[], T], stopped: asyncio.Event
+    room: Room,
+    state_dir: Path,
+    begin: Callable[[], T],
+    stopped: asyncio.Event,
+    drained: asyncio.Event,
 ) -> T | None:
     """Return what `begin` does as soon as the disk has room for it; None if told to stop first.
+
+    Being told to drain ends a wait for room, and nothing else: a start that has room goes on.
 
     Raises:
         StateError: it failed for another reason.
     """
+    waits = asyncio.Event()
 
     async def attempt() -> T:
         try:
             return begin()
         except StateError as failure:
+            waits.set()
             # By a database's word a disk without room has failed. To try again is to start again:
             # this process has acknowledged nothing yet that a failed write may have lost.
             if failure.name == "DISK" and free_bytes(state_dir) < ROOM_TO_START:
                 raise NoRoom(failure.detail) from failure
             raise
 
+    async def drain() -> None:
+        await waits.wait()
+        await drained.wait()
+
     trying = asyncio.create_task(room.patiently(("start", "state"), attempt))
-    stop = asyncio.create_task(stopped.wait())
+    ends = asyncio.create_task(stopped.wait()), asyncio.create_task(drain())
     try:
-        await asyncio.wait({trying, stop}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({trying, *ends}, return_when=asyncio.FIRST_COMPLETED)
         return trying.result() if trying.done() else None
     finally:
-        for task in (trying, stop):
+        for task in (trying, *ends):
             task.cancel()
-        await asyncio.gather(trying, stop, return_exceptions=True)
+        await asyncio.gather(trying, *ends, return_exceptions=True)

@@ -374,9 +374,13 @@ class Node:
             await link.close()
 
     def _seen(self) -> tuple[Seen, ...]:
-        """Return how far the runs have come that were accepted here, the latest ones."""
+        """Return how far the runs have come that were accepted here.
+
+        If they are too many: those that go on as far as is known here, then the latest ones.
+        """
         found = []
-        for run in self._offers.accepted()[-MAX_SEEN:]:
+        open_last = sorted(self._offers.accepted(), key=lambda run: not run.ended)
+        for run in open_last[-MAX_SEEN:]:
             name = self._offers.task_of(run)
             task = self._tasks.get(name)
             mine = task is not None and task.run.run_id == run.run_id
@@ -603,8 +607,11 @@ class Node:
 
     def _ended(self, message: RunEnded) -> None:
         self._later.pop(message.run_id, None)
-        for task in self._tasks.values():
+        found = [task for task in self._tasks.values() if task.run_of(message.run_id) is not None]
+        for task in found:
             task.put(RunOver(message.run_id, message.state, message.reason))
+        if not found:
+            self._offers.over(message.run_id, message.state)
 
     # --- what the machine and the screen see ------------------------------------------------------
 

@@ -237,6 +237,18 @@ class OfferBook:
         """Take note of a record whose run ended."""
         self._known[record.run_id] = record
 
+    def over(self, run_id: RunId, how: str) -> None:
+        """Take note of the end of a run that no task is about: its people never agreed.
+
+        Raises:
+            StateError: DISK.
+        """
+        record = self._known.get(run_id)
+        if record is not None and record.accepted and not record.ended:
+            record = replace(record, ended=how)
+            self._store.save_decision(record)
+            self.ended(record)
+
     def accepted(self) -> list[DecisionRecord]:
         """Return every run that the policy accepted, in the order of the decisions."""
         found = (record for record in self._known.values() if record.accepted)

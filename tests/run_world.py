@@ -157,7 +157,7 @@ class RunWorld:
         node = self.at(place)
         self.online.add(node)
         session = self.nodes[node].state.session
-        self.tell(rs.NodeConnected(node, session is not None))
+        self.tell(rs.NodeConnected(node, session is not None, named=True))
         if crashed:
             self._say(node, self.nodes[node].crash())
         else:
@@ -190,7 +190,9 @@ class RunWorld:
         online, self.online = sorted(self.online), set()
         self._inbox.append(rs.Begin())
         for node in online:
-            self._inbox.append(rs.NodeConnected(node, self.nodes[node].state.session is not None))
+            self._inbox.append(
+                rs.NodeConnected(node, self.nodes[node].state.session is not None, named=True)
+            )
             self.online.add(node)
         self._greet = online
 

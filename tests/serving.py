@@ -34,14 +34,18 @@ async def said(stream: asyncio.StreamReader | None, word: bytes) -> None:
             assert line, f"it ended without saying {word!r}"
 
 
-async def ends_in_order(child: asyncio.subprocess.Process, number: int) -> None:
-    """Send a signal, and demand that the service says both that it stops and that it has."""
+async def ends_in_order(child: asyncio.subprocess.Process, number: int) -> bytes:
+    """Send a signal, and demand that the service says both that it stops and that it has.
+
+    Returns what it said from then on.
+    """
     child.send_signal(number)
     async with asyncio.timeout(PATIENCE_S):
         _, rest = await child.communicate()
     assert child.returncode == 0
     assert rest.index(b"service.stopping") < rest.index(b"service.stopped")
     assert b"Traceback" not in rest
+    return rest
 
 
 async def ends_at_the_second(child: asyncio.subprocess.Process, number: int) -> int:

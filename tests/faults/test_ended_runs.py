@@ -16,7 +16,8 @@ import pytest
 
 from common.errors import StateError
 from common.ids import NodeId, RunId, hospital_id
-from common.messages import ReleaseReceipt
+from common.messages import ReleaseReceipt, StudyDecision
+from common.secagg.messages import Commit, Confirm, KeyAdvert, Ready, Release
 from common.views import RunPhase
 from coordinator import shelf
 from coordinator.history import unknown, witness
@@ -140,6 +141,54 @@ async def test_a_hospital_that_was_away_at_the_end_is_given_the_model_after_many
         )
         await fed.restart_coordinator()  # its receipt made a line that no longer holds
         assert hospital_id(NAME, away) in fed.state.receipts
+
+
+async def test_a_hospital_that_names_an_ended_run_is_told_of_its_end_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=50) as fed:
+        away = SITES[-1]
+        fed.on_send(away, Commit, fed.kill)
+        await fed.submit()
+        await fed.until(lambda: away not in fed.nodes)
+        await service_of(fed).cancel(run_of(fed), "enough of it")
+        await fed.restart_coordinator()
+        with facts_read(monkeypatch) as read:
+            await fed.restart_coordinator()
+            fed.start(away)
+            told = "run.cancelled"
+            await fed.until(lambda: fed.count(told, site=away, reason="enough of it") > 0)
+        assert read == []
+
+
+STEPS = (StudyDecision, KeyAdvert, Confirm, Ready, Commit, Release)
+"""What a hospital sends, from its decision to the opening of a round."""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_run_cancelled_at_any_step_of_a_hospital_that_is_gone_hinders_no_later_one(
+    tmp_path: Path, step: type, *, late: bool
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=50) as fed:
+        away = SITES[-1]
+        killed = asyncio.Event()
+
+        async def kill(site: str) -> None:
+            fed.later(fed.kill(site))
+            killed.set()
+
+        fed.on_send(away, step, kill, late=late)
+        await fed.submit()
+        async with asyncio.timeout(60):
+            await killed.wait()
+        await fed.until(lambda: away not in fed.nodes)
+        await service_of(fed).cancel(run_of(fed), "enough of it")
+        await fed.restart_coordinator()
+        fed.start(away)
+        await fed.submit("request-2")
+        await fed.until(lambda: len(fed.state.history) > 1)
+        assert all(len(one.survivors) == len(SITES) for one in fed.state.history[1:])
 
 
 async def test_the_models_of_an_ended_run_stay_although_nobody_has_asked_for_it(

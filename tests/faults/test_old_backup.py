@@ -34,7 +34,7 @@ from hospital_node.store import NodeStore
 from researcher.memory_link import MemoryLink
 from tests.faults.record import record
 from tests.faults.test_backup import back_up, nothing, settings
-from tests.federation import NAME, Federation
+from tests.federation import NAME, SITES, Federation
 
 
 def put_back(fed: Federation, backup: Path) -> None:
@@ -63,6 +63,16 @@ def given(fed: Federation, *words: str, site: str | None = None) -> tuple[int, s
     return code, said.getvalue()
 
 
+async def refused_again(fed: Federation) -> None:
+    """Wait until each hospital has come once more, and was refused."""
+
+    def times(site: str) -> int:
+        return fed.count("link.lost", name="HISTORY_BACK", site=site)
+
+    before = {site: times(site) for site in SITES}
+    await fed.until(lambda: all(times(site) > count for site, count in before.items()))
+
+
 @pytest.mark.fault("F40a")
 @pytest.mark.parametrize(("kind", "skip"), [(Commit, 0), (UploadEnd, 2)])
 async def test_an_old_backup_of_the_coordinator_stops_until_a_person_accepts_the_loss(
@@ -87,14 +97,14 @@ async def test_an_old_backup_of_the_coordinator_stops_until_a_person_accepts_the
         fed.start_coordinator()
         await fed.until(lambda: fed.count("history.back") > 0)
         before = fed.state.history
-        await asyncio.sleep(0.5)
+        await refused_again(fed)
         assert fed.service is not None
         assert fed.state.history == before
         assert not fed.service._tasks_with_keys  # nobody was welcomed
         assert fed.count("history.back", name="HISTORY_BACK") > 0
         # A restart forgets nothing.
         await fed.restart_coordinator()
-        await asyncio.sleep(0.2)
+        await refused_again(fed)
         assert not fed.service._tasks_with_keys  # nobody was welcomed
         await fed.kill_coordinator()
         assert fed.run_id is not None
@@ -253,6 +263,7 @@ async def test_who_tells_what_nobody_has_seen_is_named_to_people_only_and_can_be
         fed.start_coordinator()
         await fed.until(lambda: fed.service is not None and len(fed.service._tasks_with_keys) == 3)
         assert len(fed.told("history.back")) == 1
+        assert (await fed.run()).phase is RunPhase.FINISHED  # their policies name it still
 
 
 async def test_a_hello_is_compared_off_the_event_loop_and_welcomes_no_other_stream(

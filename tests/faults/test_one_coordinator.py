@@ -19,7 +19,6 @@ from common.views import RunPhase
 from coordinator import only_one
 from coordinator.app import build_service
 from coordinator.backups_cli import backed_up, restored
-from coordinator.config import CoordinatorConfig
 from coordinator.doctor import examine
 from coordinator.restore import restore
 from coordinator.store import open_store
@@ -139,26 +138,19 @@ def test_a_database_server_that_is_not_there_is_not_called_damaged(tmp_path: Pat
 async def test_a_dump_and_a_backup_taken_after_it_restore_a_coordinator(
     server: Postgres, tmp_path: Path
 ) -> None:
-    for name in ("one", "two"):
-        _run(server, f"CREATE DATABASE {name}")
-    dump, copy = tmp_path / "dump", tmp_path / "copy"
     fed = Federation(tmp_path / "fed", rounds=1)
-    file = fed.plan.coordinator_folder / "coordinator.yaml"
-    plain = file.read_text()
-    file.write_text(f"{plain}store: {_url(server, 'one')}\n")
+    store = _Stored(server, fed, tmp_path, ("one", "two"))
     async with fed:
         run = await fed.run()
         assert run.phase is RunPhase.FINISHED
-        _tool("pg_dump", "--format=custom", f"--file={dump}", "--dbname", _plain(server, "one"))
-        made = back_up(fed, copy)
+        store.dump()
+        made = back_up(fed, store.copy)
     assert "pg_dump" in backed_up(made).text
+    store.move()
     config = settings(fed)
     state = config.path(config.state_dir)
     state.rename(tmp_path / "old")
-    file.write_text(f"{plain}store: {_url(server, 'two')}\n")
-    config = CoordinatorConfig.read(file)
-    _tool("pg_restore", "--dbname", _plain(server, "two"), str(dump))
-    assert "pg_restore" in restored(restore(config, copy, state, nothing), state, 0.0).text
+    assert "pg_restore" in restored(restore(config, store.copy, state, nothing), state, 0.0).text
     parts = verify(config, OWNER)
     assert [part for part in parts if part.trouble] == []
     (found,) = examine(config, OWNER, run.run_id)
@@ -181,17 +173,12 @@ async def test_a_dump_and_a_backup_taken_after_it_restore_a_coordinator(
 async def test_an_old_dump_that_was_put_back_stops_until_a_person_accepts_the_loss(
     server: Postgres, tmp_path: Path
 ) -> None:
-    for name in ("newer", "older"):
-        _run(server, f"CREATE DATABASE {name}")
-    dump, copy = tmp_path / "dump", tmp_path / "copy"
     fed = Federation(tmp_path / "fed", rounds=4)
-    file = fed.plan.coordinator_folder / "coordinator.yaml"
-    plain = file.read_text()
-    file.write_text(f"{plain}store: {_url(server, 'newer')}\n")
+    store = _Stored(server, fed, tmp_path, ("newer", "older"))
 
     async def take(_: str) -> None:
-        _tool("pg_dump", "--format=custom", f"--file={dump}", "--dbname", _plain(server, "newer"))
-        back_up(fed, copy)
+        store.dump()
+        back_up(fed, store.copy)
 
     async def leave(_: str) -> None:
         fed.later(fed.kill_coordinator())
@@ -201,9 +188,8 @@ async def test_an_old_dump_that_was_put_back_stops_until_a_person_accepts_the_lo
         fed.on_send("cleveland", UploadEnd, leave, skip=3, late=True)
         await fed.submit()
         await fed.until(lambda: fed.service is None)
-        file.write_text(f"{plain}store: {_url(server, 'older')}\n")
-        _tool("pg_restore", "--dbname", _plain(server, "older"), str(dump))
-        put_back(fed, copy)
+        store.move()
+        put_back(fed, store.copy)
         fed.start_coordinator()
         await fed.until(lambda: fed.count("history.back", name="HISTORY_BACK") > 0)
         assert fed.service is not None
@@ -215,6 +201,34 @@ async def test_an_old_dump_that_was_put_back_stops_until_a_person_accepts_the_lo
         assert run.phase is RunPhase.FINISHED
         fed.check(run)
     record("F40a", trials=1, failures=0, on_postgresql=1)
+
+
+class _Stored:
+    """A federation's store in the first of two databases; `move` has the second hold its dump."""
+
+    def __init__(
+        self, server: Postgres, fed: Federation, root: Path, databases: tuple[str, str]
+    ) -> None:
+        self._server = server
+        self._first, self._second = databases
+        self._dump = root / "dump"
+        self._file = fed.plan.coordinator_folder / "coordinator.yaml"
+        self._plain = self._file.read_text()
+        self.copy = root / "copy"
+        for name in databases:
+            _run(server, f"CREATE DATABASE {name}")
+        self._use(self._first)
+
+    def dump(self) -> None:
+        first = _plain(self._server, self._first)
+        _tool("pg_dump", "--format=custom", f"--file={self._dump}", "--dbname", first)
+
+    def move(self) -> None:
+        self._use(self._second)
+        _tool("pg_restore", "--dbname", _plain(self._server, self._second), str(self._dump))
+
+    def _use(self, database: str) -> None:
+        self._file.write_text(f"{self._plain}store: {_url(self._server, database)}\n")
 
 
 def _tool(name: str, *arguments: str) -> None:

@@ -731,34 +731,27 @@ def test_a_hospital_that_was_away_at_the_end_gets_the_model_it_helped_to_make() 
     assert len(world.done(rs.SendRelease)) == sent  # it has a receipt: once is enough
 
 
-def test_who_has_the_model_and_no_keys_left_is_not_told_of_an_ended_run_again() -> None:
-    """Of thousands of them nobody would be told before the stream's outbox overflows."""
-    world = RunWorld()
-    world.begin()
-    finished(world)
-    told = len(world.told(world.at(3), RunEnded))
-    world.lose(3)
-    world.online.add(world.at(3))
-    world.tell(rs.NodeConnected(world.at(3), has_keys=False))
-    assert len(world.told(world.at(3), RunEnded)) == told
-    world.tell(rs.NodeConnected(world.at(3), has_keys=True))  # it died before it heard of the end
-    assert len(world.told(world.at(3), RunEnded)) == told + 1
-
-
-@pytest.mark.parametrize("how", ["failed", "without the model"])
-def test_who_may_not_know_of_an_end_is_told_whenever_it_is_back(how: str) -> None:
+@pytest.mark.parametrize("how", ["finished", "cancelled", "without the model"])
+def test_who_names_an_ended_run_is_told_of_its_end_whenever_it_is_back(how: str) -> None:
+    """It may have died before it heard of it; and it is told of no other."""
     world = RunWorld()
     world.hold = {rs.MakeRelease}
     world.begin()
-    world.lose(3)
-    if how == "failed":
+    if how != "finished":
+        world.lose(3)
+    if how == "cancelled":
         world.tell(rs.Cancel("enough"))
     else:
         world.release_held()
         finished(world)
+    world.lose(3)
     world.online.add(world.at(3))
-    world.tell(rs.NodeConnected(world.at(3), has_keys=False))
-    assert world.told(world.at(3), RunEnded)
+    told = len(world.told(world.at(3), RunEnded))
+    for has_keys in (False, True):
+        world.tell(rs.NodeConnected(world.at(3), has_keys=has_keys, named=False))
+        assert len(world.told(world.at(3), RunEnded)) == told
+    world.tell(rs.NodeConnected(world.at(3), has_keys=False, named=True))
+    assert len(world.told(world.at(3), RunEnded)) == told + 1
 
 
 def test_a_hospital_that_refused_gets_no_model() -> None:

@@ -33,6 +33,22 @@ def spoil():
     CoordinatorService.close = close
 """
 
+FULL = """
+def spoil():
+    from common import state_folder
+    from common.errors import NoRoom
+
+    mark = state_folder.mark
+
+    def marked(path, owner):
+        if not (path.parent / "room").exists():
+            raise NoRoom("owner.json: No space left on device")
+        mark(path, owner)
+
+    state_folder.mark = marked
+"""
+"""A disk with room for all of a first start but the last file, until there is a file `room`."""
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
@@ -45,9 +61,11 @@ def config(tmp_path: Path) -> Path:
     return own / "coordinator.yaml"
 
 
-async def start(config: Path, how: str) -> asyncio.subprocess.Process:
-    child = await serving(STUCK, how, "coordinator", "serve", "--config", str(config))
-    await said(child.stderr, b"service.started")
+async def start(
+    config: Path, how: str, spoil: str = STUCK, word: bytes = b"service.started"
+) -> asyncio.subprocess.Process:
+    child = await serving(spoil, how, "coordinator", "serve", "--config", str(config))
+    await said(child.stderr, word)
     return child
 
 
@@ -65,3 +83,25 @@ async def test_a_second_signal_ends_a_coordinator_that_does_not_come_to_its_end(
     config: Path,
 ) -> None:
     assert await ends_at_the_second(await start(config, "stuck"), signal.SIGTERM) == 1
+
+
+@pytest.mark.fault("F36")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+async def test_one_signal_ends_a_coordinator_whose_start_waits_for_room(
+    config: Path, number: signal.Signals
+) -> None:
+    """An order to drain as well: no round is open."""
+    child = await start(config, "stuck", FULL, b"state.failed")
+    told = await ends_in_order(child, number)
+    assert (b"service.draining" in told) == (number == signal.SIGUSR1)
+    assert b"service.started" not in told
+    assert not (config.parent / "state" / "owner.json").exists()
+
+
+@pytest.mark.fault("F36")
+async def test_a_first_start_waits_for_room_for_its_last_file_too(config: Path) -> None:
+    child = await start(config, "stuck", FULL, b"state.failed")
+    (config.parent / "room").touch()
+    await said(child.stderr, b"service.started")
+    assert "coordinator" in (config.parent / "state" / "owner.json").read_text()
+    await ends_in_order(child, signal.SIGTERM)

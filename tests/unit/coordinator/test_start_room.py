@@ -43,7 +43,9 @@ async def test_a_start_is_tried_again_until_there_is_room(
             raise left.pop()
         return "begun"
 
-    assert await once_there_is_room(room, tmp_path, begin, asyncio.Event()) == "begun"
+    assert (
+        await once_there_is_room(room, tmp_path, begin, asyncio.Event(), asyncio.Event()) == "begun"
+    )
 
 
 @pytest.mark.parametrize("name", ["DISK", "STATE_DAMAGED"])
@@ -56,20 +58,32 @@ async def test_a_start_that_fails_although_there_is_room_or_for_another_reason_h
         raise StateError(name, "broken")
 
     with pytest.raises(StateError) as failed:
-        await once_there_is_room(room, tmp_path, begin, asyncio.Event())
+        await once_there_is_room(room, tmp_path, begin, asyncio.Event(), asyncio.Event())
     assert failed.value.name == name
 
 
-async def test_who_is_told_to_stop_waits_no_longer(tmp_path: Path, room: Room) -> None:
-    stopped = asyncio.Event()
+@pytest.mark.parametrize("order", ["stop", "drain"])
+async def test_who_is_told_to_stop_or_to_drain_waits_no_longer(
+    tmp_path: Path, room: Room, order: str
+) -> None:
+    told = {"stop": asyncio.Event(), "drain": asyncio.Event()}
 
     def begin() -> str:
-        stopped.set()
+        told[order].set()
         raise NoRoom("full")
 
     async with asyncio.timeout(60):
-        assert await once_there_is_room(room, tmp_path, begin, stopped) is None
+        assert await once_there_is_room(room, tmp_path, begin, *told.values()) is None
     assert room.why_not == ""
+
+
+async def test_an_order_to_drain_keeps_no_start_that_has_room_from_going_on(
+    tmp_path: Path, room: Room
+) -> None:
+    """A round may be open in what it finds: that one is finished before it ends."""
+    drained = asyncio.Event()
+    drained.set()
+    assert await once_there_is_room(room, tmp_path, str, asyncio.Event(), drained) == ""
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "x" * 255])

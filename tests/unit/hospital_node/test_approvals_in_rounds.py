@@ -15,7 +15,7 @@ import pytest
 
 from common.approval import Word
 from common.ids import ConfigHash, HeaderDigest, NodeId, RunId
-from common.messages import CHUNK_BYTES, StudyDecision, UploadChunk, Verdict
+from common.messages import CHUNK_BYTES, RunEnded, StudyDecision, UploadChunk, Verdict
 from common.secagg.messages import Commit, KeyAdvert, Ready, Refused
 from common.secagg.node_state import Phase
 from common.wire import NodeStep
@@ -123,6 +123,24 @@ async def test_two_of_three_people_are_needed(clinic: Clinic) -> None:
     await clinic.heed()
     await clinic.finish()
     clinic.check()
+
+
+async def test_a_run_that_ends_before_its_people_answered_is_over_at_the_hospital(
+    clinic: Clinic,
+) -> None:
+    """Else it would count among those that are not over, for ever (`limits.studies`)."""
+    office = await waiting(clinic, WEBER)
+    clinic.coordinator.send(node_id(SITE), TASK, RunEnded(RUN, "cancelled", "enough"))
+    await clinic.until(lambda: clinic.nodes[SITE]._offers.accepted()[0].ended == "cancelled")
+    office.say(WEBER, Word.GRANT, clinic.clock.unix())
+    await clinic.heed()
+    assert len(clinic.own(StudyDecision)) == 1
+    await clinic.kill(SITE)
+    clinic.start(SITE)
+    await clinic.until(lambda: clinic.nodes[SITE].connected)
+    assert clinic.nodes[SITE]._offers.accepted()[0].ended == "cancelled"
+    assert TASK not in clinic.nodes[SITE]._tasks
+    await clinic.stop()
 
 
 async def test_a_denial_refuses_with_the_reason(clinic: Clinic) -> None:
