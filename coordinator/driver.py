@@ -199,9 +199,11 @@ class RunDriver:
         """Return where a member's upload goes.
 
         Raises:
-            Refusal: UPLOAD_LATE, the round takes no more uploads; OUT_OF_TURN, the
-                header is another or the node is not a member.
+            Refusal: CLOSED, the run has ended; UPLOAD_LATE, the round takes no more uploads;
+                OUT_OF_TURN, the header is another or the node is not a member.
         """
+        if self.state.phase.final:
+            raise Refusal("CLOSED", "the run has ended")
         current = self.state.round
         if current is None or current.header is None or current.hd != hd:
             raise Refusal("OUT_OF_TURN", "no such round is open")
@@ -507,12 +509,25 @@ class RunDriver:
             use = partial(use_sum, study, command, shop.spool, shop.objects, shop.stopping.is_set)
             used: SumUsed = await self._patiently("sum", use, shop.crunch)
         except Exception as error:  # noqa: BLE001 - hostile sums are numbers of any kind
+            if self._nobody_waits_for_sum(command.header.digest()):
+                return
             self._log_failed_sum(error)
             self.post(SumRefused(command.header.digest()))
+            return
+        if self._nobody_waits_for_sum(command.header.digest(), used.model):
             return
         if used.model is not None:
             self._keep(used.model)
         self.post(used)
+
+    def _nobody_waits_for_sum(self, hd: HeaderDigest, model: ModelRef | None = None) -> bool:
+        """Whether the run was cancelled meanwhile, and its uploads went; remove what was made."""
+        if not self.state.phase.final:
+            return False
+        self._shop.spool.drop(hd)
+        for address in () if model is None else model.addresses:
+            self._shop.objects.remove(address)
+        return True
 
     def _log_failed_sum(self, error: Exception) -> None:
         """Whatever went wrong, the round is voided: it must not stay open for ever."""

@@ -151,8 +151,14 @@ class SpoolFile:
         """Fill `buffer` from byte `offset` on.
 
         Raises:
-            Refusal: UPLOAD_SIZE, the file is shorter than it was.
+            Refusal: UPLOAD_SIZE, the file is shorter than it was; UPLOAD_LATE.
         """
+        with self._busy:  # else the number of a closed file might be another one's by now
+            self._read_into(buffer, offset)
+
+    def _read_into(self, buffer: memoryview, offset: int) -> None:
+        if self._fd < 0:
+            raise Refusal("UPLOAD_LATE", "the round ended while its uploads were read")
         if os.preadv(self._fd, [buffer], offset) != len(buffer):
             raise Refusal("UPLOAD_SIZE", f"{self.path.name} is shorter than when it was received")
 

@@ -120,6 +120,8 @@ def shrink(plan: Plan) -> Plan:
 def _smaller(plan: Plan) -> Iterator[Plan]:
     for place in range(len(plan.faults)):
         yield replace(plan, faults=plan.faults[:place] + plan.faults[place + 1 :])
+    if plan.cancel_s:
+        yield replace(plan, cancel_s=0.0)
     if plan.copies > 1:
         yield replace(plan, copies=1)
     if plan.dp != NONE:

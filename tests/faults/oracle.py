@@ -87,9 +87,13 @@ def problem_of(world: World) -> str | None:
 def _sums(world: World, run: RunState) -> None:
     """Every opened sum is the survivors', and the run ended well.
 
-    One with noise may end early: each round that fails may be charged to everybody.
+    One with noise may end early: each round that fails may be charged to everybody. So may one
+    whose study was cancelled after hospitals had signed a set for the model it begins with: they
+    sign no other one for it until their people say so (protocol, section 10.4).
     """
-    if run.phase is RunPhase.FAILED and world.study.privacy.dp.on and "ROUND_VOID" in run.reason:
+    unpaid = world.study.privacy.dp.on and "ROUND_VOID" in run.reason
+    signed = world.faults.cancel_s > 0 and "RERUN" in run.reason
+    if run.phase is RunPhase.FAILED and (unpaid or signed):
         for record in run.history:
             assert not record.opened or record.sum_sha256 == world.expected(record)
     else:
@@ -115,15 +119,19 @@ def _one_vector(world: World, run: RunState) -> None:
 
 
 def _one_set(world: World, run: RunState) -> None:
-    """For one header one set was ever proposed; without noise, for one model one was signed."""
+    """For one header one set was ever proposed; without noise, for one model one was signed.
+
+    The coordinator of another run of the study knows nothing of that set; whoever signed it does.
+    """
     del run
     several = {hd.hex()[:8] for hd, sets in world.sets.items() if len(sets) > 1}
     assert not several, f"more than one survivor set for headers {sorted(several)}"
     if world.study.privacy.dp.on:
         return
-    by_model: defaultdict[bytes, set[tuple[NodeId, ...]]] = defaultdict(set)
-    for hd in world.signed:
-        by_model[world.models[hd]] |= world.sets[hd]
+    by_model: defaultdict[tuple[bytes, str], set[tuple[NodeId, ...]]] = defaultdict(set)
+    for hd, signers in world.signed.items():
+        for who in signers if world.faults.cancel_s else ("all",):
+            by_model[world.models[hd], who] |= world.sets[hd]
     assert all(len(sets) == 1 for sets in by_model.values()), "two sets signed for one model"
 
 
@@ -177,7 +185,7 @@ def _no_bug(world: World, run: RunState) -> None:
     del run
     assert world.count("internal.error") == 0, "an error that should not be possible was logged"
     allowed = {name for fault in world.faults.faults for name in _BY.get(fault.act, ())}
-    allowed.update(world.excused)
+    allowed.update(world.excused, {"RERUN"} if world.faults.cancel_s else ())
     for line in map(json.loads, world.words.getvalue().splitlines()):
         name = line.get("name", line.get("code"))
         assert name not in _NEVER - allowed, f"{name} among honest parties: {line.get('detail')}"

@@ -108,6 +108,8 @@ class Plan:
     """Of the study."""
     setup_s: float = 2.0
     """How long an epoch's keys may take."""
+    cancel_s: float = 0.0
+    """When a person ends the run and submits the study once more; 0: nobody does."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as it is kept."""
@@ -134,6 +136,7 @@ _SETUP_S: Final = 10.0
 _GATHER_S: Final = 2.0
 _HOPS: Final = 6
 """About how many times the slowest message a round takes."""
+_CANCELLED: Final = 0.2
 _WEIGHTS: Final = (8, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1)
 
 
@@ -147,6 +150,8 @@ def draw(seed: int) -> Plan:
     until_s = _GATHER_S + 0.5 + _HOPS * rounds * slowest
     count = rng.choice((1, 1, 2, 2, 3, 4, 6))
     faults = tuple(_fault(rng, until_s, noised=dp != NONE) for _ in range(count))
+    # With noise the first run may have spent what the study has.
+    cancel_s = rng.uniform(0.1, until_s) if dp == NONE and rng.random() < _CANCELLED else 0.0
     return Plan(
         seed,
         _enough_left(faults),
@@ -156,6 +161,7 @@ def draw(seed: int) -> Plan:
         dp,
         rounds=rounds,
         setup_s=_SETUP_S,
+        cancel_s=cancel_s,
     )
 
 

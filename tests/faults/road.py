@@ -102,7 +102,7 @@ class Road:
         self._check()
         self._world.tapes[self._site].sent.append((task, message))
         if isinstance(message, Commit):
-            self._world.signed.add(message.hd)
+            self._world.signed[message.hd].add(self._near.name)
         for _ in range(self._world.copies):
             await self._run(self._inner.send(task, message), self._far)
 

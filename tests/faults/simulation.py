@@ -80,6 +80,8 @@ async def _story(world: World) -> str | None:
         world.start(site)
     await _submitted(world)
     world.disturb()
+    if world.faults.cancel_s:
+        await _begun_again(world)
     await _until(lambda: world.driver is not None and world.state.phase.final)
     if world.state.phase is RunPhase.FINISHED:
         await _until(lambda: world.driver is not None and _all_released(world))
@@ -90,12 +92,29 @@ def _all_released(world: World) -> bool:
     return all(release_of(world, site).is_file() for site in due(world))
 
 
-async def _submitted(world: World) -> None:
+async def _begun_again(world: World) -> None:
+    """End the run as a person does, and submit its study once more."""
+    await asyncio.sleep(world.faults.cancel_s)
+    run_id = world.run_id
+    assert run_id is not None
+    while world.driver is None or not world.state.phase.final:
+        if world.service is not None and not world.processes[COORDINATOR].dead:
+            job = asyncio.get_running_loop().create_task(
+                world.service.cancel(run_id, "begun again"),
+                context=world.processes[COORDINATOR].context(),
+            )
+            await asyncio.wait((job,), timeout=_POLL_S)
+        await asyncio.sleep(_POLL_S)
+    world.run_id = None
+    await _submitted(world, "request-2")
+
+
+async def _submitted(world: World, request: str = "request-1") -> None:
     """Submit as a researcher does: with the same request, until it is taken."""
     while world.run_id is None:
         if world.service is not None and not world.processes[COORDINATOR].dead:
             job = asyncio.get_running_loop().create_task(
-                world.submit(), context=world.processes[COORDINATOR].context()
+                world.submit(request), context=world.processes[COORDINATOR].context()
             )
             await asyncio.gather(job, return_exceptions=True)
             if world.run_id is not None:

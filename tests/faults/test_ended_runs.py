@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +21,12 @@ from common.ids import NodeId, RunId, hospital_id
 from common.messages import ReleaseReceipt, StudyDecision
 from common.secagg.messages import Commit, Confirm, KeyAdvert, Ready, Release
 from common.views import RunPhase
+from coordinator import driver as driver_module
 from coordinator import shelf
 from coordinator.history import unknown, witness
 from coordinator.metrics import take_picture
 from coordinator.progress import progress_of
+from coordinator.run_state import Cancel, SumUsed
 from coordinator.service import CoordinatorService
 from coordinator.shelf import NAME as ENDED
 from coordinator.shelf import Shelf
@@ -189,6 +193,32 @@ async def test_a_run_cancelled_at_any_step_of_a_hospital_that_is_gone_hinders_no
         await fed.submit("request-2")
         await fed.until(lambda: len(fed.state.history) > 1)
         assert all(len(one.survivors) == len(SITES) for one in fed.state.history[1:])
+
+
+async def test_a_run_that_is_cancelled_while_its_sum_is_opened_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[SumUsed] = []
+    real, loop = driver_module.use_sum, asyncio.get_running_loop()
+    async with Federation(tmp_path / "fed") as fed:
+
+        def slow(*arguments: Any) -> SumUsed:  # noqa: ANN401
+            made.append(real(*arguments))
+            driver = fed.driver
+            assert driver is not None
+            loop.call_soon_threadsafe(driver.post, Cancel("enough of it"))
+            end = time.monotonic() + 60
+            while not driver.state.phase.final and time.monotonic() < end:
+                time.sleep(0.01)
+            return made[0]
+
+        monkeypatch.setattr(driver_module, "use_sum", slow)
+        assert (await fed.run()).phase is RunPhase.CANCELLED
+        await fed.until(lambda: bool(made) and not (fed.driver and fed.driver._work))
+        objects, spool = service_of(fed)._shop.objects, state_dir(fed) / "spool"
+        assert made[0].model is not None
+        assert [objects.path(one).exists() for one in made[0].model.addresses] == [False]
+        assert list(spool.iterdir()) == []
 
 
 async def test_the_models_of_an_ended_run_stay_although_nobody_has_asked_for_it(

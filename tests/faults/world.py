@@ -116,8 +116,8 @@ class World(Federation):
         self.copies = plan.copies
         self.sets: dict[bytes, set[tuple[NodeId, ...]]] = defaultdict(set)
         """By header: the survivor sets that were proposed to anybody."""
-        self.signed: set[bytes] = set()
-        """Headers for which somebody signed a set."""
+        self.signed: dict[bytes, set[str]] = defaultdict(set)
+        """By header: who signed a set for it."""
         self.models: dict[bytes, bytes] = {}
         """By header: the model that it starts from."""
         self.stored: set[tuple[str, bytes]] = set()

@@ -145,6 +145,15 @@ def test_reading_by_offset_sees_a_file_that_shrank(file: SpoolFile) -> None:
 # --- the folder -------------------------------------------------------------------------------
 
 
+def test_a_closed_upload_is_not_read_under_a_number_that_may_be_another_files(
+    file: SpoolFile,
+) -> None:
+    file.close()
+    with pytest.raises(Refusal) as refused:
+        file.read_into(memoryview(bytearray(1)), 0)
+    assert refused.value.name == "UPLOAD_LATE"
+
+
 def test_a_round_has_a_folder_and_a_node_one_file_in_it(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     file = spool.file(HD, NODE, len(DATA))
