@@ -255,7 +255,7 @@ def verify_chain(
             .build_client_verifier()
         )
         verifier.verify(leaf, between)
-    except (VerificationError, ValueError, OverflowError) as error:
+    except (VerificationError, ValueError, OverflowError, OSError) as error:
         raise IdentityError("CERT_INVALID", _reason(leaf, now_unix, error)) from None
     return leaf
 

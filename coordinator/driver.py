@@ -38,6 +38,7 @@ from coordinator.history import History
 from coordinator.hub import Hub
 from coordinator.journal import Journal
 from coordinator.objects import ObjectStore
+from coordinator.progress import Progress, progress_of
 from coordinator.publish import make_release
 from coordinator.room import RETRY_FIRST_S, RETRY_LONGEST_S, Room
 from coordinator.run import handle
@@ -139,6 +140,8 @@ class RunDriver:
         self._changed = asyncio.Condition()
         self._version = 0
         self._over = False
+        self._end: Progress | None = None
+        """How far the run was as it ended."""
         self._task: asyncio.Task[None] | None = None
         self._broken: StateError | None = None
         """What the store failed with while something else than facts was written."""
@@ -161,7 +164,16 @@ class RunDriver:
     @property
     def between_rounds(self) -> bool:
         """Whether nobody waits for a round or a release of this run."""
+        if self.state.phase.final:
+            return True  # also one that ended in the middle of a round
         return not round_is_open(self.state) and self.state.phase is not RunPhase.RELEASING
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is; of one that has ended this changes no more."""
+        found = self._end or progress_of(self.state)
+        self._end = found if self.state.phase.final else None
+        return found
 
     def view(self) -> RunView:
         """Return the run as people see it."""

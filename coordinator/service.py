@@ -61,7 +61,7 @@ from coordinator.driver import KEPT_MODELS, RunDriver, Workshop, to_pem
 from coordinator.history import unknown, witness
 from coordinator.hub import Outbox
 from coordinator.journal import Journal
-from coordinator.progress import Progress, progress_of
+from coordinator.progress import Progress
 from coordinator.run_state import (
     Begin,
     Cancel,
@@ -256,14 +256,14 @@ class CoordinatorService:
             self._stop_for(failure)
             raise
         del self._ended[run_id]
+        self._noted[run_id] = len(run.state.receipts)  # its line stays what it is
         return self._serve(run.state, run.journal, stored.created_unix)
 
     def _progress(self) -> list[Progress]:
         """Return how far every run is, oldest first."""
         ended, drivers = self._ended, self._drivers
         return [
-            ended[run].progress if run in ended else progress_of(drivers[run].state)
-            for run in self._runs
+            ended[run].progress if run in ended else drivers[run].progress for run in self._runs
         ]
 
     async def watch_over(self) -> None:
@@ -273,27 +273,35 @@ class CoordinatorService:
             Exception: whatever ended a run's driver, or was not stored: the process has to
                 stop, because a state that could not be stored must not be acted on.
         """
-        while True:
-            await self._shelve()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._heartbeat_s):
-                    await self._run_died.wait()
-            self._run_died.clear()
-            if jump := self._clock_watch.jumped():
-                self._shop.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
-            self._check_store()
-            late = self._shop.clock.monotonic() - 3 * self._heartbeat_s
-            for node in [n for n, seen in self._last_seen.items() if seen < late]:
-                self._last_seen.pop(node)
-                self._silent[node] = f"silent for {3 * self._heartbeat_s:g} s"
-                self._shop.hub.drop(node)
-            self._shop.log.report_left_out()
+        shelving = asyncio.create_task(self._shelve())
+        try:
+            while True:
+                if shelving.done():  # a disk that hangs must not keep this from looking after peers
+                    shelving.result()
+                    shelving = asyncio.create_task(self._shelve())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._heartbeat_s):
+                        await self._run_died.wait()
+                self._run_died.clear()
+                self._look_round()
+        finally:
+            shelving.cancel()
+
+    def _look_round(self) -> None:
+        if jump := self._clock_watch.jumped():
+            self._shop.log.warning(Event.CLOCK_SET, by_s=jump, then=CLOCK_THEN)
+        self._check_store()
+        late = self._shop.clock.monotonic() - 3 * self._heartbeat_s
+        for node in [n for n, seen in self._last_seen.items() if seen < late]:
+            self._last_seen.pop(node)
+            self._silent[node] = f"silent for {3 * self._heartbeat_s:g} s"
+            self._shop.hub.drop(node)
+        self._shop.log.report_left_out()
 
     async def _shelve(self) -> None:
         """Note in short what has ended since, for the next start.
 
-        Raises:
-            StateError: it cannot be read; the process has to stop.
+        Facts that cannot be read stop the process, as where they are asked for.
         """
         states = [driver.state for driver in self._drivers.values()]
         ended = (state for state in states if state.phase.final)
@@ -308,7 +316,10 @@ class CoordinatorService:
             return self._note(known, store.links())
 
         # On the store's own thread: nothing is written between the facts and their links.
-        self._noted |= await asyncio.get_running_loop().run_in_executor(self._shop.disk, note)
+        try:
+            self._noted |= await asyncio.get_running_loop().run_in_executor(self._shop.disk, note)
+        except StateError as failure:
+            self._stop_for(failure)
 
     def _note(self, runs: Iterable[KnownRun], links: Mapping[RunId, bytes]) -> dict[RunId, int]:
         """Put on the shelf what of some runs has ended; return it, with the receipts of each."""
@@ -496,14 +507,20 @@ class CoordinatorService:
         self._link_changed_at[node] = now
         self._tell_link(node, lost=False, version=hello.software, away_s=away_s)
         named = {one.run_id for one in hello.seen}
-        for run, short in list(self._ended.items()):
-            if node in short.owed:
-                self._read_again(run)
-            elif run in named:
-                self._shop.hub.send(node, short.progress.task, short.end)
         for run, driver in self._drivers.items():
             has_keys = self._has_keys(node, driver.state.study.id)
             driver.post(NodeConnected(node, has_keys, run in named))
+        for run, short in self._ended.items():
+            if run in named and node not in short.owed:
+                self._shop.hub.send(node, short.progress.task, short.end)
+        owing = [run for run, short in self._ended.items() if node in short.owed]
+        for run in owing:  # hundreds of them may have to be read: others go on
+            if self._shop.hub.stream(node) is not stream:
+                return
+            driver = self._driver(run)
+            has_keys = self._has_keys(node, driver.state.study.id)
+            driver.post(NodeConnected(node, has_keys, run in named))
+            await asyncio.sleep(0)
 
     def _tell_replaced(self, node: NodeId) -> None:
         """Log that a hospital's newer stream stands; two processes may have its certificate."""

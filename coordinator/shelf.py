@@ -86,11 +86,14 @@ class Shelf:
             return
         self._known |= {one.progress.run_id: one for one in runs}
         temporary = self._path.with_name(f".{NAME}")
-        with suppress(OSError):
+        try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
             with os.fdopen(handle, "wb") as file:
                 file.write(_encoded(self._known))
             temporary.rename(self._path)
+        except OSError:
+            with suppress(OSError):  # what is left of the room is for the facts
+                temporary.unlink()
 
 
 def _encoded(runs: Mapping[RunId, Shelved]) -> bytes:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from common.secagg.messages import Commit, Confirm, KeyAdvert, Ready, Release
 from common.views import RunPhase
 from coordinator import driver as driver_module
 from coordinator import shelf
+from coordinator.failures import recorded
 from coordinator.history import unknown, witness
 from coordinator.metrics import take_picture
 from coordinator.progress import progress_of
@@ -31,6 +34,7 @@ from coordinator.service import CoordinatorService
 from coordinator.shelf import NAME as ENDED
 from coordinator.shelf import Shelf
 from coordinator.store import SqlStore, StoredFact
+from coordinator.use_sum import use_sum
 from tests.federation import NAME, SITES, Federation
 
 A = hospital_id(NAME, SITES[0])
@@ -117,12 +121,50 @@ async def test_a_run_that_ends_is_noted_before_the_next_start(
         fed.check(await fed.run())
         await fed.until(lambda: len(fed.state.receipts) == len(SITES))
         watching = asyncio.create_task(service_of(fed).watch_over())
-        await fed.until((state_dir(fed) / ENDED).exists)
+        await fed.until(lambda: run_of(fed) in service_of(fed)._noted)  # after the file is there
         watching.cancel()
         with facts_read(monkeypatch) as read:
             await service_of(fed)._shelve()  # once is enough
             await fed.restart_coordinator()
         assert read == []
+
+
+async def test_an_ended_run_that_somebody_looks_at_is_not_read_once_more_to_be_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Federation(tmp_path / "fed") as fed:
+        await ended(fed)
+        await fed.restart_coordinator()
+        with facts_read(monkeypatch) as read:
+            await service_of(fed).runs()
+            await service_of(fed)._shelve()
+        assert read == [run_of(fed)]
+
+
+async def test_an_order_to_drain_is_followed_after_a_run_ended_within_a_round(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "fed", rounds=50) as fed:
+        fed.on_send(SITES[-1], Commit, fed.kill)
+        await fed.submit()
+        await fed.until(lambda: SITES[-1] not in fed.nodes)
+        await service_of(fed).cancel(run_of(fed), "enough of it")
+        assert fed.state.round is not None
+        async with asyncio.timeout(10):
+            await service_of(fed).drain()
+
+
+async def test_how_far_an_ended_run_is_is_found_out_once_however_often_hospitals_connect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Federation(tmp_path / "fed") as fed:
+        fed.check(await fed.run())
+        await fed.until(lambda: len(fed.state.receipts) == len(SITES))
+        found = service_of(fed)._progress()
+        assert found == [progress_of(fed.state)]
+        with monkeypatch.context() as patch:
+            patch.delattr("coordinator.driver.progress_of")
+            assert service_of(fed)._progress() == found
 
 
 async def test_a_hospital_that_was_away_at_the_end_is_given_the_model_after_many_starts(
@@ -145,6 +187,38 @@ async def test_a_hospital_that_was_away_at_the_end_is_given_the_model_after_many
         )
         await fed.restart_coordinator()  # its receipt made a line that no longer holds
         assert hospital_id(NAME, away) in fed.state.receipts
+
+
+async def test_others_go_on_while_the_many_models_are_read_that_a_hospital_is_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Federation(tmp_path / "fed") as fed:
+        away, went_on = SITES[-1], asyncio.Event()
+        fed.on_send(away, ReleaseReceipt, fed.kill)
+        await fed.run()
+        store = service_of(fed)._shop.store
+        (run,) = store.runs()
+        for number in range(3):
+            copy = RunId(f"copy-{number}")
+            store.add_run(
+                store.study(run.config_hash), replace(run, run_id=copy, request=f"copy {number}")
+            )
+            store.append(copy, 0, [fact.body for fact in store.facts(run.run_id)])
+            store.put_release(copy, store.release(run.run_id))
+        for _ in range(2):
+            await fed.restart_coordinator()
+        real, held = SqlStore.facts, []
+
+        def facts(self: SqlStore, run_id: RunId) -> list[StoredFact]:
+            held.append(not went_on.is_set())
+            went_on.clear()
+            asyncio.get_running_loop().call_soon(went_on.set)
+            return real(self, run_id)
+
+        monkeypatch.setattr(SqlStore, "facts", facts)
+        fed.start(away)
+        await fed.until(lambda: len(held) == 4)
+        assert held == [True, False, False, False]
 
 
 async def test_a_hospital_that_names_an_ended_run_is_told_of_its_end_by_its_line(
@@ -199,7 +273,7 @@ async def test_a_run_that_is_cancelled_while_its_sum_is_opened_leaves_nothing_be
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[SumUsed] = []
-    real, loop = driver_module.use_sum, asyncio.get_running_loop()
+    real, loop = use_sum, asyncio.get_running_loop()
     async with Federation(tmp_path / "fed") as fed:
 
         def slow(*arguments: Any) -> SumUsed:  # noqa: ANN401
@@ -295,6 +369,22 @@ async def test_an_ended_run_whose_facts_are_damaged_stops_the_process_once_it_is
             await service.watch_over()
 
 
+async def test_facts_that_cannot_be_read_to_be_noted_stop_the_process_and_it_is_kept_why(
+    tmp_path: Path,
+) -> None:
+    async with Federation(tmp_path / "fed") as fed:
+        fed.check(await fed.run())
+        await fed.until(lambda: len(fed.state.receipts) == len(SITES))
+        service = service_of(fed)
+        with service._shop.store._engine.begin() as db:  # type: ignore[attr-defined]
+            db.exec_driver_sql("UPDATE facts SET body = x'00' WHERE seq = 0")
+        with pytest.raises(StateError, match="fact 0"):
+            await service.watch_over()
+        assert service.failed
+        (kept,) = recorded(state_dir(fed))
+        assert kept.what == "stopped"
+
+
 async def test_lines_bear_witness_as_the_states_do(tmp_path: Path) -> None:
     async with Federation(tmp_path / "fed") as fed:
         await ended(fed)
@@ -320,3 +410,20 @@ async def test_a_start_on_a_folder_that_takes_no_line_serves(tmp_path: Path) -> 
         fed.start_coordinator()
         assert service_of(fed).run(run_of(fed)).state is RunPhase.FINISHED
         assert not (state_dir(fed) / ENDED).exists()
+
+
+async def test_lines_that_find_no_room_take_none(tmp_path: Path) -> None:
+    """What a failed write has taken of a full disk would be missing for the facts."""
+    async with Federation(tmp_path / "fed") as fed:
+        await ended(fed)
+        await fed.restart_coordinator()
+        lines = list(service_of(fed)._ended.values())
+    folder = tmp_path / "full"
+    folder.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # Python ignores SIGXFSZ
+    try:
+        Shelf(folder).keep(lines)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(folder.iterdir()) == []

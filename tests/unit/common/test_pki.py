@@ -425,6 +425,14 @@ def test_dates_are_explained_by_this_machines_clock(pki: Path) -> None:
     assert "expired 2 h ago by this machine's clock" in ahead.value.detail
 
 
+@pytest.mark.parametrize("now_unix", [10**12, 1 << 60, (1 << 63) - 1, 1 << 63])
+def test_a_time_that_no_calendar_has_verifies_nothing(now_unix: int) -> None:
+    """As a coordinator may tell it, which a hospital judges an owner's certificate by."""
+    certificate = make(Spec(), CA)
+    with pytest.raises(IdentityError, match="expired"):
+        verify_chain([to_der(certificate)], [CA.der], now_unix)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
 def test_a_key_that_others_can_reach_is_refused(pki: Path, mode: int) -> None:
     issue(pki, Role.HOSPITAL, "cleveland", now_unix=NOW)
