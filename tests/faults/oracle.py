@@ -121,7 +121,8 @@ def _one_vector(world: World, run: RunState) -> None:
 def _one_set(world: World, run: RunState) -> None:
     """For one header one set was ever proposed; without noise, for one model one was signed.
 
-    The coordinator of another run of the study knows nothing of that set; whoever signed it does.
+    Another run of the study knows nothing of that set; whoever signed it does, unless it lost all
+    that it knew of its sessions.
     """
     del run
     several = {hd.hex()[:8] for hd, sets in world.sets.items() if len(sets) > 1}
@@ -129,8 +130,9 @@ def _one_set(world: World, run: RunState) -> None:
     if world.study.privacy.dp.on:
         return
     by_model: defaultdict[tuple[bytes, str], set[tuple[NodeId, ...]]] = defaultdict(set)
+    lost = {fault.who for fault in world.faults.faults if fault.act is Act.FORGET}
     for hd, signers in world.signed.items():
-        for who in signers if world.faults.cancel_s else ("all",):
+        for who in signers - lost if world.faults.cancel_s else ("all",):
             by_model[world.models[hd], who] |= world.sets[hd]
     assert all(len(sets) == 1 for sets in by_model.values()), "two sets signed for one model"
 
