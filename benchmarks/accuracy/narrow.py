@@ -56,7 +56,7 @@ def measure(given: argparse.Namespace) -> frame.Entry:
     return frame.Entry(
         "narrow",
         "Half the bytes: 16-bit uploads and float16 downloads",
-        "python -m benchmarks.accuracy narrow --data HEART TCGA",
+        f"python -m benchmarks.accuracy narrow --data HEART TCGA --seeds {given.seeds}",
         "`federation: {upload_bits: 16, download: float16}` against the default, with the studies "
         f"of `heart` and `tcga`, {given.seeds} seeds; losses are by seed. The order of batches "
         "follows from the model that a hospital received, so rounding changes it as another seed "
