@@ -41,6 +41,8 @@ class Outcome:
     """Connections that hospitals asked for, had or not."""
     disk_bytes: int
     """What the coordinator and the hospitals hold as it ends."""
+    most_kept: int
+    """Masked vectors that one hospital had on its disk as a coordinator came."""
 
 
 def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
@@ -71,7 +73,8 @@ def simulate(root: Path, plan: Plan, template: Path) -> Outcome:
     one = world[0]
     voided = one.count("round.voided")
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    return Outcome(problem, took, one.crashes, voided, one.words.getvalue(), one.dials, size)
+    words = one.words.getvalue()
+    return Outcome(problem, took, one.crashes, voided, words, one.dials, size, one.most_kept)
 
 
 async def _story(world: World) -> str | None:

@@ -101,7 +101,11 @@ def test_a_day_without_a_coordinator_costs_few_calls_and_no_disk() -> None:
     assert (before.problem, found.problem) == (None, None)
     calls = (found.dials - before.dials) / HOURS / len(SITES)
     more = max(0, found.disk_bytes - before.disk_bytes)
-    record("F29", trials=1, failures=0, calls_per_hour=calls, disk_grown_bytes=float(more))
+    record(
+        "F29", trials=1, failures=0, calls_per_hour=calls, disk_grown_bytes=float(more),
+        vectors_kept=found.most_kept,
+    )  # fmt: skip
+    assert found.most_kept == 1
     assert calls < trials(change=90, nightly=45, release=45), "every few minutes at most"
     assert more < 1 << 20
 

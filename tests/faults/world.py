@@ -130,6 +130,8 @@ class World(Federation):
         """Inputs that came of it, the last one of each."""
         self.tapes: dict[str, Tape] = defaultdict(Tape)
         self.road_of: dict[str, Road] = {}
+        self.most_kept = 0
+        """Masked vectors that one hospital had on its disk as a coordinator came."""
         self.dials = 0
         self.refused = 0
         """Replayed messages that were refused."""
@@ -229,6 +231,9 @@ class World(Federation):
 
     def start_coordinator(self) -> None:
         process = self.processes[COORDINATOR] = Process(COORDINATOR)
+        for site in SITES:
+            spool = self.plan.site_folder(site) / "state" / "spool"
+            self.most_kept = max(self.most_kept, len(list(spool.glob("*.y"))))
         try:
             process.context().run(super().start_coordinator)
             self._watch_store()
