@@ -13,6 +13,7 @@ from tests.faults.picture import picture, rows_of
 from tests.faults.table import with_table
 
 SCHEMA: Final = "fedcare.faults/2"
+RUNS: Final = "runs"
 
 Report = dict[str, Any]
 
@@ -77,12 +78,18 @@ def _test_of(name: str) -> str:
 
 
 def _together(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the counts added up, the percentiles of most trials, else the largest value."""
+    """Return the counts added up, the percentiles of most trials, else the largest value.
+
+    Every result of a campaign says how many runs all of the campaign compared.
+    """
     found: dict[str, float] = {name: 0 for result in results for name in result["figures"]}
-    new = set(found)
+    new, runs = set(found), dict[str, int]()
     for result in sorted(results, key=lambda one: one["trials"]):
         for name, value in result["figures"].items():
-            if isinstance(value, int):
+            if name == RUNS:
+                runs[result["test"]] = value
+                found[name] = sum(runs.values())
+            elif isinstance(value, int):
                 found[name] += value
             elif name in new or "_p50_" in name or "_p99_" in name:
                 found[name] = round(value, 4)

@@ -72,6 +72,14 @@ def test_counts_add_up_and_of_times_the_longest_is_told() -> None:
     assert figures == {"lost": 0, "killed": 5, "recovery_s": 1.5}
 
 
+def test_the_runs_of_one_campaign_count_once_on_the_row_of_the_other_store() -> None:
+    results = (result("F01", 5, runs=40), result("F02", 7, runs=40))
+    (entry,) = report_of([part(POSTGRESQL, *results)])["faults"]
+    assert (entry["trials"], entry["figures"]["runs"]) == (12, 40)
+    two = (result("F01", 5, runs=40), {**result("F01", 7, runs=3), "test": "another"})
+    assert entries(*two)["F01"]["figures"]["runs"] == 43
+
+
 def test_percentiles_are_those_of_most_trials_and_the_longest_is_the_longest_of_all() -> None:
     many = result("F01", 50, recovery_p50_s=0.2, recovery_p99_s=0.5, recovery_max_s=0.6)
     few = result("F01", 2, recovery_p50_s=0.9, recovery_p99_s=0.9, recovery_max_s=0.9)
