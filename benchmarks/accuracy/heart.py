@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
