@@ -80,7 +80,7 @@ def measure(given: argparse.Namespace) -> frame.Entry:
     return frame.Entry(
         "tcga",
         "Survival after breast cancer in six real regions",
-        "python -m benchmarks.accuracy tcga --data DIR",
+        f"python -m benchmarks.accuracy tcga --data DIR --seeds {given.seeds}",
         "TCGA-BRCA, FLamby's rows and split (866 training and 222 test rows; Canada's test rows "
         f"have one event, Europe's two), {study.federation.rounds} rounds, {given.seeds} seeds. "
         "The terms were chosen inside the training rows (`--select --repeats 5`); before that "
