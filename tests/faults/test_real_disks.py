@@ -61,7 +61,7 @@ CUTS: Final = (
     ("F13", "north", "node.vector.after=kill@3", ("north",)),
     ("F06", COORDINATOR, "coordinator.facts.after_commit=kill@25", (COORDINATOR,)),
     ("F06", COORDINATOR, "coordinator.object.after=kill@3", (COORDINATOR,)),
-    ("F14", COORDINATOR, "coordinator.send=kill@60", (COORDINATOR, *SITES)),
+    ("F14", COORDINATOR, "coordinator.sum.before=kill@2", (COORDINATOR, *SITES)),
     ("F14", "west", "node.receipt=kill@2", (COORDINATOR, *SITES)),
 )
 
