@@ -27,8 +27,14 @@ HERE: Final = sorted(
     for point in POINTS
     if point.startswith(("coordinator.", "node.file", "node.vector", "node.re"))
 )
-"""Where the run must end as if nothing had been. Not where a node has no header yet: the nonce
-that it drew is gone with it, and the round goes on without it, as after `kill -9`."""
+"""Where the run must end as if nothing had been."""
+NO_HEADER_YET: Final = (
+    "node.file.before_write",
+    "node.file.before_fsync",
+    "node.file.before_rename",
+)
+"""Where it may be a round's header that a node lost: then its nonce is gone with it, the round
+begins anew under the next number, and the pattern that hospitals add there is another one."""
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +64,15 @@ def test_a_power_cut_at_any_step_changes_nothing_in_the_result(
     """Coordinator (F02 to F07) or node (F09 to F13): no receipt without an update, one model."""
     reaches = range(1, 1 + trials(change=1, nightly=5, release=10))
     found = [run(Trial(at(point, reach), cut)) for reach in reaches for cut in _cuts()]
-    wrong = [one for one in found if one.problem or one.voided or one.model != undisturbed]
+    anew = [one for one in found if one.voided == 1 and point in NO_HEADER_YET]
+    rest = [one for one in found if one not in anew]
+    wrong = [one for one in found if one.problem]
+    wrong += [one for one in rest if one.voided or one.model != undisturbed]
     record("F06" if point.startswith("coordinator.") else "F13", trials=len(found),
-           failures=len(wrong), power_cuts=sum(one.cuts for one in found))  # fmt: skip
+           failures=len(wrong), power_cuts=sum(one.cuts for one in found),
+           rounds_begun_anew=len(anew))  # fmt: skip
     assert wrong == []
+    assert len(anew) <= len(found) // 5, "that a header is lost is the exception"
 
 
 def _cuts() -> tuple[Cut, ...]:
