@@ -117,6 +117,8 @@ class RoundJobs:
         self._resuming_hd: HeaderDigest | None = None
         self._spooled: HeaderDigest | None = None
         """The round whose masked vector this process wrote or checked."""
+        self._final: InputFinal | None = None
+        """The one that this process made, while its round is open."""
         self._unsent: HeaderDigest | None = None
         """The round of which not one byte was sent yet."""
         self._start: tuple[HeaderDigest, RoundStart] | None = None
@@ -134,7 +136,13 @@ class RoundJobs:
         self._begin("fetch", hd, self._fetch(start, hd))
 
     def make(self, prepared: Input) -> None:
-        """Train, quantise, mask and write `y`; ends in `InputFinal` or `InputFailed`."""
+        """Train, quantise, mask and write `y`; ends in `InputFinal` or `InputFailed`.
+
+        Once: a second vector under the same masks would give away how the two differ.
+        """
+        if self._final is not None and self._final.hd == prepared.hd:
+            self._put(self._final)  # its word is under way, or was lost on a full disk
+            return
         self._begin("input", prepared.hd, self._make(prepared))
 
     def upload(self, end: UploadEnd) -> None:
@@ -150,6 +158,8 @@ class RoundJobs:
                 job.cancel()
                 if kind == "input":
                     self._abandon()
+        if self._final is not None and self._final.hd == hd:
+            self._final = None
         self._around.store.drop_spool(hd)
         self._around.store.checkpoints.drop(hd)
 
@@ -284,7 +294,8 @@ class RoundJobs:
             wait_s = self._around.conduct.held_back_s(prepared.header.deadline_ms, took_s)
             if wait_s > 0:
                 await self._around.road.sleep(wait_s)
-            self._put(InputFinal(hd, ydig))
+            self._final = InputFinal(hd, ydig)
+            self._put(self._final)
 
     async def _write(self, prepared: Input, abandoned: Callable[[], bool]) -> Sha256:
         header, store = prepared.header, self._around.store

@@ -13,11 +13,13 @@ from common.errors import FedError
 from common.ids import Sha256
 from common.messages import DownloadChunk, UploadAck, UploadChunk, UploadStart
 from common.secagg.messages import UploadEnd
+from common.secagg.node_state import InputFinal, NodeEvent, Restarted
+from hospital_node.jobs import Input, RoundJobs
 from hospital_node.link import CoordinatorOut, Link, NodeOut
 from tests import forked
 from tests.faults.network import BEAT_S, Network, at, everybody, until
 from tests.faults.record import record
-from tests.federation import SITES
+from tests.federation import SITES, Federation
 from tests.integration.test_federation_mtls import OverTls
 from tests.zygote import Zygote
 
@@ -168,3 +170,32 @@ async def test_two_processes_with_one_certificate_are_seen_and_the_newer_stands(
         record("F35", trials=1, failures=0, detection_s=at(replaced) - began)
         run = await net.submit()
         assert everybody(await net.finish(run))
+
+
+@pytest.mark.fault("F10")
+async def test_a_connection_that_comes_as_an_input_is_final_makes_no_second_vector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the same masks two vectors would give away how their inputs differ."""
+    real = RoundJobs._make
+
+    async def make(self: RoundJobs, prepared: Input) -> None:
+        put = self._put
+
+        def after_a_connection(event: NodeEvent) -> None:
+            if isinstance(event, InputFinal):
+                put(Restarted())
+            put(event)
+
+        self._put = after_a_connection
+        try:
+            await real(self, prepared)
+        finally:
+            self._put = put
+
+    monkeypatch.setattr(RoundJobs, "_make", make)
+    async with Federation(tmp_path / "fed") as fed:
+        fed.check(await fed.run())
+        made = [fed.count("round.training", site=site) for site in SITES]
+        assert made == [fed.rounds] * len(SITES)
+        record("F10", trials=sum(made), failures=0, second_drawings=0)
